@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every exception of textpoke, with the one-line message that a user reads.
+
+    TextpokeError
+    |-- TargetError                                 exit code 3: this target cannot be traced
+    |   |-- NoSuchTarget       ProcessLookupError   .pid
+    |   |-- AttachDenied       PermissionError      .pid .causes
+    |   |-- TargetExited       ProcessLookupError   .pid
+    |   |-- TargetBusy                              .pid .owner
+    |   `-- UnsupportedTarget                       .pid .reason
+    |-- SiteError
+    |   |-- BadElf             ValueError           .path .offset .problem
+    |   |-- ModuleUnavailable  OSError              .path .reason
+    |   |-- UnknownFunction    LookupError          .pattern .near
+    |   |-- NoSites            LookupError          .where .hint
+    |   `-- NotPatchable                            .site .reason
+    |-- PokeError
+    |   |-- BatchRefused                            .reason
+    |   |   `-- BytesDiffer                         .address .symbol .expected .found .owner
+    |   `-- BatchFailed                             .phase .fail_count .fail_addr .recovered
+    |-- AgentError
+    |   |-- AgentTimeout       TimeoutError         .action .timeout_s
+    |   |-- AgentVersion                            .found .wanted
+    |   `-- AgentFailed                             .action .errno
+    `-- CaptureError
+        |-- CaptureFormat      ValueError           .path .offset .problem
+        |-- CaptureExists      FileExistsError      .path
+        `-- CaptureWrite       OSError              .path .errno
+
+A message says the cause, the value read and the cure, in one line.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from textpoke.model import Site
+
+
+class TextpokeError(Exception):
+    """The root of the tree; `exit_code` is what the command line returns for it."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The constructors build the message from data, so the default (call the class with
+        # `args`) would fail when an exception crosses a process border.
+        return _rebuild, (type(self), self.args, dict(self.__dict__), getattr(self, "errno", None))
+
+
+def _rebuild(
+    cls: type[TextpokeError], args: tuple[object, ...], state: dict[str, object], errno: int | None
+) -> TextpokeError:
+    exc = cls.__new__(cls)
+    exc.args = args
+    exc.__dict__.update(state)
+    if isinstance(exc, OSError):
+        exc.errno = errno
+    return exc
+
+
+class TargetError(TextpokeError):
+    """The target process cannot be traced."""
+
+    exit_code = 3
+
+
+class NoSuchTarget(TargetError, ProcessLookupError):
+    """No process has this pid."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"no process with pid {pid}: check the number with ps")
+        self.pid = pid
+        self.errno = _errno.ESRCH
+
+
+class AttachDenied(TargetError, PermissionError):
+    """The kernel would not let us attach; `causes` holds one text per fact in the way."""
+
+    def __init__(self, pid: int, causes: Sequence[str]) -> None:
+        super().__init__(f"may not attach to pid {pid}: {'; '.join(causes)}")
+        self.pid = pid
+        self.causes = list(causes)
+        self.errno = _errno.EPERM
+
+
+class TargetExited(TargetError, ProcessLookupError):
+    """The target went away while we worked on it; `action` says what we were doing."""
+
+    def __init__(self, pid: int, action: str = "") -> None:
+        super().__init__(f"pid {pid} exited{f' during {action}' if action else ''}")
+        self.pid = pid
+        self.action = action
+        self.errno = _errno.ESRCH
+
+
+class TargetBusy(TargetError):
+    """Another textpoke (`owner`) is attached to this target."""
+
+    def __init__(self, pid: int, owner: str) -> None:
+        super().__init__(
+            f"pid {pid} is busy: {owner} is attached; end that one first, "
+            f"or run: textpoke status -p {pid}"
+        )
+        self.pid = pid
+        self.owner = owner
+
+
+class UnsupportedTarget(TargetError):
+    """The target is of a kind, or in a state, that cannot be patched.
+
+    `reason` is a short id that programs can compare: "zombie", "kernel-thread", "32-bit",
+    "seccomp", "shadow-stack", "no-fsgsbase", "stopped", "sigtrap-blocked", "debugger", ...
+    """
+
+    def __init__(self, pid: int, reason: str, detail: str = "") -> None:
+        super().__init__(f"cannot trace pid {pid} ({reason}){f': {detail}' if detail else ''}")
+        self.pid = pid
+        self.reason = reason
+        self.detail = detail
+
+
+class SiteError(TextpokeError):
+    """Sites could not be found or chosen."""
+
+
+class BadElf(SiteError, ValueError):
+    """A file is not an ELF image that we can read; `offset` is the file offset of the trouble."""
+
+    def __init__(self, path: str, offset: int, problem: str) -> None:
+        super().__init__(f"{path}: {problem} (file offset {offset:#x})")
+        self.path = path
+        self.offset = offset
+        self.problem = problem
+
+
+class ModuleUnavailable(SiteError, OSError):
+    """The file behind a mapping cannot be opened any more, or is another file by now."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+        self.errno = _errno.ESTALE
+
+
+class UnknownFunction(SiteError, LookupError):
+    """A pattern matches no site; `near` lists names that look like it."""
+
+    def __init__(self, pattern: str, near: Sequence[str] = ()) -> None:
+        close = f"; close names: {', '.join(near)}" if near else ""
+        super().__init__(f"no function matches {pattern!r}{close}; list all: textpoke sites")
+        self.pattern = pattern
+        self.near = list(near)
+
+
+class NoSites(SiteError, LookupError):
+    """Nothing in `where` can be patched; `hint` says how to build it so that it can."""
+
+    def __init__(self, where: str, hint: str) -> None:
+        super().__init__(f"nothing to patch in {where}: {hint}")
+        self.where = where
+        self.hint = hint
+
+
+class NotPatchable(SiteError):
+    """One site was asked for by name and cannot be patched."""
+
+    def __init__(self, site: Site, reason: str) -> None:
+        super().__init__(f"{site} at {site.address:#x} cannot be patched: {reason}")
+        self.site = site
+        self.reason = reason
+
+
+class PokeError(TextpokeError):
+    """A batch was refused or failed."""
+
+
+class BatchRefused(PokeError):
+    """A batch was refused before anything was written."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"batch refused, nothing was written: {reason}")
+        self.reason = reason
+
+
+class BytesDiffer(BatchRefused):
+    """The bytes at a site are not the expected ones; `owner` is who probably wrote them."""
+
+    def __init__(
+        self, address: int, symbol: str, expected: bytes, found: bytes, owner: str = ""
+    ) -> None:
+        super().__init__(
+            f"{symbol} at {address:#x} holds {found.hex(' ')}, expected {expected.hex(' ')}"
+            f"{f' (probably {owner})' if owner else ''}"
+        )
+        self.address = address
+        self.symbol = symbol
+        self.expected = expected
+        self.found = found
+        self.owner = owner
+
+
+class BatchFailed(PokeError):
+    """A batch stopped half-way; `fail_count` is the index within `phase`, `recovered` the undo."""
+
+    def __init__(
+        self, phase: str, fail_count: int, fail_addr: int, *, recovered: bool, detail: str = ""
+    ) -> None:
+        state = "all sites were put back" if recovered else "NOT all sites could be put back"
+        super().__init__(
+            f"batch failed in phase {phase} at site {fail_count}, {fail_addr:#x}"
+            f"{f': {detail}' if detail else ''}; {state}"
+        )
+        self.phase = phase
+        self.fail_count = fail_count
+        self.fail_addr = fail_addr
+        self.recovered = recovered
+        self.detail = detail
+
+
+class AgentError(TextpokeError):
+    """The agent inside the target misbehaved."""
+
+
+class AgentTimeout(AgentError, TimeoutError):
+    """The agent did not answer in time."""
+
+    def __init__(self, action: str, timeout_s: float) -> None:
+        super().__init__(f"the agent did not answer within {timeout_s:g} s: {action}")
+        self.action = action
+        self.timeout_s = timeout_s
+        self.errno = _errno.ETIMEDOUT
+
+
+class AgentVersion(AgentError):
+    """The agent in the target speaks another version than this tool."""
+
+    def __init__(self, found: int, wanted: int) -> None:
+        super().__init__(
+            f"the agent in the target has wire version {found}, this textpoke needs {wanted}: "
+            "detach with the textpoke that attached"
+        )
+        self.found = found
+        self.wanted = wanted
+
+
+class AgentFailed(AgentError):
+    """A step inside the target failed with `errno` (positive)."""
+
+    def __init__(self, action: str, errno: int) -> None:
+        super().__init__(f"{action} failed: {_errno_text(errno)}")
+        self.action = action
+        self.errno = errno
+
+
+class CaptureError(TextpokeError):
+    """A capture file cannot be read or written."""
+
+
+class CaptureFormat(CaptureError, ValueError):
+    """A file is not a capture, is damaged, or is of another version."""
+
+    def __init__(self, path: str, offset: int, problem: str) -> None:
+        super().__init__(f"{path}: {problem} (at byte {offset})")
+        self.path = path
+        self.offset = offset
+        self.problem = problem
+
+
+class CaptureExists(CaptureError, FileExistsError):
+    """The output file is there already and was not overwritten."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} exists: choose another name with -o, or overwrite with -f")
+        self.path = path
+        self.errno = _errno.EEXIST
+
+
+class CaptureWrite(CaptureError, OSError):
+    """Writing a capture failed with `errno` (positive)."""
+
+    def __init__(self, path: str, errno: int) -> None:
+        super().__init__(f"cannot write {path}: {_errno_text(errno)}")
+        self.path = path
+        self.errno = errno
+
+
+def _errno_text(errno: int) -> str:
+    return f"{os.strerror(errno)} ({_errno.errorcode.get(errno, errno)})"
