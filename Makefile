@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything a developer runs. What has been built and has not changed is not built again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := build/stamps
+WERROR ?= true
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SOURCES := meson.build pyproject.toml $(wildcard meson.options README.md LICENSE) \
+	$(shell find src native -type f -not -path '*/__pycache__/*' -not -path 'native/tests/*') native/tests/meson.build
+PYTHON_FILES := src tests tools $(wildcard bench examples)
+C_FILES = $(shell find native tests -name '*.[ch]')
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help build demo test test-c test-python test-real bench lint format clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+build: $(STAMPS)/installed ## make the wheel in dist/ and install it into .venv
+
+demo: build ## trace a real program for a few seconds (under 2 minutes on a fresh machine)
+	$(BIN)/python examples/demo.py
+
+test: test-c lint test-python ## C tests under ASan and UBSan, lint, unit and integration tests on the wheel
+
+test-c: build/sanitize/build.ninja ## the C unit tests alone
+	$(BIN)/meson test -C build/sanitize --print-errorlogs --quiet
+
+test-python: build ## the Python tests alone (make test-python ARGS='tests/unit -k name')
+	$(BIN)/python -m pytest -p no:cacheprovider $(ARGS)
+
+test-real: build ## trace Redis built from Debian's source package (needs root and apt)
+	$(BIN)/python -m pytest -p no:cacheprovider tests/real
+
+bench: build ## measure the cost of toggling sites and of one event
+	$(BIN)/python bench/toggle.py
+	$(BIN)/python bench/event.py
+
+lint: $(STAMPS)/packages ## style, types, import order between modules, C format
+	$(BIN)/ruff check --quiet $(PYTHON_FILES)
+	$(BIN)/ruff format --quiet --check $(PYTHON_FILES)
+	$(BIN)/mypy --no-error-summary
+	PYTHONPATH=src $(BIN)/lint-imports --no-cache
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+
+format: $(STAMPS)/packages ## format Python and C in place
+	$(BIN)/ruff check --quiet --fix-only $(PYTHON_FILES)
+	$(BIN)/ruff format --quiet $(PYTHON_FILES)
+	$(BIN)/clang-format -i $(C_FILES)
+
+clean: ## remove everything that was built
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	tools/check_machine.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+
+# The list is rewritten only when it differs, so that other edits of pyproject.toml cost nothing.
+build/requirements.txt: pyproject.toml tools/requirements.py | $(BIN)/python
+	@mkdir -p $(@D)
+	@$(BIN)/python tools/requirements.py >$@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(STAMPS)/packages: build/requirements.txt
+	$(BIN)/python -m pip install -qq -r $<
+	@mkdir -p $(@D)
+	@touch $@
+
+$(STAMPS)/wheel: $(STAMPS)/packages $(SOURCES)
+	@rm -rf dist
+	$(BIN)/python -m pip wheel -qq --no-deps --no-build-isolation -w dist \
+		-Cbuild-dir=build/wheel -Csetup-args=-Dwerror=$(WERROR) .
+	@case "$$(echo dist/*.whl)" in *-cp311-abi3-*) ;; *) $(BIN)/wheel tags --remove --python-tag cp311 dist/*.whl ;; esac
+	@touch $@
+
+$(STAMPS)/installed: $(STAMPS)/wheel
+	$(BIN)/python -m pip install -qq --force-reinstall --no-deps dist/*.whl
+	@touch $@
+
+build/sanitize/build.ninja: $(STAMPS)/packages
+	$(BIN)/meson setup --reconfigure build/sanitize -Dbuildtype=debug -Doptimization=1 -Dwerror=$(WERROR) \
+		-Db_sanitize=address,undefined -Db_lundef=false >build/sanitize.log || { cat build/sanitize.log; exit 1; }
+	@touch $@
