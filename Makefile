@@ -9,10 +9,11 @@ WERROR ?= true
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-SOURCES := meson.build pyproject.toml $(wildcard meson.options README.md LICENSE) \
-	$(shell find src native -type f -not -path '*/__pycache__/*' -not -path 'native/tests/*') native/tests/meson.build
+# Directories are in the list too: their time changes when a file comes or goes.
+SOURCES := meson.build pyproject.toml LICENSE $(wildcard README.md) native/tests/meson.build \
+	$(shell find src native \( -name __pycache__ -o -path native/tests \) -prune -o -print)
 PYTHON_FILES := src tests tools $(wildcard bench examples)
-C_FILES = $(shell find native tests -name '*.[ch]')
+C_FILES = $(shell find native tests/targets -name '*.[ch]')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -47,6 +48,7 @@ lint: $(STAMPS)/packages ## style, types, import order between modules, C format
 	$(BIN)/mypy --no-error-summary
 	PYTHONPATH=src $(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	@! grep -L 'SPDX-License-Identifier: Apache-2.0' $(C_FILES) | sed 's/$$/: no licence in line one/' | grep .
 
 format: $(STAMPS)/packages ## format Python and C in place
 	$(BIN)/ruff check --quiet --fix-only $(PYTHON_FILES)
