@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names that came from a target or a file, made safe to show on a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from textpoke.capture import Capture
+
+
+def escape(text: str) -> str:
+    """The text with everything that does not print (controls, bidi marks, ...) escaped."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if code <= 0xFF:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def thread_label(capture: Capture, tid: int) -> str:
+    """A thread as ftrace writes it: `NAME-TID`, with `<...>` for a name that nobody knows."""
+    return f"{escape(capture.threads.get(tid, '<...>'))}-{tid}"
+
+
+def program_name(capture: Capture) -> str:
+    """The basename of the target's program."""
+    return escape(capture.meta.exe.rpartition("/")[2] or "?")

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table's numbers as one JSON object, for programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from textpoke.capture import Capture
+    from textpoke.report.counts import Counts
+
+FORMAT_VERSION = 1
+
+
+def records(capture: Capture, counts: Counts, *, limit: int | None = None) -> dict[str, object]:
+    """Everything that the table shows, unrounded; times in nanoseconds since the start.
+
+    Args:
+        capture: Gives the names.
+        counts: Gives the numbers.
+        limit: At most so many functions; None for all that were called.
+    """
+    meta, end = capture.meta, capture.end
+    return {
+        "version": FORMAT_VERSION,
+        "capture": capture.path,
+        "pid": meta.pid,
+        "exe": meta.exe,
+        "command": meta.command,
+        "tracer": meta.tracer,
+        "mode": meta.mode,
+        "reason": end.reason if end else None,
+        "cut_off": capture.cut_off,
+        "start_realtime_ns": meta.clock.realtime_ns,
+        "duration_ns": counts.duration_ns,
+        "time_known": counts.time_known,
+        "hold_ns": end.hold_ns if end else None,
+        "events": counts.events,
+        "calls": counts.calls,
+        "unknown": counts.unknown,
+        "lost": counts.lost,
+        "lost_no_ring": counts.lost_no_ring,
+        "threads": _threads(capture, counts),
+        "functions": _functions(capture, counts, limit),
+    }
+
+
+def _threads(capture: Capture, counts: Counts) -> list[dict[str, object]]:
+    return [
+        {
+            "tid": thread.tid,
+            "name": capture.threads.get(thread.tid),
+            "calls": thread.calls.total,
+            "unknown": thread.unknown,
+            "lost": thread.lost,
+        }
+        for thread in counts.threads
+    ]
+
+
+def _functions(capture: Capture, counts: Counts, limit: int | None) -> list[dict[str, object]]:
+    per_thread: dict[int, dict[str, int]] = {}
+    for thread in counts.threads:
+        for site, calls in thread.calls.by_site().items():
+            per_thread.setdefault(site, {})[str(thread.tid)] = calls
+    return [
+        {
+            "module": capture.meta.sites[site].module,
+            "function": capture.meta.sites[site].function,
+            "address": capture.meta.sites[site].address,
+            "calls": calls,
+            "share": calls / counts.calls,
+            "calls_per_s": counts.rate(calls),
+            "first_ns": first_ns,
+            "last_ns": last_ns,
+            "threads": per_thread[site],
+        }
+        for site, calls, first_ns, last_ns in counts.everyone.rows(limit)
+    ]

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lines above every table: what was recorded, and everything that is missing from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textpoke.report.names import escape, program_name, thread_label
+
+if TYPE_CHECKING:
+    from textpoke.capture import Capture
+    from textpoke.report.counts import Counts
+
+
+def summary(capture: Capture, counts: Counts) -> list[str]:
+    """One line of facts that is always there, and one for each thing that is amiss."""
+    meta = capture.meta
+    unit = "s" if counts.time_known else "billion TSC ticks"
+    facts = (
+        f"{program_name(capture)} (pid {meta.pid}), tracer {escape(meta.tracer)}: "
+        f"{counts.events:,} events in {counts.duration_ns / 1e9:.6f} {unit}, "
+        f"{counts.lost + counts.lost_no_ring:,} lost"
+    )
+    return [facts, *notes(capture, counts)]
+
+
+def notes(capture: Capture, counts: Counts) -> list[str]:
+    """What a reader has to know before trusting the numbers; empty for a perfect capture."""
+    lines: list[str] = []
+    if counts.lost:
+        per_thread = ", ".join(
+            f"{thread_label(capture, thread.tid)} {thread.lost:,}"
+            for thread in counts.threads
+            if thread.lost
+        )
+        full = "old events were overwritten" if capture.meta.mode == "overwrite" else "rings full"
+        lines.append(f"lost: {counts.lost:,}, {full}{f' ({per_thread})' if per_thread else ''}")
+    if counts.lost_no_ring:
+        lines.append(f"lost: {counts.lost_no_ring:,} of threads that had no ring")
+    if counts.unknown:
+        lines.append(f"unknown: {counts.unknown:,} events have an address that no site has")
+    if capture.cut_off:
+        lines.append(f"incomplete: {capture.cut_off}; everything before that is here")
+    if not counts.time_known:
+        lines.append("no time scale: the capture holds one clock point only, times are TSC ticks")
+    return lines

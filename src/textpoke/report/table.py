@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls per function, or per thread and function, as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from textpoke.report.layout import columns
+from textpoke.report.names import escape, thread_label
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from textpoke.capture import Capture
+    from textpoke.report.counts import Counts
+
+_MOST_THREAD_COLUMNS = 4
+
+
+def table(
+    capture: Capture,
+    counts: Counts,
+    *,
+    by: Literal["function", "thread"] = "function",
+    limit: int | None = None,
+) -> Iterator[str]:
+    """The lines of the table, the header first; functions that were never called are left out.
+
+    Args:
+        capture: Gives the names.
+        counts: Gives the numbers.
+        by: "function" for a row per function, with a column per thread when there are two to
+            four; "thread" for a row per thread and function.
+        limit: At most so many rows (per thread); None for all.
+    """
+    if by == "thread":
+        return _by_thread(capture, counts, limit)
+    return _by_function(capture, counts, limit)
+
+
+def _by_function(capture: Capture, counts: Counts, limit: int | None) -> Iterator[str]:
+    called = [thread for thread in counts.threads if thread.calls.total]
+    shown = called if 1 < len(called) <= _MOST_THREAD_COLUMNS else []
+    labels = [thread_label(capture, thread.tid) for thread in shown]
+    per_thread = [thread.calls.by_site() for thread in shown]
+    header = ["CALLS", "SHARE", "CALLS/S", "FIRST", "LAST", *labels, "FUNCTION"]
+    rows = [
+        [
+            *_cells(counts, calls, first_ns, last_ns),
+            *(f"{of_thread.get(site, 0):,}" for of_thread in per_thread),
+            _function(capture, site),
+        ]
+        for site, calls, first_ns, last_ns in counts.everyone.rows(limit)
+    ]
+    return columns(header, rows, left=["FUNCTION"])
+
+
+def _by_thread(capture: Capture, counts: Counts, limit: int | None) -> Iterator[str]:
+    header = ["THREAD", "CALLS", "SHARE", "CALLS/S", "FIRST", "LAST", "FUNCTION"]
+    rows = [
+        [
+            thread_label(capture, thread.tid),
+            *_cells(counts, calls, first_ns, last_ns),
+            _function(capture, site),
+        ]
+        for thread in counts.threads
+        for site, calls, first_ns, last_ns in thread.calls.rows(limit)
+    ]
+    return columns(header, rows, left=["THREAD", "FUNCTION"])
+
+
+def _cells(counts: Counts, calls: int, first_ns: int, last_ns: int) -> list[str]:
+    return [
+        f"{calls:,}",
+        f"{calls / counts.calls:.2%}",
+        f"{counts.rate(calls):,.0f}",
+        f"{first_ns / 1e9:.6f}",
+        f"{last_ns / 1e9:.6f}",
+    ]
+
+
+def _function(capture: Capture, site: int) -> str:
+    name = capture.meta.sites[site]
+    return escape(f"{name.module}!{name.function}")
