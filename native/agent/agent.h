@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/** @file What the parts of the agent share. All state is private memory of the target. */
+#ifndef TPA_AGENT_H
+#define TPA_AGENT_H
+
+#include "engine.h"
+#include "sys.h"
+#include "wire.h"
+
+#define TPA_SLOT_COUNT 4096u /* thunk.S: SLOT_SHIFT */
+
+/** Where a thread finds its ring: keyed by fs base, never emptied. */
+struct tpa_slot {
+	uint64_t fs_base;
+	struct tp_ring *ring;
+};
+
+struct tpa_state {
+	struct tp_wire *wire;
+	struct tpa_slot *slots;
+	struct tp_engine engine;
+	int mem_fd;
+	int status_fd;
+	int shared_fd;
+	int socket_fd;
+	int pid;
+	int ids_watched;
+	uint32_t ids[6]; /* ruid euid suid rgid egid sgid, as last seen */
+};
+
+extern struct tp_image tpa_image;
+extern struct tpa_state tpa;
+extern struct tpa_slot *tpa_gate;
+
+/* main.c */
+void tpa_main(void) __attribute__((noreturn));
+
+/* memory.c */
+extern const struct tp_ops tpa_ops;
+void *tpa_map_private(size_t bytes);
+void tpa_unmap(void *start, size_t bytes);
+void tpa_copy(void *to, const void *from, size_t bytes);
+void tpa_pause(void);
+
+/* handler.c */
+int tpa_install_handler(void);
+int tpa_handler_is_ours(void);
+
+/* commands.c */
+int tpa_run_command(struct tp_wire *wire);
+
+/* ring_write.c */
+struct tp_ring *tpa_ring_claim(uint64_t fs_base);
+void tpa_init_rings(void);
+void tpa_set_limits(uint64_t limit);
+void tpa_retire_rings(void);
+struct tp_ring *tpa_ring(uint32_t i);
+
+/* watch.c */
+void tpa_drop_privileges(void);
+void tpa_watch(void);
+
+#endif

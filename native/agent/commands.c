@@ -1,0 +1,345 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/**
+ * @file
+ * The commands of the tool, one at a time. A request is copied to private memory before it is
+ * looked at: the shared object can change under us, and a forked child must still find its table.
+ */
+#include <errno.h>
+
+#include "agent.h"
+
+#define PROT_RX 5
+#define MAP_PADS 0x104022 /* PRIVATE | ANONYMOUS | NORESERVE | FIXED_NOREPLACE */
+#define PR_SET_VMA_NR 0x53564d41
+#define PAGE_UP(bytes) (((bytes) + TP_PAGE_BYTES - 1) & ~(uint64_t)(TP_PAGE_BYTES - 1))
+
+/* One private block: the batch, its pokes. Kept for ever if a handler may still be using it. */
+struct job {
+	struct tp_batch batch;
+	struct tp_outcome outcome;
+	uint64_t bytes;
+	struct tp_poke pokes[];
+};
+
+struct table_block {
+	struct tp_known_table table;
+	uint64_t bytes;
+	struct tp_known entries[];
+};
+
+static struct table_block *known_block;
+
+static struct job *new_job(uint64_t count)
+{
+	uint64_t bytes = PAGE_UP(sizeof(struct job) + count * sizeof(struct tp_poke));
+	struct job *job = tpa_map_private(bytes);
+
+	if (!job)
+		return NULL;
+	job->bytes = bytes;
+	job->batch.pokes = job->pokes;
+	job->batch.count = count;
+	job->batch.outcome = &job->outcome;
+	return job;
+}
+
+static void end_job(struct job *job)
+{
+	if (!job->outcome.undrained && !tpa.engine.broken)
+		tpa_unmap(job, job->bytes);
+}
+
+static int all_known(const struct job *job)
+{
+	for (uint64_t i = 0; i < job->batch.count; i++) {
+		const struct tp_poke *poke = &job->pokes[i];
+		const struct tp_known *entry;
+
+		if (poke->flags & (TP_POKE_NO_OLD | TP_POKE_NO_NEW))
+			continue;
+		entry = known_block ? tp_known_find(&known_block->table, poke->addr) : NULL;
+		if (!entry || entry->len < poke->len)
+			return 0;
+	}
+	return 1;
+}
+
+static void publish_known(struct table_block *fresh)
+{
+	struct table_block *old = known_block;
+
+	tpa_image.known_generation++;
+	known_block = fresh;
+	__atomic_store_n(&tpa.engine.known, &fresh->table, __ATOMIC_SEQ_CST);
+	tpa_image.known_base = (uint64_t)fresh->entries;
+	tpa_image.known_count = fresh->table.count;
+	tpa_image.known_generation++;
+	if (old && tp_drain(&tpa.engine, 10000000))
+		tpa_unmap(old, old->bytes);
+}
+
+/* The table must hold a site before its first int3 is written: late traps are told by it. */
+static int learn_sites(const struct job *job)
+{
+	uint64_t room = job->batch.count + (known_block ? known_block->table.count : 0);
+	uint64_t bytes = PAGE_UP(sizeof(struct table_block) + room * sizeof(struct tp_known));
+	struct table_block *fresh;
+
+	if (all_known(job))
+		return 0;
+	fresh = tpa_map_private(bytes);
+	if (!fresh)
+		return -ENOMEM;
+	fresh->bytes = bytes;
+	fresh->table.entries = fresh->entries;
+	fresh->table.count = tp_known_merge(&tpa.engine, known_block ? &known_block->table : NULL,
+					    job->pokes, job->batch.count, fresh->entries);
+	publish_known(fresh);
+	return 0;
+}
+
+static int run_job(struct job *job)
+{
+	int error;
+
+	if (tpa.mem_fd < 0)
+		return -TP_EMEMFILE;
+	if (!tpa_handler_is_ours())
+		return -TP_EHANDLER;
+	tp_sort_pokes(job->pokes, job->batch.count);
+	error = learn_sites(job);
+	if (error)
+		return error;
+	tpa_image.known_generation++;
+	error = tp_run_batch(&tpa.engine, &job->batch);
+	tpa_image.known_generation++;
+	tpa_image.broken = tpa.engine.broken;
+	return error;
+}
+
+static void add_outcome(struct tp_outcome *sum, const struct tp_outcome *one)
+{
+	struct tp_outcome total = *one;
+
+	total.sites += sum->sites;
+	total.finished += sum->finished;
+	total.syncs += sum->syncs;
+	total.writes += sum->writes;
+	total.reads += sum->reads;
+	total.pages += sum->pages;
+	total.conflicts += sum->conflicts;
+	total.traps += sum->traps;
+	total.late_traps += sum->late_traps;
+	total.total_ns += sum->total_ns;
+	total.undrained |= sum->undrained;
+	for (int i = 0; i < TP_PHASES; i++)
+		total.phase_ns[i] += sum->phase_ns[i];
+	*sum = total;
+}
+
+/* A protocol run a site: what everybody without batches pays. For measurement. */
+static int run_one_by_one(struct job *job)
+{
+	struct tp_outcome sum = { 0 };
+	struct tp_poke *all = job->batch.pokes;
+	uint64_t count = job->batch.count;
+	int error;
+
+	tp_sort_pokes(all, count);
+	error = learn_sites(job);
+	job->batch.count = 1;
+	for (uint64_t i = 0; !error && i < count; i++) {
+		job->batch.pokes = all + i;
+		error = run_job(job);
+		add_outcome(&sum, &job->outcome);
+	}
+	job->batch.pokes = all;
+	job->batch.count = count;
+	job->outcome = sum;
+	return error;
+}
+
+static void report_job(struct tp_wire *wire, struct tp_poke *request, const struct job *job)
+{
+	wire->outcome = job->outcome;
+	for (uint64_t i = 0; i < job->batch.count; i++) {
+		uint32_t index = job->pokes[i].index;
+
+		if (index < job->batch.count)
+			request[index].outcome = job->pokes[i].outcome;
+	}
+}
+
+static int run_batch(struct tp_wire *wire, const uint64_t args[4])
+{
+	struct tp_poke *request = (struct tp_poke *)((char *)wire + TP_PAGE_BYTES);
+	uint64_t count = args[0];
+	struct job *job;
+	int error;
+
+	if (count > tpa_image.request_bytes / sizeof(struct tp_poke))
+		return -TP_ETOOMANY;
+	job = new_job(count);
+	if (!job)
+		return -ENOMEM;
+	tpa_copy(job->pokes, request, count * sizeof(struct tp_poke));
+	job->batch.all_or_nothing = args[1] & TP_BATCH_ALL_OR_NOTHING;
+	job->batch.is_handled = (bool (*)(uint64_t))args[2];
+	job->batch.finish = (int (*)(const struct tp_poke *, void *))args[3];
+	error = args[1] & TP_BATCH_ONE_BY_ONE ? run_one_by_one(job) : run_job(job);
+	report_job(wire, request, job);
+	end_job(job);
+	return error;
+}
+
+static struct tp_poke undo_of(const struct tp_known *entry, uint32_t index)
+{
+	struct tp_poke poke = { .addr = entry->addr, .len = entry->len, .index = index };
+
+	tpa_copy(poke.old, entry->current, sizeof(poke.old));
+	tpa_copy(poke.new_, entry->original, sizeof(poke.new_));
+	return poke;
+}
+
+static struct job *undo_job(void)
+{
+	uint64_t count = known_block ? known_block->table.count : 0, used = 0;
+	struct job *job = new_job(count);
+
+	for (uint64_t i = 0; job && i < count; i++)
+		if (known_block->entries[i].patched) {
+			job->pokes[used] = undo_of(&known_block->entries[i], (uint32_t)used);
+			used++;
+		}
+	if (job)
+		job->batch.count = used;
+	return job;
+}
+
+/* A site whose bytes a stranger has changed, or whose module is gone, is no longer ours to undo. */
+static void forget_failed_site(const struct tp_outcome *outcome)
+{
+	struct tp_known *entry = tp_known_find(&known_block->table, outcome->fail_addr);
+
+	if (entry)
+		entry->patched = 0;
+}
+
+/* Put every known site back. args[0] bounds the strangers' sites that are left out. */
+static int restore_all(struct tp_wire *wire, const uint64_t args[4])
+{
+	uint64_t forgotten = 0;
+
+	for (;;) {
+		struct job *job = undo_job();
+		int error;
+
+		if (!job)
+			return -ENOMEM;
+		error = job->batch.count ? run_job(job) : 0;
+		wire->outcome = job->outcome;
+		wire->args[0] = forgotten;
+		if (!error || job->outcome.phase != TP_PHASE_VERIFY || forgotten++ >= args[0]) {
+			end_job(job);
+			return error;
+		}
+		forget_failed_site(&job->outcome);
+		end_job(job);
+	}
+}
+
+struct fd_message {
+	uint64_t header[7]; /* struct msghdr */
+	uint64_t vector[2];
+	uint64_t control[4];
+	char byte;
+};
+
+/* SCM_RIGHTS from the tool: the mem file and the status file, opened on its side (pitfalls 14). */
+static int receive_fds(void)
+{
+	struct fd_message message = { 0 };
+	int *fds = (int *)&message.control[2];
+	long done;
+
+	message.vector[0] = (uint64_t)&message.byte;
+	message.vector[1] = 1;
+	message.header[2] = (uint64_t)message.vector;
+	message.header[3] = 1;
+	message.header[4] = (uint64_t)message.control;
+	message.header[5] = sizeof(message.control);
+	done = sys3(__NR_recvmsg, tpa.socket_fd, (long)message.header, 0x40000040); /* CLOEXEC, DONTWAIT */
+	if (sys_failed(done))
+		return (int)done;
+	if (message.control[0] != 16 + 2 * sizeof(int) || message.control[1] != (1ull << 32 | 1))
+		return -TP_EMEMFILE;
+	tpa.mem_fd = fds[0];
+	tpa.status_fd = fds[1];
+	return 0;
+}
+
+static int open_here(const char *path, int flags)
+{
+	return (int)sys4(__NR_openat, -100, (long)path, flags, 0);
+}
+
+static int take_fds(const uint64_t args[4])
+{
+	if (args[0])
+		return receive_fds();
+	tpa.mem_fd = open_here("/proc/thread-self/mem", 02000002);
+	tpa.status_fd = open_here("/proc/self/status", 02000000);
+	return tpa.mem_fd < 0 ? tpa.mem_fd : 0;
+}
+
+static int map_region(const uint64_t args[4])
+{
+	uint64_t i = tpa_image.region_count;
+	long ret;
+
+	if (i >= TP_MAX_REGIONS || !args[1] || (args[0] | args[1]) % TP_PAGE_BYTES)
+		return -EINVAL;
+	ret = sys6(__NR_mmap, (long)args[0], (long)args[1], PROT_RX, MAP_PADS, -1, 0);
+	if (sys_failed(ret))
+		return (int)ret;
+	if ((uint64_t)ret != args[0]) { /* a kernel without FIXED_NOREPLACE took it as a hint */
+		sys2(__NR_munmap, ret, (long)args[1]);
+		return -EEXIST;
+	}
+	sys5(__NR_prctl, PR_SET_VMA_NR, 0, ret, (long)args[1], (long)TP_NAME);
+	tpa_image.regions[i] = (struct tp_region){ args[0], args[1] };
+	tpa_image.region_count = i + 1;
+	return 0;
+}
+
+static int record(const uint64_t args[4])
+{
+	if (args[0])
+		tpa_set_limits(args[1]);
+	__atomic_store_n(&tpa_gate, args[0] ? tpa.slots : NULL, __ATOMIC_SEQ_CST);
+	return 0;
+}
+
+/** Run the command that the tool has posted. Returns its result. */
+int tpa_run_command(struct tp_wire *wire)
+{
+	uint64_t args[4];
+
+	tpa_copy(args, wire->args, sizeof(args));
+	switch (wire->command) {
+	case TP_CMD_FDS:
+		return take_fds(args);
+	case TP_CMD_MAP:
+		return map_region(args);
+	case TP_CMD_BATCH:
+		return run_batch(wire, args);
+	case TP_CMD_RESTORE:
+		return restore_all(wire, args);
+	case TP_CMD_RECORD:
+		return record(args);
+	case TP_CMD_QUIT:
+		return tpa.engine.broken ? -TP_EBROKEN : 0;
+	default:
+		return -TP_ECOMMAND;
+	}
+}

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/**
+ * @file
+ * The engine's operations on the target's own memory: reads that cannot fault, writes through the
+ * mem file (text stays r-x for ever), core serialisation by membarrier.
+ */
+#include <linux/membarrier.h>
+
+#include "agent.h"
+
+#define PROT_RW 3
+#define MAP_PRIVATE_ANON 0x22
+#define CLOCK_MONOTONIC_ID 1
+
+struct io_vector {
+	uint64_t base;
+	uint64_t len;
+};
+
+/* gcc turns loops and struct copies into these; there is no libc to provide them. */
+void *memcpy(void *to, const void *from, size_t bytes);
+void *memset(void *to, int value, size_t bytes);
+
+void *memcpy(void *to, const void *from, size_t bytes)
+{
+	void *ret = to;
+
+	__asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(bytes) : : "memory");
+	return ret;
+}
+
+void *memset(void *to, int value, size_t bytes)
+{
+	void *ret = to;
+
+	__asm__ volatile("rep stosb" : "+D"(to), "+c"(bytes) : "a"(value) : "memory");
+	return ret;
+}
+
+void tpa_copy(void *to, const void *from, size_t bytes)
+{
+	memcpy(to, from, bytes);
+}
+
+/** Zeroed private memory, or NULL. Never in the trap path. */
+void *tpa_map_private(size_t bytes)
+{
+	long ret = sys6(__NR_mmap, 0, (long)bytes, PROT_RW, MAP_PRIVATE_ANON, -1, 0);
+
+	return sys_failed(ret) ? NULL : (void *)ret;
+}
+
+void tpa_unmap(void *start, size_t bytes)
+{
+	if (start)
+		sys2(__NR_munmap, (long)start, (long)bytes);
+}
+
+void tpa_pause(void)
+{
+	const uint64_t span[2] = { 0, 50000 };
+
+	sys2(__NR_nanosleep, (long)span, 0);
+}
+
+/* process_vm_readv answers EFAULT where a load would fault; execute-only text needs the file. */
+static int read_text(void *ctx, uint64_t addr, void *buf, size_t len)
+{
+	struct io_vector local = { (uint64_t)buf, len };
+	struct io_vector remote = { addr, len };
+	long done;
+
+	(void)ctx;
+	done = sys6(__NR_process_vm_readv, tpa.pid, (long)&local, 1, (long)&remote, 1, 0);
+	if (done == (long)len)
+		return 0;
+	done = sys4(__NR_pread64, tpa.mem_fd, (long)buf, (long)len, (long)addr);
+	return done == (long)len ? 0 : -14; /* EFAULT */
+}
+
+static long write_text(void *ctx, uint64_t addr, const void *buf, size_t len)
+{
+	(void)ctx;
+	return sys4(__NR_pwrite64, tpa.mem_fd, (long)buf, (long)len, (long)addr);
+}
+
+static int sync_cores(void *ctx)
+{
+	(void)ctx;
+	return (int)sys3(__NR_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0);
+}
+
+static uint64_t clock_ns(void *ctx)
+{
+	uint64_t now[2] = { 0, 0 };
+
+	(void)ctx;
+	sys2(__NR_clock_gettime, CLOCK_MONOTONIC_ID, (long)now);
+	return now[0] * 1000000000ull + now[1];
+}
+
+static void relax(void *ctx)
+{
+	(void)ctx;
+	tpa_pause();
+}
+
+const struct tp_ops tpa_ops = { read_text, write_text, sync_cores, clock_ns, relax };

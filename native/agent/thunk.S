@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The code that a patched site calls. One thunk serves every site: the return address names it.
+ *
+ * Keeps every register and the flags: -O2 code is compiled with -fipa-ra, so callers may rely on
+ * registers that the ABI calls clobbered (pitfalls 25). The thread's ring is found by its fs base,
+ * without TLS. A nested signal handler may run its own thunk anywhere in here: the index is taken
+ * by one instruction (xadd, atomic against signals of this thread, no lock prefix needed).
+ */
+#define RING_HEAD	0
+#define RING_LIMIT	8
+#define RING_MASK	16
+#define RING_TID_AT	24
+#define RING_DROPPED	32
+#define RING_TID	40
+#define RING_TAIL	64
+#define RING_EVENTS	4096
+#define SLOT_SHIFT	52		/* 64 - log2(TPA_SLOT_COUNT) */
+#define SAVED_BYTES	40
+
+	.text
+	.globl	tpa_thunk_function
+	.hidden	tpa_thunk_function
+	.type	tpa_thunk_function, @function
+	.balign	64
+tpa_thunk_function:
+	endbr64
+	pushq	%rax
+	lahf
+	seto	%al
+	pushq	%rax
+	pushq	%rcx
+	pushq	%rdx
+	pushq	%rsi
+	movq	tpa_gate(%rip), %rsi	/* slots; a forked child finds the page wiped */
+	testq	%rsi, %rsi
+	jz	.Lout
+	rdfsbase %rdx
+	movabsq	$0x9e3779b97f4a7c15, %rax
+	imulq	%rdx, %rax
+	shrq	$SLOT_SHIFT, %rax
+	shlq	$4, %rax
+	cmpq	%rdx, (%rsi,%rax)
+	jne	.Lslow
+	movq	8(%rsi,%rax), %rsi
+	testq	%rsi, %rsi
+	jz	.Lslow
+	movq	RING_TID_AT(%rsi), %rax
+	movl	(%rax), %eax
+	cmpl	%eax, RING_TID(%rsi)	/* libc reuses stacks: another thread, the same fs base */
+	jne	.Lslow
+.Lwrite:
+	movq	RING_HEAD(%rsi), %rax
+	subq	RING_TAIL(%rsi), %rax
+	cmpq	RING_LIMIT(%rsi), %rax
+	jae	.Ldrop
+	movl	$1, %ecx
+	xaddq	%rcx, RING_HEAD(%rsi)
+	rdtsc
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	movq	%rcx, %rdx
+	andq	RING_MASK(%rsi), %rdx
+	shlq	$4, %rdx
+	movq	%rax, RING_EVENTS(%rsi,%rdx)
+	movq	SAVED_BYTES(%rsp), %rax
+	shlq	$16, %rax
+	shrq	$8, %rcx
+	andl	$0xfff0, %ecx		/* the lap, so that a reader knows a whole event */
+	orq	%rcx, %rax
+	orq	$1, %rax		/* TP_EVENT_ENTRY */
+	movq	%rax, RING_EVENTS+8(%rsi,%rdx)
+.Lout:
+	popq	%rsi
+	popq	%rdx
+	popq	%rcx
+	popq	%rax
+	addb	$0x7f, %al		/* overflow flag back */
+	sahf
+	popq	%rax
+	ret
+.Ldrop:
+	incq	RING_DROPPED(%rsi)
+	jmp	.Lout
+.Lslow:
+	pushq	%rdi
+	pushq	%r8
+	pushq	%r9
+	pushq	%r10
+	pushq	%r11
+	pushq	%rbp
+	movq	%rsp, %rbp
+	andq	$-16, %rsp
+	movq	%rdx, %rdi
+	call	tpa_ring_claim
+	movq	%rbp, %rsp
+	popq	%rbp
+	popq	%r11
+	popq	%r10
+	popq	%r9
+	popq	%r8
+	popq	%rdi
+	movq	%rax, %rsi
+	testq	%rsi, %rsi
+	jnz	.Lwrite
+	jmp	.Lout
+	.size	tpa_thunk_function, . - tpa_thunk_function
+
+	.section .note.GNU-stack, "", @progbits

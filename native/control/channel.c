@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/** @file Tool to agent: file descriptors through a socket pair, commands through a futex. */
+#include <errno.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "held.h"
+#include "textpoke.h"
+
+#ifndef PIDFD_THREAD
+#define PIDFD_THREAD O_EXCL
+#endif
+#include <fcntl.h>
+
+#define SLICE_MS 50
+
+/* Our copy of a descriptor of thread @tid, which has an fd table of its own (Linux 6.9). */
+static int fetch_fd(pid_t tid, int remote_fd)
+{
+	int pidfd = (int)syscall(SYS_pidfd_open, tid, PIDFD_THREAD);
+	int fd, error;
+
+	if (pidfd < 0)
+		return -errno;
+	fd = (int)syscall(SYS_pidfd_getfd, pidfd, remote_fd, 0);
+	error = fd < 0 ? -errno : fd;
+	close(pidfd);
+	return error;
+}
+
+static int send_rights(int socket_fd, const int fds[2])
+{
+	char byte = 0;
+	struct iovec vector = { &byte, 1 };
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(2 * sizeof(int))];
+	} control = { 0 };
+	struct msghdr message = { .msg_iov = &vector,
+				  .msg_iovlen = 1,
+				  .msg_control = control.bytes,
+				  .msg_controllen = sizeof(control.bytes) };
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN(2 * sizeof(int));
+	memcpy(CMSG_DATA(header), fds, 2 * sizeof(int));
+	return sendmsg(socket_fd, &message, MSG_NOSIGNAL) == 1 ? 0 : -errno;
+}
+
+/** Hand the target's mem and status files to the agent: it may be unable to open its own. */
+int tp_send_fds(pid_t tid, int remote_fd, int mem_fd, int status_fd)
+{
+	const int fds[2] = { mem_fd, status_fd };
+	int socket_fd = fetch_fd(tid, remote_fd);
+	int error;
+
+	if (socket_fd < 0)
+		return socket_fd;
+	error = send_rights(socket_fd, fds);
+	close(socket_fd);
+	return error;
+}
+
+static int has_ended(int pidfd)
+{
+	struct pollfd poll_fd = { .fd = pidfd, .events = POLLIN };
+
+	return poll(&poll_fd, 1, 0) == 1;
+}
+
+static void wait_done(struct tp_wire *wire, uint32_t seen)
+{
+	const struct timespec span = { 0, SLICE_MS * 1000000l };
+
+	syscall(SYS_futex, &wire->done_seq, FUTEX_WAIT, seen, &span, NULL, 0);
+}
+
+/**
+ * Run one command on the agent. Returns its result, -ESRCH when the target has ended (@pidfd), or
+ * -ETIMEDOUT; @timeout_ms < 0 waits for ever.
+ */
+int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
+	       int pidfd)
+{
+	uint32_t seq = __atomic_load_n(&wire->command_seq, __ATOMIC_SEQ_CST) + 1;
+	uint64_t start = tp_now_ns();
+
+	wire->command = command;
+	memcpy(wire->args, args, sizeof(wire->args));
+	__atomic_store_n(&wire->command_seq, seq, __ATOMIC_SEQ_CST);
+	syscall(SYS_futex, &wire->command_seq, FUTEX_WAKE, 1, NULL, NULL, 0);
+	for (;;) {
+		uint32_t done = __atomic_load_n(&wire->done_seq, __ATOMIC_SEQ_CST);
+
+		if (done == seq)
+			return wire->result;
+		if (pidfd >= 0 && has_ended(pidfd))
+			return -ESRCH;
+		if (timeout_ms >= 0 && tp_now_ns() - start > (uint64_t)timeout_ms * 1000000ull)
+			return -ETIMEDOUT;
+		wait_done(wire, done);
+	}
+}

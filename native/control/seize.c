@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/**
+ * @file
+ * Stop one thread with ptrace, borrow it for a few system calls, and let it go as if nothing had
+ * happened: registers, signal mask and an interrupted system call are all put back.
+ *
+ * No step uses SIGTRAP: the kernel would reset the program's disposition if it blocks or ignores
+ * that signal. Stops are PTRACE_EVENT_STOP and syscall stops only.
+ */
+#include "held.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "textpoke.h"
+
+#define STOP_TIMEOUT_NS 5000000000ull
+#define SPIN_NS 300000ull
+#define USER_CS_64 0x33
+#define PTRACE_GETSIGMASK_NR 0x420a
+#define PTRACE_SETSIGMASK_NR 0x420b
+
+uint64_t tp_now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+}
+
+static void wait_a_little(uint64_t waited_ns)
+{
+	const struct timespec span = { 0, 20000 };
+
+	if (waited_ns < SPIN_NS)
+		sched_yield();
+	else
+		nanosleep(&span, NULL);
+}
+
+/** Wait for the thread's next stop. Returns 0, -ESRCH when it has ended, or -ETIMEDOUT. */
+int tp_wait_stop(struct tp_held *held, int *status)
+{
+	uint64_t start = tp_now_ns(), waited;
+
+	for (;;) {
+		pid_t got = waitpid(held->tid, status, __WALL | WNOHANG);
+
+		if (got < 0 && errno != EINTR)
+			return -errno;
+		if (got == held->tid) {
+			held->stopped = WIFSTOPPED(*status);
+			return held->stopped ? 0 : -ESRCH;
+		}
+		waited = tp_now_ns() - start;
+		if (waited > STOP_TIMEOUT_NS)
+			return -ETIMEDOUT;
+		wait_a_little(waited);
+	}
+}
+
+static bool is_event_stop(int status)
+{
+	return status >> 16 == PTRACE_EVENT_STOP;
+}
+
+/* A signal that came in between is passed on; with all others blocked it is SIGSTOP or SIGKILL. */
+static int resume(struct tp_held *held, int request, int status)
+{
+	int signal = 0;
+
+	if (status && WIFSTOPPED(status) && !(status >> 16) && WSTOPSIG(status) != (SIGTRAP | 0x80))
+		signal = WSTOPSIG(status);
+	held->stopped = false;
+	return ptrace(request, held->tid, 0, signal) ? -errno : 0;
+}
+
+/** Seize held->tid and stop it. */
+int tp_stop_thread(struct tp_held *held)
+{
+	int status, error;
+
+	held->since_ns = tp_now_ns();
+	if (ptrace(PTRACE_SEIZE, held->tid, 0, PTRACE_O_TRACESYSGOOD))
+		return -errno;
+	if (ptrace(PTRACE_INTERRUPT, held->tid, 0, 0))
+		return -errno;
+	for (;;) {
+		error = tp_wait_stop(held, &status);
+		if (error || is_event_stop(status))
+			return error;
+		error = resume(held, PTRACE_CONT, status);
+		if (error)
+			return error;
+	}
+}
+
+/** A set of signals from the thread's status file, e.g. "SigPnd:"; 0 when unreadable. */
+uint64_t tp_status_mask(pid_t pid, pid_t tid, const char *field)
+{
+	char path[64], line[256];
+	uint64_t mask = 0;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/status", pid, tid);
+	file = fopen(path, "re");
+	while (file && fgets(line, sizeof(line), file))
+		if (!strncmp(line, field, strlen(field)))
+			mask = strtoull(line + strlen(field), NULL, 16);
+	if (file)
+		fclose(file);
+	return mask;
+}
+
+/*
+ * epoll_wait, semtimedop, sigtimedwait and friends answer EINTR to any stop; the program never
+ * expects it, no signal came. Run the call again (a relative time-out starts anew). Not connect:
+ * a second call would answer EALREADY.
+ */
+static void fix_eintr(struct tp_held *held)
+{
+	uint64_t pending;
+
+	if ((int64_t)held->saved.rax != -EINTR || (int64_t)held->saved.orig_rax < 0 ||
+	    held->saved.orig_rax == SYS_connect)
+		return;
+	pending = tp_status_mask(held->pid, held->tid, "SigPnd:") |
+		  tp_status_mask(held->pid, held->tid, "ShdPnd:");
+	if (pending & ~tp_status_mask(held->pid, held->tid, "SigBlk:"))
+		return;
+	held->saved.rax = held->saved.orig_rax;
+	held->saved.orig_rax = (unsigned long long)-1;
+	held->saved.rip -= 2;
+	held->fixed_eintr = true;
+}
+
+/* In a restartable sequence the kernel would abort at our registers, not at the thread's own. */
+static int inside_rseq(const struct tp_held *held)
+{
+	struct __ptrace_rseq_configuration rseq = { 0 };
+	uint64_t section[4] = { 0 };
+	long pointer;
+
+	if (ptrace(PTRACE_GET_RSEQ_CONFIGURATION, held->tid, sizeof(rseq), &rseq) < 0 ||
+	    !rseq.rseq_abi_pointer)
+		return 0;
+	errno = 0;
+	pointer = ptrace(PTRACE_PEEKDATA, held->tid, rseq.rseq_abi_pointer + 8, 0);
+	if (errno || !pointer)
+		return 0;
+	for (int i = 1; i < 3; i++)
+		section[i] = (uint64_t)ptrace(PTRACE_PEEKDATA, held->tid, pointer + 8 * i, 0);
+	return held->saved.rip - section[1] < section[2];
+}
+
+/** Remember registers and signal mask, then block every signal for the time of the hold. */
+int tp_save_thread(struct tp_held *held)
+{
+	const uint64_t all = ~0ull;
+
+	if (ptrace(PTRACE_GETREGS, held->tid, 0, &held->saved) ||
+	    ptrace(PTRACE_GETSIGMASK_NR, held->tid, (void *)8, &held->saved_mask))
+		return -errno;
+	if (held->saved.cs != USER_CS_64)
+		return -ENOEXEC;
+	if (inside_rseq(held))
+		return -EAGAIN;
+	fix_eintr(held);
+	return ptrace(PTRACE_SETSIGMASK_NR, held->tid, (void *)8, &all) ? -errno : 0;
+}
+
+struct tp_held *tp_held_create(void)
+{
+	return calloc(1, sizeof(struct tp_held));
+}
+
+void tp_held_destroy(struct tp_held *held)
+{
+	if (held && held->stopped)
+		ptrace(PTRACE_DETACH, held->tid, 0, 0);
+	free(held);
+}
+
+pid_t tp_held_pid(const struct tp_held *held)
+{
+	return held->pid;
+}
+
+/** Stop thread @tid of process @pid for a few system calls; tp_release() lets it go. */
+int tp_seize(struct tp_held *held, pid_t pid, pid_t tid)
+{
+	int error;
+
+	*held = (struct tp_held){ .pid = pid, .tid = tid };
+	error = tp_stop_thread(held);
+	if (!error)
+		error = tp_save_thread(held);
+	if (error && held->stopped) {
+		ptrace(PTRACE_DETACH, tid, 0, 0);
+		held->stopped = false;
+	}
+	return error;
+}
+
+static int next_syscall_stop(struct tp_held *held)
+{
+	int status = 0, error;
+
+	do {
+		error = resume(held, PTRACE_SYSCALL, status);
+		if (!error)
+			error = tp_wait_stop(held, &status);
+	} while (!error && (WSTOPSIG(status) != (SIGTRAP | 0x80)));
+	return error;
+}
+
+static int set_call(struct tp_held *held, uint64_t rip, long nr, const uint64_t *args)
+{
+	struct user_regs_struct regs = held->saved;
+
+	regs.rip = rip;
+	regs.rax = (unsigned long long)nr;
+	regs.orig_rax = (unsigned long long)-1; /* not in a system call: nothing to restart */
+	regs.rdi = args[0];
+	regs.rsi = args[1];
+	regs.rdx = args[2];
+	regs.r10 = args[3];
+	regs.r8 = args[4];
+	regs.r9 = args[5];
+	return ptrace(PTRACE_SETREGS, held->tid, 0, &regs) ? -errno : 0;
+}
+
+/**
+ * Run one system call on the held thread through the "syscall" instruction at @syscall_at.
+ * Returns its result, or -errno of ptrace itself.
+ */
+int64_t tp_remote_syscall(struct tp_held *held, uint64_t syscall_at, long nr, const uint64_t *args)
+{
+	struct user_regs_struct regs;
+	int error = set_call(held, syscall_at, nr, args);
+
+	held->in_syscall_stop = true;
+	if (!error)
+		error = next_syscall_stop(held); /* entry */
+	if (!error)
+		error = next_syscall_stop(held); /* exit */
+	if (!error && ptrace(PTRACE_GETREGS, held->tid, 0, &regs))
+		error = -errno;
+	return error ? error : (int64_t)regs.rax;
+}
+
+/*
+ * Back to a stop inside the kernel's signal path: registers restored there are looked at again for
+ * an interrupted system call, so its restart is the kernel's own.
+ */
+static int to_event_stop(struct tp_held *held)
+{
+	int status = 0, error;
+
+	if (ptrace(PTRACE_INTERRUPT, held->tid, 0, 0))
+		return -errno;
+	do {
+		error = resume(held, PTRACE_CONT, status);
+		if (!error)
+			error = tp_wait_stop(held, &status);
+	} while (!error && !is_event_stop(status));
+	return error;
+}
+
+/** Put everything back and let the thread run. */
+int tp_release(struct tp_held *held)
+{
+	int error = 0;
+
+	if (!held->stopped)
+		return -ESRCH;
+	if (held->in_syscall_stop)
+		error = to_event_stop(held);
+	if (!error && ptrace(PTRACE_SETREGS, held->tid, 0, &held->saved))
+		error = -errno;
+	if (!error && ptrace(PTRACE_SETSIGMASK_NR, held->tid, (void *)8, &held->saved_mask))
+		error = -errno;
+	if (held->stopped && ptrace(PTRACE_DETACH, held->tid, 0, 0) && !error)
+		error = -errno;
+	held->stopped = false;
+	return error;
+}

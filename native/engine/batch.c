@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/**
+ * @file
+ * Check a batch before any write: sorted, lengths, NULL pairs, overlaps, and that a thread which
+ * traps at any of its sites can be sent on.
+ */
+#include "engine.h"
+
+static void swap_pokes(struct tp_poke *a, struct tp_poke *b)
+{
+	struct tp_poke keep = *a;
+
+	*a = *b;
+	*b = keep;
+}
+
+static void sift_down(struct tp_poke *pokes, size_t root, size_t count)
+{
+	for (;;) {
+		size_t child = 2 * root + 1;
+
+		if (child >= count)
+			return;
+		if (child + 1 < count && pokes[child].addr < pokes[child + 1].addr)
+			child++;
+		if (pokes[root].addr >= pokes[child].addr)
+			return;
+		swap_pokes(&pokes[root], &pokes[child]);
+		root = child;
+	}
+}
+
+static bool is_sorted(const struct tp_poke *pokes, size_t count)
+{
+	for (size_t i = 1; i < count; i++)
+		if (pokes[i - 1].addr > pokes[i].addr)
+			return false;
+	return true;
+}
+
+/** Sort by address, in place (heapsort: no memory, no worst case). The caller is never trusted. */
+void tp_sort_pokes(struct tp_poke *pokes, size_t count)
+{
+	if (is_sorted(pokes, count))
+		return;
+	for (size_t i = count / 2; i-- > 0;)
+		sift_down(pokes, i, count);
+	for (size_t end = count; end-- > 1;) {
+		swap_pokes(&pokes[0], &pokes[end]);
+		sift_down(pokes, 0, end);
+	}
+}
+
+/** Record the first failure of a batch; the site is @i in address order. Returns @code. */
+int tp_fail(struct tp_batch *batch, enum tp_phase phase, int code, size_t i)
+{
+	struct tp_outcome *outcome = batch->outcome;
+
+	if (outcome->code)
+		return outcome->code;
+	outcome->code = code;
+	outcome->phase = phase;
+	outcome->fail_count = i;
+	if (i < batch->count) {
+		outcome->fail_addr = batch->pokes[i].addr;
+		outcome->fail_index = batch->pokes[i].index;
+		outcome->fail_len = batch->pokes[i].len;
+		for (size_t k = 0; k < sizeof(outcome->expected); k++)
+			outcome->expected[k] = batch->pokes[i].old[k];
+	}
+	return code;
+}
+
+static bool tail_differs(const struct tp_poke *poke)
+{
+	for (size_t i = 1; i < poke->len; i++)
+		if (poke->old[i] != poke->new_[i])
+			return true;
+	return false;
+}
+
+/*
+ * The site must be one instruction: a thread that sleeps at an interior one would wake in the
+ * middle of the new bytes (kernel-lineage H9). Two exceptions need no proof about threads: the tail
+ * stays as it is, or every mix of both tails is NOPs at every byte.
+ */
+static bool tail_is_safe(const struct tp_poke *poke, const struct tp_insn *old)
+{
+	if (!tail_differs(poke))
+		return true;
+	if (tp_is_nop_mix(poke->old, poke->len) && tp_is_nop_mix(poke->new_, poke->len))
+		return true;
+	return old->length == 0 || old->length == poke->len;
+}
+
+/* During the window old and new are both right; prefer what the site is turning into. */
+static int choose_emulation(struct tp_poke *poke)
+{
+	struct tp_insn old = tp_classify(poke->old, poke->len, poke->addr);
+	struct tp_insn new = tp_classify(poke->new_, poke->len, poke->addr);
+	const struct tp_insn *chosen = new.kind != TP_INSN_OTHER ? &new : &old;
+	const struct tp_insn handler = { .kind = TP_INSN_HANDLER };
+
+	if (!tail_is_safe(poke, &old))
+		return -TP_EMULTI;
+	if (poke->handler)
+		chosen = &handler;
+	if (chosen->kind == TP_INSN_OTHER || poke->old[0] == TP_INT3 || poke->new_[0] == TP_INT3)
+		return -TP_EEMULATE;
+	poke->emulate = tp_pack_emulate(chosen);
+	poke->target = chosen->kind == TP_INSN_RET ? chosen->pops : chosen->target;
+	return 0;
+}
+
+static int check_poke(const struct tp_engine *engine, struct tp_poke *poke, uint64_t *end)
+{
+	unsigned int null = poke->flags & (TP_POKE_NO_OLD | TP_POKE_NO_NEW);
+
+	if (null == TP_POKE_NO_OLD || null == TP_POKE_NO_NEW)
+		return -TP_ENULL;
+	poke->outcome = null ? TP_SITE_SKIPPED : TP_SITE_PENDING;
+	if (null)
+		return 0;
+	if (poke->len < 1 || poke->len > TP_MAX_INSN)
+		return -TP_ELENGTH;
+	if (poke->addr < *end || poke->addr + poke->len < poke->addr)
+		return -TP_EOVERLAP;
+	*end = poke->addr + poke->len;
+	if (!engine->known || !tp_known_find(engine->known, poke->addr))
+		return -TP_EKNOWN;
+	return choose_emulation(poke);
+}
+
+/** Sort and check; fills outcome, emulation and target of every poke. Nothing is written. */
+int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
+{
+	uint64_t end = 0;
+
+	if (engine->broken)
+		return tp_fail(batch, TP_PHASE_CHECK, -TP_EBROKEN, batch->count);
+	tp_sort_pokes(batch->pokes, batch->count);
+	for (size_t i = 0; i < batch->count; i++) {
+		int error = check_poke(engine, &batch->pokes[i], &end);
+
+		if (error)
+			return tp_fail(batch, TP_PHASE_CHECK, error, i);
+	}
+	return 0;
+}

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/**
+ * @file
+ * The batch protocol, free of any process: it sees memory through struct tp_ops and is compiled
+ * unchanged into the agent, the tool and the unit tests. It allocates nothing and locks nothing;
+ * its caller owns every buffer and lets one batch run at a time (text_mutex's role).
+ *
+ * Source of the algorithm: text_poke_bp_list() of Petr Mladek's "x86: add generic function to
+ * modify more calls using int3 framework" (2013), with the emulation (2019), the verify pass and
+ * the reference count (2019, 2022) of its descendants in the Linux kernel.
+ */
+#ifndef TP_ENGINE_H
+#define TP_ENGINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "errors.h"
+#include "wire.h"
+
+/** How the engine reaches memory. Every call returns 0 (write: bytes written) or -errno. */
+struct tp_ops {
+	int (*read)(void *ctx, uint64_t addr, void *buf, size_t len);
+	long (*write)(void *ctx, uint64_t addr, const void *buf, size_t len);
+	int (*sync)(void *ctx); /* every core has serialised since */
+	uint64_t (*clock_ns)(void *ctx);
+	void (*relax)(void *ctx); /* give way for a moment while a handler drains */
+};
+
+enum tp_insn_kind {
+	TP_INSN_OTHER,
+	TP_INSN_NOP,
+	TP_INSN_CALL,
+	TP_INSN_JMP,
+	TP_INSN_JCC,
+	TP_INSN_RET,
+	TP_INSN_HANDLER, /* not an instruction: continue at the poke's handler */
+};
+
+/** One decoded instruction; see tp_classify(). */
+struct tp_insn {
+	enum tp_insn_kind kind;
+	unsigned int length; /* of the first instruction, without int3 padding */
+	unsigned int condition;
+	unsigned int pops; /* RET imm16 */
+	uint64_t target;
+};
+
+/** The registers that emulation may change. */
+struct tp_frame {
+	uint64_t rip;
+	uint64_t rsp;
+	uint64_t rflags;
+};
+
+enum tp_trap_result {
+	TP_TRAP_FOREIGN, /* not ours: chain it */
+	TP_TRAP_EMULATED,
+	TP_TRAP_LATE, /* the int3 is gone already: execute again */
+};
+
+/** A batch while it runs; the trap handler reads it. Pokes are sorted by address. */
+struct tp_batch {
+	struct tp_poke *pokes;
+	size_t count;
+	bool (*is_handled)(uint64_t ip); /* the seed's predicate; NULL: sorted lookup alone */
+	int (*finish)(const struct tp_poke *poke, void *ctx);
+	void *finish_ctx;
+	bool all_or_nothing;
+	struct tp_outcome *outcome;
+};
+
+/* Handlers in flight are counted in padded slots, so that a trap storm shares no cache line. */
+#define TP_SLOTS 64
+
+struct tp_slot {
+	uint64_t inflight;
+	uint64_t traps;
+	uint64_t late;
+	uint64_t foreign;
+	uint64_t padding[4];
+};
+
+struct tp_known_table {
+	struct tp_known *entries;
+	size_t count;
+};
+
+struct tp_engine {
+	const struct tp_ops *ops;
+	void *ctx;
+	const struct tp_batch *active; /* published descriptor; NULL between batches */
+	const struct tp_known_table *known;
+	bool broken; /* a recovery failed: int3s of ours are left, the descriptor stays */
+	struct tp_slot slots[TP_SLOTS];
+	uint8_t window[TP_PAGE_BYTES + 16]; /* one page of sites, and a tail over its end */
+	uint8_t readback[TP_PAGE_BYTES + 16];
+};
+
+/* batch.c */
+void tp_sort_pokes(struct tp_poke *pokes, size_t count);
+int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch);
+int tp_fail(struct tp_batch *batch, enum tp_phase phase, int code, size_t i);
+
+/* patch.c */
+int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch);
+
+/* text.c */
+enum tp_edit { TP_EDIT_NONE, TP_EDIT_INT3, TP_EDIT_TAIL, TP_EDIT_FIRST };
+
+struct tp_pass {
+	enum tp_phase phase;
+	enum tp_edit edit;
+	bool to_new;	     /* write new bytes, else old ones */
+	bool call_finish;
+	uint32_t from;	     /* mask of enum tp_outcome_of_site: the sites this pass is for */
+	uint8_t to;	     /* their state after it */
+};
+
+int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass);
+
+/* known.c */
+struct tp_known *tp_known_find(const struct tp_known_table *table, uint64_t addr);
+size_t tp_known_merge(struct tp_engine *engine, const struct tp_known_table *old,
+		      const struct tp_poke *pokes, size_t count, struct tp_known *merged);
+
+/* emulate.c */
+struct tp_insn tp_classify(const uint8_t *code, size_t len, uint64_t addr);
+bool tp_is_nop_mix(const uint8_t *code, size_t len);
+void tp_emulate(const struct tp_poke *poke, struct tp_frame *frame);
+uint8_t tp_pack_emulate(const struct tp_insn *insn);
+
+/* trap.c */
+enum tp_trap_result tp_trap(struct tp_engine *engine, struct tp_frame *frame);
+uint64_t tp_handlers_in_flight(const struct tp_engine *engine);
+bool tp_drain(struct tp_engine *engine, uint64_t timeout_ns);
+
+#endif

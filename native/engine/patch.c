@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/**
+ * @file
+ * The batch protocol: int3 on every site, sync, tails, sync, first bytes, sync. The number of
+ * syncs does not depend on the number of sites. After text_poke_bp_list() (Mladek, 2013).
+ */
+#include "engine.h"
+
+#define IS(state) (1u << (state))
+#define DRAIN_NS 100000000ull
+
+/* Nothing has been written; pokes whose bytes are not as expected refuse the whole batch. */
+static const struct tp_pass verify = { .phase = TP_PHASE_VERIFY,
+				       .edit = TP_EDIT_NONE,
+				       .from = IS(TP_SITE_PENDING),
+				       .to = TP_SITE_PENDING };
+static const struct tp_pass add_breakpoints = { .phase = TP_PHASE_INT3,
+						.edit = TP_EDIT_INT3,
+						.from = IS(TP_SITE_PENDING),
+						.to = TP_SITE_INT3 };
+static const struct tp_pass update_tails = { .phase = TP_PHASE_TAIL,
+					     .edit = TP_EDIT_TAIL,
+					     .to_new = true,
+					     .from = IS(TP_SITE_INT3),
+					     .to = TP_SITE_TAIL };
+static const struct tp_pass finish_update = { .phase = TP_PHASE_FIRST,
+					      .edit = TP_EDIT_FIRST,
+					      .to_new = true,
+					      .call_finish = true,
+					      .from = IS(TP_SITE_INT3) | IS(TP_SITE_TAIL) |
+						      IS(TP_SITE_SKIPPED),
+					      .to = TP_SITE_WRITTEN };
+static const struct tp_pass restore_tails = { .phase = TP_PHASE_RECOVER,
+					      .edit = TP_EDIT_TAIL,
+					      .from = IS(TP_SITE_TAIL),
+					      .to = TP_SITE_INT3 };
+static const struct tp_pass restore_first = { .phase = TP_PHASE_RECOVER,
+					      .edit = TP_EDIT_FIRST,
+					      .from = IS(TP_SITE_INT3),
+					      .to = TP_SITE_RESTORED };
+
+static int sync_cores(struct tp_engine *engine, struct tp_batch *batch, enum tp_phase phase)
+{
+	int error = engine->ops->sync(engine->ctx);
+
+	batch->outcome->syncs++;
+	return error ? tp_fail(batch, phase, error, batch->count) : 0;
+}
+
+static bool any_tail_differs(const struct tp_batch *batch)
+{
+	for (size_t i = 0; i < batch->count; i++) {
+		const struct tp_poke *poke = &batch->pokes[i];
+
+		for (size_t k = 1; poke->outcome == TP_SITE_INT3 && k < poke->len; k++)
+			if (poke->old[k] != poke->new_[k])
+				return true;
+	}
+	return false;
+}
+
+static bool any_site_is(const struct tp_batch *batch, uint32_t states)
+{
+	for (size_t i = 0; i < batch->count; i++)
+		if (states & IS(batch->pokes[i].outcome))
+			return true;
+	return false;
+}
+
+static uint64_t now(const struct tp_engine *engine)
+{
+	return engine->ops->clock_ns(engine->ctx);
+}
+
+static int run_phase(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass)
+{
+	uint64_t start = now(engine);
+	int error = tp_run_pass(engine, batch, pass);
+
+	if (!error && pass->edit != TP_EDIT_NONE)
+		error = sync_cores(engine, batch, pass->phase);
+	batch->outcome->phase_ns[pass->phase] += now(engine) - start;
+	return error;
+}
+
+static int three_phases(struct tp_engine *engine, struct tp_batch *batch)
+{
+	int error = run_phase(engine, batch, &add_breakpoints);
+
+	if (!error && any_tail_differs(batch))
+		error = run_phase(engine, batch, &update_tails);
+	if (!error)
+		error = run_phase(engine, batch, &finish_update);
+	return error;
+}
+
+/* Old code back under the int3s that are left: per site tail first, sync, then first byte. */
+static int restore(struct tp_engine *engine, struct tp_batch *batch)
+{
+	int error = sync_cores(engine, batch, TP_PHASE_RECOVER);
+
+	if (!error && any_site_is(batch, IS(TP_SITE_TAIL)))
+		error = run_phase(engine, batch, &restore_tails);
+	if (!error && any_site_is(batch, IS(TP_SITE_INT3)))
+		error = run_phase(engine, batch, &restore_first);
+	return error;
+}
+
+/*
+ * Sites that hold new code although the batch failed: those that no finish has vouched for must
+ * go back, and with all_or_nothing the finished ones too. int3 again makes them cases of restore().
+ */
+static int take_back(struct tp_engine *engine, struct tp_batch *batch)
+{
+	struct tp_pass again = { .phase = TP_PHASE_ROLLBACK,
+				 .edit = TP_EDIT_INT3,
+				 .from = IS(TP_SITE_WRITTEN),
+				 .to = TP_SITE_TAIL };
+
+	if (batch->all_or_nothing)
+		again.from |= IS(TP_SITE_DONE);
+	if (!any_site_is(batch, again.from))
+		return 0;
+	batch->outcome->rolled_back = batch->all_or_nothing;
+	return tp_run_pass(engine, batch, &again);
+}
+
+/*
+ * Undo after a failure, keeping the record of that failure. If this fails too, an int3 of ours may
+ * be left: the descriptor then stays published for ever, so that it is handled, and the engine is
+ * closed. The kernel's answer at this point is BUG().
+ */
+static void recover(struct tp_engine *engine, struct tp_batch *batch)
+{
+	struct tp_outcome failure = *batch->outcome;
+	int error;
+
+	batch->outcome->code = 0;
+	error = take_back(engine, batch);
+	if (!error)
+		error = restore(engine, batch);
+	engine->broken = error != 0;
+	failure.recovered = !error;
+	failure.rolled_back = batch->outcome->rolled_back;
+	failure.syncs = batch->outcome->syncs;
+	failure.writes = batch->outcome->writes;
+	failure.reads = batch->outcome->reads;
+	failure.conflicts = batch->outcome->conflicts;
+	failure.phase_ns[TP_PHASE_RECOVER] = batch->outcome->phase_ns[TP_PHASE_RECOVER];
+	*batch->outcome = failure;
+}
+
+static void count_traps(const struct tp_engine *engine, struct tp_outcome *outcome, int sign)
+{
+	for (size_t i = 0; i < TP_SLOTS; i++) {
+		uint64_t traps = __atomic_load_n(&engine->slots[i].traps, __ATOMIC_RELAXED);
+		uint64_t late = __atomic_load_n(&engine->slots[i].late, __ATOMIC_RELAXED);
+
+		outcome->traps += sign > 0 ? traps : -traps;
+		outcome->late_traps += sign > 0 ? late : -late;
+	}
+}
+
+/* Retire the descriptor: nobody may look it up any more, then nobody may still be using it. */
+static void retire(struct tp_engine *engine, struct tp_batch *batch)
+{
+	if (engine->broken)
+		return;
+	__atomic_store_n(&engine->active, NULL, __ATOMIC_SEQ_CST);
+	batch->outcome->undrained = !tp_drain(engine, DRAIN_NS);
+}
+
+/** Commit to the table of known sites what the batch has left in the text. */
+static void commit_known(struct tp_engine *engine, const struct tp_batch *batch)
+{
+	for (size_t i = 0; i < batch->count; i++) {
+		const struct tp_poke *poke = &batch->pokes[i];
+		struct tp_known *entry;
+
+		if (poke->outcome == TP_SITE_SKIPPED || poke->outcome == TP_SITE_PENDING)
+			continue;
+		entry = tp_known_find(engine->known, poke->addr);
+		for (size_t k = 0; k < poke->len; k++)
+			entry->current[k] = poke->outcome == TP_SITE_RESTORED ? poke->old[k] :
+											poke->new_[k];
+		if (poke->outcome == TP_SITE_INT3 || poke->outcome == TP_SITE_TAIL)
+			entry->current[0] = TP_INT3;
+		entry->patched = 0;
+		for (size_t k = 0; k < entry->len; k++)
+			entry->patched |= entry->current[k] != entry->original[k];
+	}
+}
+
+/**
+ * Run one batch: all of its sites or, after a failure, what the seed's contract leaves behind.
+ *
+ * Returns 0 or the negative code that batch->outcome also holds. The memory of @batch and its
+ * pokes may be reused unless outcome->undrained or engine->broken is set.
+ */
+int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch)
+{
+	uint64_t start = now(engine);
+	struct tp_outcome *outcome = batch->outcome;
+	int error;
+
+	*outcome = (struct tp_outcome){ .sites = batch->count };
+	error = tp_check_batch(engine, batch);
+	if (!error)
+		error = run_phase(engine, batch, &verify);
+	if (error)
+		return error;
+	count_traps(engine, outcome, -1);
+	__atomic_store_n(&engine->active, batch, __ATOMIC_SEQ_CST);
+	error = three_phases(engine, batch);
+	if (error)
+		recover(engine, batch);
+	retire(engine, batch);
+	commit_known(engine, batch);
+	count_traps(engine, outcome, 1);
+	outcome->total_ns = now(engine) - start;
+	return error;
+}

@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/**
+ * @file
+ * Writing bytes to text: one pass of the protocol over all sites, all sites of a page in one
+ * write. A page in one write is a read-modify-write, so the window is read just before, spans first
+ * to last site only, and is read back; a stranger's write in between is reported.
+ */
+#include <errno.h>
+
+#include "engine.h"
+
+struct window {
+	size_t first; /* pokes [first, last) stand on one page */
+	size_t last;
+	uint64_t start; /* addresses read: [start, end) */
+	uint64_t end;
+	uint64_t write_start;
+	uint64_t write_end;
+};
+
+static bool selected(const struct tp_poke *poke, const struct tp_pass *pass)
+{
+	return pass->from & (1u << poke->outcome);
+}
+
+/* Bytes [*from, *to) of the site are what this pass writes. */
+static void edit_range(const struct tp_poke *poke, const struct tp_pass *pass, size_t *from,
+		       size_t *to)
+{
+	bool any = pass->edit != TP_EDIT_NONE && poke->outcome != TP_SITE_SKIPPED;
+
+	*from = any && pass->edit == TP_EDIT_TAIL ? 1 : 0;
+	*to = !any ? 0 : pass->edit == TP_EDIT_TAIL ? poke->len : 1;
+}
+
+static uint8_t edit_byte(const struct tp_poke *poke, const struct tp_pass *pass, size_t i)
+{
+	if (pass->edit == TP_EDIT_INT3)
+		return TP_INT3;
+	return pass->to_new ? poke->new_[i] : poke->old[i];
+}
+
+/* What the site must hold now, by its state. */
+static uint8_t expected_byte(const struct tp_poke *poke, size_t i)
+{
+	switch (poke->outcome) {
+	case TP_SITE_INT3:
+		return i ? poke->old[i] : TP_INT3;
+	case TP_SITE_TAIL:
+		return i ? poke->new_[i] : TP_INT3;
+	case TP_SITE_WRITTEN:
+	case TP_SITE_DONE:
+		return poke->new_[i];
+	default:
+		return poke->old[i];
+	}
+}
+
+static struct window next_window(const struct tp_batch *batch, const struct tp_pass *pass,
+				 size_t first)
+{
+	struct window window = { .first = first, .last = first };
+	uint64_t page = 0;
+
+	for (size_t i = first; i < batch->count; i++, window.last = i) {
+		const struct tp_poke *poke = &batch->pokes[i];
+		size_t from, to;
+
+		if (!selected(poke, pass) || poke->outcome == TP_SITE_SKIPPED)
+			continue;
+		if (!window.end) {
+			page = poke->addr / TP_PAGE_BYTES;
+			window.start = poke->addr;
+		} else if (poke->addr / TP_PAGE_BYTES != page) {
+			break;
+		}
+		window.end = poke->addr + poke->len;
+		edit_range(poke, pass, &from, &to);
+		if (from >= to)
+			continue;
+		if (!window.write_end)
+			window.write_start = poke->addr + from;
+		window.write_end = poke->addr + to;
+	}
+	return window;
+}
+
+static int read_window(struct tp_engine *engine, struct tp_batch *batch, uint64_t start,
+		       uint64_t end, uint8_t *buffer)
+{
+	batch->outcome->reads++;
+	return engine->ops->read(engine->ctx, start, buffer, end - start);
+}
+
+/* A window that cannot be read as a whole: find the site to blame. */
+static int blame_unreadable(struct tp_engine *engine, struct tp_batch *batch,
+			    const struct tp_pass *pass, const struct window *window)
+{
+	for (size_t i = window->first; i < window->last; i++) {
+		const struct tp_poke *poke = &batch->pokes[i];
+
+		if (selected(poke, pass) && poke->outcome != TP_SITE_SKIPPED &&
+		    read_window(engine, batch, poke->addr, poke->addr + poke->len, engine->readback))
+			return tp_fail(batch, pass->phase, -EFAULT, i);
+	}
+	return tp_fail(batch, pass->phase, -EFAULT, window->first);
+}
+
+static int fail_different(struct tp_batch *batch, const struct tp_pass *pass, size_t i,
+			  const uint8_t *found)
+{
+	const struct tp_poke *poke = &batch->pokes[i];
+	struct tp_outcome *outcome = batch->outcome;
+	bool first = !outcome->code;
+	int code = tp_fail(batch, pass->phase, -EINVAL, i);
+
+	for (size_t k = 0; first && k < poke->len; k++) {
+		outcome->expected[k] = expected_byte(poke, k);
+		outcome->found[k] = found[k];
+	}
+	return code;
+}
+
+/* The old code is checked again under the protocol, in every pass. */
+static int compare_window(struct tp_engine *engine, struct tp_batch *batch,
+			  const struct tp_pass *pass, const struct window *window)
+{
+	for (size_t i = window->first; i < window->last; i++) {
+		const struct tp_poke *poke = &batch->pokes[i];
+		const uint8_t *found = engine->window + (poke->addr - window->start);
+
+		if (!selected(poke, pass) || poke->outcome == TP_SITE_SKIPPED)
+			continue;
+		for (size_t k = 0; k < poke->len; k++)
+			if (found[k] != expected_byte(poke, k))
+				return fail_different(batch, pass, i, found);
+	}
+	return 0;
+}
+
+static void edit_window(struct tp_engine *engine, struct tp_batch *batch,
+			const struct tp_pass *pass, const struct window *window)
+{
+	for (size_t i = window->first; i < window->last; i++) {
+		const struct tp_poke *poke = &batch->pokes[i];
+		size_t from, to;
+
+		if (!selected(poke, pass))
+			continue;
+		edit_range(poke, pass, &from, &to);
+		for (size_t k = from; k < to; k++)
+			engine->window[poke->addr - window->start + k] = edit_byte(poke, pass, k);
+	}
+}
+
+/* Sites whose bytes lie below @end are in their new state; the first that is not has failed. */
+static int advance_sites(struct tp_batch *batch, const struct tp_pass *pass,
+			 const struct window *window, uint64_t end, int error)
+{
+	for (size_t i = window->first; i < window->last; i++) {
+		struct tp_poke *poke = &batch->pokes[i];
+		size_t from, to;
+
+		if (!selected(poke, pass) || poke->outcome == TP_SITE_SKIPPED)
+			continue;
+		edit_range(poke, pass, &from, &to);
+		if (from < to && poke->addr + to > end)
+			return tp_fail(batch, pass->phase, error, i);
+		poke->outcome = pass->to;
+	}
+	return error ? tp_fail(batch, pass->phase, error, window->first) : 0;
+}
+
+static int read_back(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass,
+		     const struct window *window)
+{
+	const uint8_t *wrote = engine->window + (window->write_start - window->start);
+	size_t bytes = window->write_end - window->write_start;
+	bool differs = false;
+
+	if (read_window(engine, batch, window->write_start, window->write_end, engine->readback))
+		return tp_fail(batch, pass->phase, -EFAULT, window->first);
+	for (size_t i = 0; i < bytes; i++)
+		differs |= engine->readback[i] != wrote[i];
+	if (!differs)
+		return 0;
+	batch->outcome->conflicts++;
+	for (size_t i = window->first; i < window->last; i++) {
+		const struct tp_poke *poke = &batch->pokes[i];
+		size_t at = poke->addr - window->write_start, from, to;
+
+		if (!(poke->outcome == pass->to))
+			continue;
+		edit_range(poke, pass, &from, &to);
+		for (size_t k = from; k < to; k++)
+			if (engine->readback[at + k] != edit_byte(poke, pass, k))
+				return tp_fail(batch, pass->phase, -TP_EVERIFY, i);
+	}
+	return 0;
+}
+
+static int write_window(struct tp_engine *engine, struct tp_batch *batch,
+			const struct tp_pass *pass, const struct window *window)
+{
+	size_t bytes = window->write_end - window->write_start;
+	uint64_t end = window->write_start;
+	int error;
+	long done;
+
+	if (!window->write_end) /* nothing of these sites changes here: tails of one-byte flips */
+		return advance_sites(batch, pass, window, UINT64_MAX, 0);
+	edit_window(engine, batch, pass, window);
+	batch->outcome->writes++;
+	done = engine->ops->write(engine->ctx, window->write_start,
+				  engine->window + (window->write_start - window->start), bytes);
+	if (done > 0)
+		end += (uint64_t)done;
+	error = done < 0 ? (int)done : (size_t)done < bytes ? -EIO : 0;
+	error = advance_sites(batch, pass, window, end, error);
+	return error ? error : read_back(engine, batch, pass, window);
+}
+
+static int finish_window(struct tp_batch *batch, const struct tp_pass *pass,
+			 const struct window *window)
+{
+	for (size_t i = window->first; i < window->last; i++) {
+		struct tp_poke *poke = &batch->pokes[i];
+		int error;
+
+		if (poke->outcome != TP_SITE_WRITTEN && poke->outcome != TP_SITE_SKIPPED)
+			continue;
+		error = batch->finish ? batch->finish(poke, batch->finish_ctx) : 0;
+		if (error)
+			return tp_fail(batch, pass->phase, error, i);
+		if (poke->outcome == TP_SITE_WRITTEN)
+			poke->outcome = TP_SITE_DONE;
+		batch->outcome->finished++;
+	}
+	return 0;
+}
+
+/** Take every site that @pass is for through it, page by page, in address order. */
+int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass)
+{
+	struct window window = { 0 };
+	int error = 0;
+
+	while (!error && window.last < batch->count) {
+		window = next_window(batch, pass, window.last);
+		if (window.end) {
+			error = read_window(engine, batch, window.start, window.end, engine->window);
+			if (error)
+				return blame_unreadable(engine, batch, pass, &window);
+			error = compare_window(engine, batch, pass, &window);
+			if (!error && pass->edit != TP_EDIT_NONE)
+				error = write_window(engine, batch, pass, &window);
+			batch->outcome->pages += pass->edit == TP_EDIT_INT3;
+		}
+		if (!error && pass->call_finish)
+			error = finish_window(batch, pass, &window);
+	}
+	return error;
+}

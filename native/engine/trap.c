@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/**
+ * @file
+ * The trap path: called from the SIGTRAP handler on any thread, at any time. No calls out, no
+ * locks, no allocation. The count of handlers in flight keeps a descriptor alive (1f676247f36a).
+ */
+#include "engine.h"
+
+static struct tp_slot *slot_of(struct tp_engine *engine, uint64_t rsp)
+{
+	return &engine->slots[(rsp >> 12) * 0x9e3779b97f4a7c15ull >> 58];
+}
+
+static const struct tp_poke *find_poke(const struct tp_batch *batch, uint64_t addr)
+{
+	size_t low = 0, high = batch->count;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+
+		if (batch->pokes[middle].addr < addr)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (low == batch->count || batch->pokes[low].addr != addr ||
+	    batch->pokes[low].outcome == TP_SITE_SKIPPED)
+		return NULL;
+	return &batch->pokes[low];
+}
+
+/*
+ * A thread may reach its handler long after the batch has ended (kernel 2aebf5ee43bf and mails of
+ * June 2025; far wider here, signal delivery is preemptible). If the int3 is gone, run it again.
+ */
+static enum tp_trap_result look_up(struct tp_engine *engine, struct tp_frame *frame)
+{
+	const struct tp_batch *batch = __atomic_load_n(&engine->active, __ATOMIC_SEQ_CST);
+	const struct tp_known_table *known;
+	uint64_t addr = frame->rip - 1;
+	const struct tp_poke *poke = NULL;
+
+	if (batch && (!batch->is_handled || batch->is_handled(frame->rip)))
+		poke = find_poke(batch, addr);
+	if (poke) {
+		tp_emulate(poke, frame);
+		return TP_TRAP_EMULATED;
+	}
+	known = __atomic_load_n(&engine->known, __ATOMIC_ACQUIRE);
+	if (!known || !tp_known_find(known, addr) || *(const volatile uint8_t *)addr == TP_INT3)
+		return TP_TRAP_FOREIGN;
+	frame->rip = addr;
+	return TP_TRAP_LATE;
+}
+
+/** Handle the int3 that @frame has just executed; its rip points past it. */
+enum tp_trap_result tp_trap(struct tp_engine *engine, struct tp_frame *frame)
+{
+	struct tp_slot *slot = slot_of(engine, frame->rsp);
+	enum tp_trap_result result;
+
+	__atomic_add_fetch(&slot->inflight, 1, __ATOMIC_SEQ_CST);
+	result = look_up(engine, frame);
+	__atomic_add_fetch(result == TP_TRAP_EMULATED ? &slot->traps :
+			   result == TP_TRAP_LATE     ? &slot->late :
+							&slot->foreign,
+			   1, __ATOMIC_RELAXED);
+	__atomic_sub_fetch(&slot->inflight, 1, __ATOMIC_SEQ_CST);
+	return result;
+}
+
+/** Number of threads inside tp_trap() now. */
+uint64_t tp_handlers_in_flight(const struct tp_engine *engine)
+{
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < TP_SLOTS; i++)
+		sum += __atomic_load_n(&engine->slots[i].inflight, __ATOMIC_SEQ_CST);
+	return sum;
+}
+
+/** Wait until nobody uses a retired descriptor. Returns false on time-out: keep its memory. */
+bool tp_drain(struct tp_engine *engine, uint64_t timeout_ns)
+{
+	uint64_t start = engine->ops->clock_ns(engine->ctx);
+
+	while (tp_handlers_in_flight(engine)) {
+		if (engine->ops->clock_ns(engine->ctx) - start > timeout_ns)
+			return false;
+		engine->ops->relax(engine->ctx);
+	}
+	return true;
+}

@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/**
+ * @file
+ * What the tool and the agent share: the layout of the shared memory object and of the agent's
+ * image header. One version number; every size is asserted. Nothing here is trusted by either side.
+ */
+#ifndef TP_WIRE_H
+#define TP_WIRE_H
+
+#ifndef TP_CDEF /* the declarations are also read by cffi, which knows these types */
+#include <stddef.h>
+#include <stdint.h>
+#endif
+
+#define TP_WIRE_MAGIC 0x454b4f5054584554ull /* "TEXTPOKE" */
+
+enum {
+	TP_WIRE_VERSION = 1,
+	TP_PAGE_BYTES = 4096,
+	TP_MAX_INSN = 15,
+	TP_INT3 = 0xcc,
+	TP_MAX_REGIONS = 256,
+	TP_EVENT_ENTRY = 1,
+	TP_LAP_MASK = 0xfff,
+};
+
+/* Names a program sees: the thread's comm, the memfd, the label of private mappings. */
+#define TP_NAME "textpoke"
+
+enum tp_poke_flags {
+	TP_POKE_NO_OLD = 1 << 0, /* the seed's NULL opcodes: "already there" */
+	TP_POKE_NO_NEW = 1 << 1,
+};
+
+/** Where one site of a batch stands. */
+enum tp_outcome_of_site {
+	TP_SITE_PENDING, /* nothing written */
+	TP_SITE_SKIPPED, /* NULL opcodes: counted, finished, never written */
+	TP_SITE_INT3,	 /* int3 in place, tail old */
+	TP_SITE_TAIL,	 /* int3 in place, tail new */
+	TP_SITE_WRITTEN, /* new in place, finish not yet called */
+	TP_SITE_DONE,	 /* new in place, finish called */
+	TP_SITE_RESTORED /* old in place again */
+};
+
+enum tp_phase {
+	TP_PHASE_CHECK,
+	TP_PHASE_VERIFY,
+	TP_PHASE_INT3,
+	TP_PHASE_TAIL,
+	TP_PHASE_FIRST,
+	TP_PHASE_RECOVER,
+	TP_PHASE_ROLLBACK,
+	TP_PHASES
+};
+
+/** One site of a batch: replace the instruction at @addr. */
+struct tp_poke {
+	uint64_t addr;
+	uint64_t handler; /* a trapped thread continues here; 0: emulate the instruction */
+	uint64_t target;  /* filled by the engine: where the emulated branch goes */
+	uint32_t index;	  /* position in the caller's order */
+	uint8_t len;
+	uint8_t flags;	 /* enum tp_poke_flags */
+	uint8_t outcome; /* enum tp_outcome_of_site */
+	uint8_t emulate; /* filled by the engine: enum tp_insn_kind, condition code in the high bits */
+	uint8_t old[16];
+	uint8_t new_[16];
+};
+
+/** What a batch did: everything that a caller may assert or print. */
+struct tp_outcome {
+	int32_t code;	       /* 0, -errno or a negated code of errors.def */
+	uint32_t phase;	       /* enum tp_phase: where it failed */
+	uint64_t fail_count;   /* index within the phase, skipped sites included */
+	uint64_t fail_addr;
+	uint32_t fail_index;   /* position in the caller's order */
+	uint8_t fail_len;
+	uint8_t recovered;     /* recovery ran and left no int3 of ours */
+	uint8_t rolled_back;   /* finished sites were put back too */
+	uint8_t undrained;     /* a thread was still in the handler at the time-out */
+	uint8_t expected[16];
+	uint8_t found[16];
+	uint64_t sites;
+	uint64_t finished;
+	uint64_t syncs;
+	uint64_t writes;
+	uint64_t reads;
+	uint64_t pages;	       /* page windows of the int3 phase */
+	uint64_t conflicts;    /* windows whose other bytes changed under the write */
+	uint64_t traps;	       /* threads that ran into an int3 of this batch */
+	uint64_t late_traps;
+	uint64_t phase_ns[8];  /* indexed by enum tp_phase */
+	uint64_t total_ns;
+};
+
+/** A site ever poked: its first bytes, and what is there now. Private memory, never shrinks. */
+struct tp_known {
+	uint64_t addr;
+	uint8_t original[16];
+	uint8_t current[16];
+	uint8_t len;
+	uint8_t patched;
+	uint8_t reserved[6];
+};
+
+enum tp_command {
+	TP_CMD_NONE,
+	TP_CMD_FDS,	/* take the mem and status files from the socket; arg0 = 1, or open them here */
+	TP_CMD_MAP,	/* map arg1 bytes of r-x memory at arg0, for pads and thunks */
+	TP_CMD_BATCH,	/* run arg0 pokes of the request area; arg1 = enum tp_batch_flags; arg2 = is_handled, arg3 = finish */
+	TP_CMD_RESTORE, /* put every known site back */
+	TP_CMD_RECORD,	/* arg0: 1 = thunks write events, 0 = they return at once; arg1 = ring limit */
+	TP_CMD_QUIT,	/* leave: the agent's thread ends, memory stays for the tool to unmap */
+};
+
+enum tp_batch_flags {
+	TP_BATCH_ALL_OR_NOTHING = 1 << 0,
+	TP_BATCH_ONE_BY_ONE = 1 << 1, /* for measurement: a protocol run a site */
+};
+
+enum tp_agent_state {
+	TP_AGENT_STARTING,
+	TP_AGENT_READY,
+	TP_AGENT_FAILED,
+	TP_AGENT_QUIT,
+};
+
+struct tp_region {
+	uint64_t start;
+	uint64_t bytes;
+};
+
+/**
+ * The head of the agent's writable image. The tool fills the first half before the thread is
+ * born; a later tool reads the second half through the mem file to find out what is in place.
+ */
+struct tp_image {
+	uint64_t magic;
+	uint32_t version;
+	uint32_t image_bytes; /* whole span: code, data, gate page, stack */
+	/* filled by the tool */
+	uint64_t base;
+	uint32_t ring_count;
+	uint32_t ring_bytes; /* power of two: bytes of events of one ring */
+	uint64_t request_bytes;
+	uint32_t tid_offset; /* of the thread id behind the fs base; 0: unknown */
+	uint32_t step;	     /* start-up steps that succeeded: names the one that failed */
+	/* filled by the agent */
+	uint32_t state; /* enum tp_agent_state, a futex */
+	int32_t error;	/* -errno of a failed start */
+	int32_t shared_fd;
+	int32_t socket_fd; /* the tool's end */
+	uint32_t tid;
+	uint32_t broken;
+	uint64_t shared_base;
+	uint64_t shared_bytes;
+	uint64_t slots_base; /* table of rings by fs base, private */
+	uint64_t slots_bytes;
+	uint64_t known_base; /* struct tp_known[known_count] */
+	uint64_t known_count;
+	uint64_t known_generation; /* odd while the table changes */
+	uint64_t restorer;
+	uint64_t handler;
+	uint64_t thunk_function;
+	uint64_t handler_installed;
+	uint64_t inflight; /* threads inside the trap handler, as last seen */
+	uint64_t old_action[4]; /* struct kernel_sigaction of whoever handled SIGTRAP before */
+	uint64_t region_count;
+	struct tp_region regions[TP_MAX_REGIONS];
+};
+
+enum tp_ring_state { TP_RING_FREE, TP_RING_CLAIMED, TP_RING_LIVE, TP_RING_DEAD };
+
+/** One event. word = instruction pointer << 16 | lap << 4 | type. */
+struct tp_event {
+	uint64_t tsc;
+	uint64_t word;
+};
+
+/** Head of a ring, one page; the events follow. One thread writes, one tool reads. */
+struct tp_ring {
+	/* the writer's line: thunk.S knows these offsets */
+	uint64_t head;	  /* events reserved, ever */
+	uint64_t limit;	  /* head - tail must stay below */
+	uint64_t mask;	  /* events - 1 */
+	uint64_t tid_at;  /* address that holds the owner's tid */
+	uint64_t dropped; /* events that found the ring full */
+	uint32_t tid;
+	uint32_t shift; /* log2(events) */
+	uint64_t padding0[2];
+	/* the reader's line */
+	uint64_t tail; /* events read, ever */
+	uint64_t dropped_seen;
+	uint64_t padding1[6];
+	/* cold */
+	uint32_t state; /* enum tp_ring_state */
+	uint32_t generation;
+	uint64_t fs_base;
+};
+
+/** First page of the shared memory object. */
+struct tp_wire {
+	uint64_t magic;
+	uint32_t version;
+	uint32_t header_bytes;
+	uint64_t total_bytes;
+	uint64_t request_offset;
+	uint64_t request_bytes;
+	uint64_t ring_offset;
+	uint32_t ring_count;
+	uint32_t ring_stride; /* bytes from ring to ring, its head page included */
+	uint32_t ring_bytes;
+	uint32_t agent_tid;
+	uint64_t image_base;
+	/* command block */
+	uint32_t command_seq; /* futex: the tool adds one */
+	uint32_t done_seq;    /* futex: the agent follows */
+	uint32_t command;
+	int32_t result;
+	uint64_t args[4];
+	struct tp_outcome outcome;
+	uint64_t events_without_ring;
+	uint64_t claims;
+};
+
+#ifndef TP_CDEF
+_Static_assert(sizeof(struct tp_poke) == 64, "wire layout");
+_Static_assert(sizeof(struct tp_known) == 48, "wire layout");
+_Static_assert(sizeof(struct tp_event) == 16, "wire layout");
+_Static_assert(sizeof(struct tp_ring) == 144, "wire layout");
+_Static_assert(sizeof(struct tp_wire) <= TP_PAGE_BYTES, "wire layout");
+_Static_assert(sizeof(struct tp_image) <= 2 * TP_PAGE_BYTES, "wire layout");
+#endif
+
+#endif

@@ -1,0 +1,510 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent inside a target: load it, find one that is there, give it commands.
+
+Only this module and `poke` change a target. `Agent` is one connection; it holds the target's lock,
+so that a second tool gets a clear `TargetBusy` and never patches beside us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from textpoke import target
+from textpoke._errors import (
+    AgentFailed,
+    AgentTimeout,
+    AgentVersion,
+    AttachDenied,
+    NoSuchTarget,
+    TargetBusy,
+    TargetExited,
+    UnsupportedTarget,
+)
+from textpoke._native import ffi, lib
+from textpoke.agent_image import load_image
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from textpoke._native import Pointer
+    from textpoke.model import Mapping, Thread
+
+NAME = "textpoke"
+DEFAULT_RING_BYTES = 1 << 20
+DEFAULT_RINGS = 128
+DEFAULT_REQUEST_BYTES = 32 << 20
+_MAGIC = int.from_bytes(b"TEXTPOKE", "little")
+_SYSCALL = b"\x0f\x05"
+_START_TIMEOUT_S = 5.0
+_COMMAND_TIMEOUT_S = 30.0
+_RETRIES = 20
+_MASKING_S = 0.1
+
+
+def error_text(code: int) -> str:
+    """One clause for a positive errno or code of native/include/errors.def."""
+    text = lib.tp_error_text(code)
+    return ffi.string(text).decode() if text else os.strerror(code)
+
+
+@dataclass(slots=True)
+class Timings:
+    """Where the time of an attach went, in milliseconds; `hold_ns` in nanoseconds."""
+
+    checks_ms: float = 0.0
+    inject_ms: float = 0.0
+    start_ms: float = 0.0
+    hold_ns: int = 0
+
+
+@dataclass(slots=True)
+class AgentInfo:
+    """An agent that is in a process: its thread (0 when gone) and where its image lies."""
+
+    pid: int
+    tid: int
+    shared_fd: int
+    image_base: int
+
+
+@dataclass(slots=True)
+class Agent:
+    """A connection to the agent of one process; made by `load` or `open_existing`."""
+
+    pid: int
+    mem_fd: int
+    pidfd: int
+    lock_fd: int
+    image_at: int = 0
+    shared: mmap.mmap | None = None
+    wire: Pointer | None = None
+    tid: int = 0
+    timings: Timings = field(default_factory=Timings)
+    held: Pointer | None = None
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes of the target's memory; raises TargetExited when it is gone."""
+        try:
+            data = os.pread(self.mem_fd, size, address)
+        except OSError as exc:
+            self.require_alive("a read of its memory")
+            raise AgentFailed(f"reading {size} bytes at {address:#x}", exc.errno or 0) from exc
+        if not data and size:
+            raise TargetExited(self.pid, "a read of its memory")
+        return data
+
+    def image(self) -> Pointer:
+        """A fresh copy of the head of the agent's image (struct tp_image)."""
+        head = ffi.new("struct tp_image *")
+        data = self.read(self.image_at, ffi.sizeof("struct tp_image"))
+        ffi.memmove(head, data, len(data))
+        return head
+
+    def require_alive(self, action: str) -> None:
+        """Raise TargetExited when the process has ended."""
+        if has_ended(self.pidfd):
+            raise TargetExited(self.pid, action)
+
+    def command(self, command: int, *args: int, timeout_s: float = _COMMAND_TIMEOUT_S) -> int:
+        """Run one command. Returns 0 or more, or a negative code (errors.def, errno).
+
+        Raises:
+            TargetExited: The process has ended.
+            AgentTimeout: No answer within `timeout_s` seconds.
+        """
+        values = ffi.new("uint64_t[4]", list(args))
+        result: int = lib.tp_command(
+            self.wire, command, values, int(timeout_s * 1000), self.pidfd
+        )
+        if result == -errno.ESRCH and has_ended(self.pidfd):
+            raise TargetExited(self.pid, "a command to the agent")
+        if result == -errno.ETIMEDOUT:
+            self.require_alive("a command to the agent")
+            raise AgentTimeout(f"command {command}", timeout_s)
+        return result
+
+    def require(self, action: str, command: int, *args: int) -> int:
+        """Like `command`, but raises AgentFailed naming `action` for a negative result."""
+        result = self.command(command, *args)
+        if result < 0:
+            raise AgentFailed(f"{action} ({error_text(-result)})", -result)
+        return result
+
+    def map_code(self, address: int, content: Iterable[tuple[int, bytes]], size: int) -> None:
+        """Map `size` bytes of r-x memory at `address` and fill it through the mem file."""
+        self.require(f"mapping {size:#x} bytes at {address:#x}", lib.TP_CMD_MAP, address, size)
+        self.fill_code(content)
+
+    def fill_code(self, content: Iterable[tuple[int, bytes]]) -> None:
+        """Write (address, bytes) pieces of code that no thread can execute yet."""
+        for start, data in content:
+            if os.pwrite(self.mem_fd, data, start) != len(data):
+                raise AgentFailed(f"filling the code at {start:#x}", errno.EIO)
+
+    def record(self, *, on: bool, limit: int = 0) -> None:
+        """Let thunks write events, or return at once; `limit` events may wait in a ring."""
+        self.require("switching the rings", lib.TP_CMD_RECORD, int(on), limit)
+
+    def release(self) -> None:
+        """Let a launched program run on; nothing to do for an attached one."""
+        if self.held is not None:
+            lib.tp_release(self.held)
+            lib.tp_held_destroy(self.held)
+            self.held = None
+
+    def close(self) -> None:
+        """Give up the connection; the agent stays in the target."""
+        self.release()
+        self.wire = None
+        if self.shared is not None:
+            with contextlib.suppress(BufferError):  # a ring reader may still hold a view
+                self.shared.close()
+            self.shared = None
+        for fd in (self.mem_fd, self.pidfd, self.lock_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.mem_fd = self.pidfd = self.lock_fd = -1
+
+
+def has_ended(pidfd: int) -> bool:
+    """True when the process behind a pidfd has ended (a zombie counts)."""
+    import select
+
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def find_agent(pid: int) -> AgentInfo | None:
+    """The agent in process `pid`, or None. The caller closes `shared_fd` when it is not -1.
+
+    An agent is a thread named "textpoke" that holds a memfd of that name.
+    """
+    for thread in target.read_threads(pid):
+        if thread.name != NAME:
+            continue
+        shared_fd = _open_shared(pid, thread.tid)
+        if shared_fd >= 0:
+            header = os.pread(shared_fd, ffi.sizeof("struct tp_wire"), 0)
+            base = _field(header, "image_base")
+            return AgentInfo(pid, thread.tid, shared_fd, base)
+    return None
+
+
+def _open_shared(pid: int, tid: int) -> int:
+    folder = f"/proc/{pid}/task/{tid}/fd"
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if os.readlink(f"{folder}/{name}").startswith(f"/memfd:{NAME}"):
+                return os.open(f"{folder}/{name}", os.O_RDWR | os.O_CLOEXEC)
+    return -1
+
+
+def _field(header: bytes, name: str) -> int:
+    wire = ffi.new("struct tp_wire *")
+    ffi.memmove(wire, header, min(len(header), ffi.sizeof("struct tp_wire")))
+    return int(getattr(wire, name))
+
+
+def open_target(pid: int) -> Agent:
+    """Open what every connection needs and take the target's lock.
+
+    Raises:
+        NoSuchTarget, AttachDenied: The process cannot be opened.
+        TargetBusy: Another textpoke holds the lock.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as exc:
+        if exc.errno == errno.ESRCH:
+            raise NoSuchTarget(pid) from exc
+        if exc.errno == errno.EINVAL:
+            raise UnsupportedTarget(pid, "thread", "that is a thread, not a process") from exc
+        raise
+    agent = Agent(pid, -1, pidfd, -1)
+    try:
+        agent.lock_fd = _lock(pid)
+        agent.mem_fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    except PermissionError as exc:
+        agent.close()
+        raise AttachDenied(pid, [f"{exc.filename}: {exc.strerror}"]) from exc
+    except BaseException:
+        agent.close()
+        raise
+    return agent
+
+
+def _lock(pid: int) -> int:
+    """The kernel drops this lock with its owner, however that ends (text_mutex's role)."""
+    fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        owner = _lock_owner(fd)
+        os.close(fd)
+        raise TargetBusy(pid, owner) from exc
+    return fd
+
+
+def _lock_owner(fd: int) -> str:
+    inode = os.fstat(fd).st_ino
+    with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as locks:
+        for line in locks:
+            words = line.split()
+            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode):
+                return f"another textpoke (pid {words[4]})"
+    return "another textpoke"
+
+
+def load(
+    pid: int,
+    *,
+    ring_bytes: int = DEFAULT_RING_BYTES,
+    rings: int = DEFAULT_RINGS,
+    held: Pointer | None = None,
+) -> Agent:
+    """Load the agent into process `pid` and connect to it.
+
+    Args:
+        pid: The target; our own pid loads it into this process.
+        ring_bytes: Bytes of events in one thread's ring, a power of two from 64 KiB.
+        rings: Threads that can record at the same time.
+        held: A launched program that is already stopped (`launch`).
+
+    Raises:
+        TargetError: This process cannot be traced; nothing was left in it.
+        AgentFailed, AgentTimeout: A step of the agent's start failed.
+    """
+    started = time.perf_counter()
+    agent = open_target(pid)
+    agent.held = held
+    try:
+        existing = find_agent(pid)
+        if existing is not None:
+            _connect(agent, existing.tid, existing.shared_fd, existing.image_base)
+            return agent
+        if held is None:
+            outlast_masking(lambda: target.require_attachable(pid))
+        checked = time.perf_counter()
+        injected = _inject(agent, ring_bytes, rings)
+        done = time.perf_counter()
+        _wait_ready(agent)
+        shared_fd = _open_shared(pid, agent.tid)
+        if shared_fd < 0:
+            raise AgentFailed("opening the shared memory object", errno.ENOENT)
+        _connect(agent, agent.tid, shared_fd, injected.base)
+        _hand_over_files(agent)
+    except BaseException:
+        agent.close()
+        raise
+    agent.timings.checks_ms = (checked - started) * 1e3
+    agent.timings.inject_ms = (done - checked) * 1e3
+    agent.timings.start_ms = (time.perf_counter() - done) * 1e3
+    return agent
+
+
+def open_existing(pid: int) -> Agent | None:
+    """Connect to the agent that is in process `pid`; None when there is none."""
+    agent = open_target(pid)
+    try:
+        info = find_agent(pid)
+        if info is None:
+            agent.close()
+            return None
+        _connect(agent, info.tid, info.shared_fd, info.image_base)
+    except BaseException:
+        agent.close()
+        raise
+    return agent
+
+
+def outlast_masking(check: Callable[[], None]) -> None:
+    """Run `check` again for a while if it finds SIGTRAP blocked.
+
+    libcs block all signals for a moment in every thread that is born (pitfalls 3); only a thread
+    that keeps SIGTRAP blocked is a reason to refuse.
+    """
+    deadline = time.monotonic() + _MASKING_S
+    while True:
+        try:
+            check()
+        except UnsupportedTarget as exc:
+            if exc.reason != "sigtrap-blocked" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.002)
+        else:
+            return
+
+
+def _connect(agent: Agent, tid: int, shared_fd: int, image_base: int) -> None:
+    try:
+        seals = fcntl.fcntl(shared_fd, fcntl.F_GET_SEALS)
+        size = os.fstat(shared_fd).st_size
+        if not seals & fcntl.F_SEAL_SHRINK or size < lib.TP_PAGE_BYTES:
+            raise AgentFailed("checking the shared memory object", errno.EBADMSG)
+        agent.shared = mmap.mmap(shared_fd, size)
+    finally:
+        os.close(shared_fd)
+    agent.tid = tid
+    agent.wire = ffi.cast("struct tp_wire *", ffi.from_buffer("char[]", agent.shared, require_writable=True))
+    agent.image_at = image_base + load_image().head_offset
+    _check_wire(agent.wire, size)
+
+
+def _check_wire(wire: Pointer, size: int) -> None:
+    if wire.version != lib.TP_WIRE_VERSION:
+        raise AgentVersion(wire.version, lib.TP_WIRE_VERSION)
+    stride = lib.TP_PAGE_BYTES + wire.ring_bytes
+    whole = lib.TP_PAGE_BYTES + wire.request_bytes + stride * wire.ring_count
+    sane = (
+        wire.magic == _MAGIC
+        and wire.header_bytes == ffi.sizeof("struct tp_wire")
+        and wire.request_offset == lib.TP_PAGE_BYTES
+        and wire.ring_offset == lib.TP_PAGE_BYTES + wire.request_bytes
+        and wire.ring_stride == stride
+        and whole == size
+    )
+    if not sane:
+        raise AgentFailed("checking the shared memory object", errno.EBADMSG)
+
+
+def _inject(agent: Agent, ring_bytes: int, rings: int) -> Pointer:
+    image = load_image()
+    request = ffi.new("struct tp_inject *")
+    keep = [
+        ffi.from_buffer("uint8_t[]", image.data),
+        ffi.new("uint64_t[]", [word for pair in image.relocations for word in pair]),
+    ]
+    request.image = keep[0]
+    request.image_file_bytes = len(image.data)
+    request.image_bytes = image.size
+    request.head_offset = image.head_offset
+    request.entry_offset = image.entry_offset
+    request.relocations = keep[1]
+    request.relocation_count = len(image.relocations)
+    request.mem_fd = agent.mem_fd
+    request.ring_count = rings
+    request.ring_bytes = ring_bytes
+    request.request_bytes = DEFAULT_REQUEST_BYTES
+    out = ffi.new("struct tp_injected *")
+    if agent.pid == os.getpid():
+        _check_injection(agent, lib.tp_inject_self(request, out))
+    else:
+        request.syscall_at = find_syscall(agent.mem_fd, target.read_maps(agent.pid))
+        _inject_remote(agent, request, out)
+    agent.tid = out.agent_tid
+    agent.image_at = out.base + image.head_offset
+    agent.timings.hold_ns = out.hold_ns
+    return out
+
+
+def _inject_remote(agent: Agent, request: Pointer, out: Pointer) -> None:
+    if agent.held is not None:
+        request.local_tid = _local_tid(agent.pid, agent.pid)
+        _check_injection(agent, lib.tp_inject(agent.held, request, out))
+        return
+    error = -errno.EAGAIN
+    for attempt in range(_RETRIES):
+        for thread in borrow_order(agent.pid):
+            request.local_tid = _local_tid(agent.pid, thread.tid)
+            error = lib.tp_inject_thread(agent.pid, thread.tid, request, out)
+            if error != -errno.EAGAIN and error != -errno.ESRCH:
+                _check_injection(agent, error)
+                return
+        time.sleep(0.001 * attempt)
+    _check_injection(agent, error)
+
+
+def _check_injection(agent: Agent, error: int) -> None:
+    if error >= 0:
+        return
+    if has_ended(agent.pidfd) or error == -errno.ESRCH:
+        raise TargetExited(agent.pid, "attach")
+    if error in (-errno.EPERM, -errno.EACCES):
+        raise AttachDenied(agent.pid, [f"ptrace: {os.strerror(-error)}"])
+    if error == -errno.ETIMEDOUT:
+        raise AgentTimeout("stopping one thread of the target", _START_TIMEOUT_S)
+    raise AgentFailed("loading the agent", -error)
+
+
+def borrow_order(pid: int) -> list[Thread]:
+    """Threads of `pid`, best one to hold first: asleep in a call that restarts by itself.
+
+    A futex wait is woken and resumed by the kernel with nothing lost; a running thread has no
+    call to interrupt; the rest may be in a call that answers EINTR (pitfalls 7).
+    """
+    futex, read, nanosleep = 202, 0, 35
+
+    def rank(thread: Thread) -> int:
+        try:
+            with open(f"/proc/{pid}/task/{thread.tid}/syscall", encoding="ascii") as file:
+                word = file.read().split()[0]
+        except (OSError, IndexError):
+            return 9
+        if word == "running":
+            return 1
+        return {futex: 0, read: 2, nanosleep: 2}.get(int(word), 3)
+
+    threads = [t for t in target.read_threads(pid) if t.name != NAME and t.state in "RS"]
+    return sorted(threads, key=rank)
+
+
+def _local_tid(pid: int, tid: int) -> int:
+    with open(f"/proc/{pid}/task/{tid}/status", encoding="utf-8", errors="replace") as status:
+        for line in status:
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return tid
+
+
+def find_syscall(mem_fd: int, maps: Iterable[Mapping]) -> int:
+    """Address of a `syscall` instruction in any r-x mapping, the vdso first.
+
+    Raises AgentFailed when the program has none.
+    """
+    code = [m for m in maps if "r" in m.perms and "x" in m.perms and m.path != "[vsyscall]"]
+    for mapping in sorted(code, key=lambda m: m.path != "[vdso]"):
+        with contextlib.suppress(OSError):
+            at = os.pread(mem_fd, mapping.end - mapping.start, mapping.start).find(_SYSCALL)
+            if at >= 0:
+                return mapping.start + at
+    raise AgentFailed("finding a syscall instruction in the target", errno.ENOENT)
+
+
+def _wait_ready(agent: Agent) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while True:
+        head = agent.image()
+        if head.state == lib.TP_AGENT_READY:
+            agent.tid = target_tid(agent.pid, agent.tid)
+            return
+        if head.state == lib.TP_AGENT_FAILED:
+            code = -head.error
+            raise AgentFailed(f"start of the agent, step {head.step} ({error_text(code)})", code)
+        if time.monotonic() > deadline:
+            raise AgentTimeout("start of the agent", _START_TIMEOUT_S)
+        time.sleep(0.0001)
+
+
+def target_tid(pid: int, tid: int) -> int:
+    """The agent's thread id as this tool sees it; `tid` is what clone gave inside the target."""
+    if os.path.exists(f"/proc/{pid}/task/{tid}"):
+        return tid
+    return next((t.tid for t in target.read_threads(pid) if t.name == NAME), tid)
+
+
+def _hand_over_files(agent: Agent) -> None:
+    """Pass the mem and status files over; a kernel before 6.9 lets the agent open its own."""
+    status_fd = os.open(f"/proc/{agent.pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        sent = lib.tp_send_fds(agent.tid, agent.image().socket_fd, agent.mem_fd, status_fd)
+    finally:
+        os.close(status_fd)
+    agent.require("handing over the mem file", lib.TP_CMD_FDS, int(sent == 0))

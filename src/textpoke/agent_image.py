@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's ELF file as it is laid out in memory: bytes, relocations, entry point."""
+
+from __future__ import annotations
+
+import functools
+import os
+import struct
+from dataclasses import dataclass
+
+_PT_LOAD, _PT_DYNAMIC = 1, 2
+_PF_W = 2
+_DT_RELA, _DT_RELASZ = 7, 8
+_R_X86_64_RELATIVE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class AgentImage:
+    """What `agent` loads into a target; offsets are relative to the image's base.
+
+    Attributes:
+        data: Code and initialised data, by offset.
+        size: Bytes of the whole image, with bss, gate page and stack.
+        head_offset: Where struct tp_image lies: the start of the writable part.
+        entry_offset: Where tpa_bootstrap lies.
+        relocations: (offset, addend) of every relative relocation.
+    """
+
+    data: bytes
+    size: int
+    head_offset: int
+    entry_offset: int
+    relocations: tuple[tuple[int, int], ...]
+
+
+def image_path() -> str:
+    """The file that the build installs beside this module."""
+    return os.path.join(os.path.dirname(__file__), "_agent.so")
+
+
+@functools.cache
+def load_image() -> AgentImage:
+    """Read the agent's file; it is ours, so a surprise in it is an assertion, not an error."""
+    with open(image_path(), "rb") as file:
+        raw = file.read()
+    entry, table = struct.unpack_from("<QQ", raw, 24)
+    size, count = struct.unpack_from("<HH", raw, 54)
+    headers = [struct.unpack_from("<IIQQQQQQ", raw, table + i * size) for i in range(count)]
+    loads = [h for h in headers if h[0] == _PT_LOAD]
+    data = bytearray(max(vaddr + file_bytes for _, _, _, vaddr, _, file_bytes, _, _ in loads))
+    for _, _, offset, vaddr, _, file_bytes, _, _ in loads:
+        data[vaddr : vaddr + file_bytes] = raw[offset : offset + file_bytes]
+    end = max(vaddr + memory for _, _, _, vaddr, _, _, memory, _ in loads)
+    head = next(vaddr for _, flags, _, vaddr, *_ in loads if flags & _PF_W)
+    dynamic = next(h for h in headers if h[0] == _PT_DYNAMIC)
+    relocations = _relocations(bytes(data), dynamic[3], dynamic[5])
+    return AgentImage(bytes(data), -(-end // 4096) * 4096, head, entry, relocations)
+
+
+def _relocations(data: bytes, dynamic: int, size: int) -> tuple[tuple[int, int], ...]:
+    tags = dict(struct.iter_unpack("<qQ", data[dynamic : dynamic + size]))
+    start = tags.get(_DT_RELA, 0)
+    entries = struct.iter_unpack("<QQq", data[start : start + tags.get(_DT_RELASZ, 0)])
+    found = []
+    for offset, info, addend in entries:
+        assert info == _R_X86_64_RELATIVE, f"agent has relocation {info:#x}"  # noqa: S101
+        found.append((offset, addend))
+    return tuple(found)

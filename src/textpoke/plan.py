@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From sites to pokes: which bytes to write, and what code must be mapped where for them.
+
+Pure functions of sites and address ranges; nothing here touches a process.
+
+A run of one-byte NOPs is flipped by one byte: `e8 90 90 90 90` is a CALL whose displacement is the
+NOPs themselves, to a landing pad mapped at site - 0x6F6F6F6B (docs/architecture.md, "One byte to
+flip"). Where that place is taken, or below the address space (non-PIE), the run is first merged
+into one NOP, `66 66 66 66 90`: whatever mix of the two a core fetches, at whatever byte a thread
+sleeps, it meets NOPs only, so merging needs no stop. A single NOP gets a CALL to an island nearby.
+"""
+
+from __future__ import annotations
+
+import bisect
+import enum
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from textpoke.model import SiteKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from textpoke.model import Mapping, Site
+
+PAGE = 4096
+PAD_DISTANCE = 0x6F6F6F6B
+MERGED_NOP = b"\x66\x66\x66\x66\x90"
+_CALL, _JMP = 0xE8, 0xE9
+_CALL_BYTES = 5
+_CS_PREFIX = b"\x2e"  # ignored on CALL in 64-bit mode: fills a longer NOP with one instruction
+_INT3 = 0xCC
+_REACH = 0x7FFF0000
+_LOWEST = 0x10000  # vm.mmap_min_addr
+_HIGHEST = 0x7FFF_FFFF_0000
+_STACK_GROWTH = 64 << 20
+_GAP_PAGES = 64  # pads closer than this share a mapping
+_ISLAND = b"\xff\x25\x00\x00\x00\x00"  # jmp *0(%rip), then the address
+
+
+class Method(enum.Enum):
+    """How a site's CALL comes about."""
+
+    FLIP = "flip"
+    """One byte: NOP to the opcode of CALL, whose displacement is the NOPs after it."""
+    CALL = "call"
+    """The NOP is one instruction: the plain protocol."""
+    MERGE = "merge"
+    """A run of NOPs that is made one instruction first."""
+
+
+@dataclass(frozen=True, slots=True)
+class SitePlan:
+    """What to write at one site.
+
+    Attributes:
+        site: The site; `site.old` is what the file has.
+        method: How it is patched.
+        off: Bytes of the unpatched site; differs from `site.old` where a run was merged.
+        on: Bytes of the CALL.
+        return_address: Where the CALL returns to; events carry it.
+    """
+
+    site: Site
+    method: Method
+    off: bytes
+    on: bytes
+    return_address: int
+
+
+@dataclass(slots=True)
+class Plan:
+    """Pokes, and the code to map before them.
+
+    Attributes:
+        sites: In address order.
+        regions: (start, bytes) of new r-x mappings.
+        code: (address, bytes) to write into them.
+        refused: (site, reason) of sites for which no room was found.
+    """
+
+    sites: list[SitePlan] = field(default_factory=list)
+    regions: list[tuple[int, int]] = field(default_factory=list)
+    code: list[tuple[int, bytes]] = field(default_factory=list)
+    refused: list[tuple[Site, str]] = field(default_factory=list)
+
+
+class Space:
+    """The address ranges of a process that are taken, ours among them.
+
+    Args:
+        maps: The mappings of the process.
+        owned: (start, bytes) of regions that we mapped for pads and islands before.
+    """
+
+    def __init__(self, maps: Iterable[Mapping], owned: Sequence[tuple[int, int]] = ()) -> None:
+        taken = []
+        for mapping in maps:
+            # A main stack grows down: keep clear of it.
+            start = mapping.start - (_STACK_GROWTH if mapping.path == "[stack]" else 0)
+            taken.append((max(start, 0), mapping.end))
+        self._taken = sorted(taken)
+        self._owned = sorted((start, start + size) for start, size in owned)
+
+    def is_free(self, start: int, end: int) -> bool:
+        """True when [start, end) can be mapped."""
+        if start < _LOWEST or end > _HIGHEST:
+            return False
+        i = bisect.bisect_left(self._taken, (end, 0)) - 1
+        return i < 0 or self._taken[i][1] <= start
+
+    def is_owned(self, start: int, end: int) -> bool:
+        """True when [start, end) lies in one of our regions."""
+        i = bisect.bisect_right(self._owned, (start, _HIGHEST)) - 1
+        return i >= 0 and end <= self._owned[i][1]
+
+    def take(self, start: int, end: int) -> None:
+        """Count [start, end) as taken by a region of ours."""
+        bisect.insort(self._taken, (start, end))
+        bisect.insort(self._owned, (start, end))
+
+    def page_near(self, low: int, high: int) -> int | None:
+        """A free page within CALL reach of every address of [low, high], or None.
+
+        Just below mappings, nearest first: above them the heap grows.
+        """
+        starts = [start for start, _ in self._taken]
+        below = [s for s in starts if s <= high and high - (s - PAGE) < _REACH]
+        above = [s for s in starts if s > high and s - low < _REACH]
+        for start in [*reversed(below), *above]:
+            page = (start - PAGE) // PAGE * PAGE
+            if self.is_free(page, page + PAGE):
+                return page
+        return None
+
+
+class Planner:
+    """Plans for one process; remembers pads and islands, so that later plans reuse them.
+
+    Args:
+        thunk: Runtime address of the thunk that every CALL shall reach.
+    """
+
+    def __init__(self, thunk: int) -> None:
+        self._thunk = thunk
+        self._pads: set[int] = set()
+        self._islands: list[int] = []
+        self._merged: dict[int, bool] = {}
+
+    def plan(self, sites: Iterable[Site], space: Space) -> Plan:
+        """Plan a CALL to the thunk at every one of `sites`; all must be patchable."""
+        ordered = sorted(sites, key=lambda site: site.address)
+        plan = Plan()
+        runs = [site for site in ordered if site.kind is SiteKind.NOP_RUN]
+        padded = self._place_pads(runs, space, plan)
+        calls = [site for site in ordered if site.address not in padded]
+        for site in runs:
+            if site.address in padded:
+                on = bytes([_CALL]) + site.old[1:]
+                end = site.address + _CALL_BYTES
+                plan.sites.append(SitePlan(site, Method.FLIP, site.old, on, end))
+        self._plan_calls(calls, space, plan)
+        plan.sites.sort(key=lambda planned: planned.site.address)
+        return plan
+
+    def _place_pads(self, runs: list[Site], space: Space, plan: Plan) -> set[int]:
+        """Map pads for as many runs as have room; returns the addresses of those sites."""
+        fresh = [s for s in runs if s.address not in self._pads]
+        groups = _page_groups(fresh)
+        for group in _joined(groups, space):
+            self._map_group(group, space, plan)
+        return self._pads & {site.address for site in runs}
+
+    def _map_group(self, group: _Group, space: Space, plan: Plan) -> None:
+        owned = space.is_owned(group.start, group.end)
+        if not owned and not space.is_free(group.start, group.end):
+            return
+        island = self._island_for(group.start, group.end, space, plan)
+        if island is None:
+            return
+        if not owned:
+            plan.regions.append((group.start, group.end - group.start))
+            space.take(group.start, group.end)
+        pads = [site.address - PAD_DISTANCE for site in group.sites]
+        # Between pads of an older region there may be others, in use: leave their bytes alone.
+        plan.code.extend(_pad_code(pads, island, fill_below=0 if owned else PAGE))
+        self._pads.update(site.address for site in group.sites)
+
+    def _island_for(self, low: int, high: int, space: Space, plan: Plan) -> int | None:
+        """An island within reach: a jump to the thunk, however far that is."""
+        for island in self._islands:
+            if abs(island - low) < _REACH and abs(island - high) < _REACH:
+                return island
+        page = space.page_near(low, high)
+        if page is None:
+            return None
+        plan.regions.append((page, PAGE))
+        space.take(page, page + PAGE)
+        plan.code.append((page, _ISLAND + struct.pack("<Q", self._thunk)))
+        self._islands.append(page)
+        return page
+
+    def _plan_calls(self, sites: list[Site], space: Space, plan: Plan) -> None:
+        for site in sites:
+            island = self._island_for(site.address, site.address + site.length, space, plan)
+            if island is None:
+                plan.refused.append((site, "no free memory within 2 GiB of it"))
+                continue
+            end = site.address + site.length
+            merge = site.kind is SiteKind.NOP_RUN
+            off = MERGED_NOP if merge else site.old
+            on = _CS_PREFIX * (site.length - _CALL_BYTES)
+            on += struct.pack("<Bi", _CALL, island - end)
+            method = Method.MERGE if merge else Method.CALL
+            plan.sites.append(SitePlan(site, method, off, on, end))
+
+
+@dataclass(slots=True)
+class _Group:
+    """Sites whose pads stand together: pages [start, end)."""
+
+    start: int
+    end: int
+    sites: list[Site]
+
+
+def _page_groups(sites: list[Site]) -> list[_Group]:
+    """One group for the pads of every run of pages that touch."""
+    groups: list[_Group] = []
+    for site in sites:
+        pad = site.address - PAD_DISTANCE
+        start = pad // PAGE * PAGE
+        end = (pad + _CALL_BYTES - 1) // PAGE * PAGE + PAGE
+        if groups and start <= groups[-1].end:
+            groups[-1].end = max(end, groups[-1].end)
+            groups[-1].sites.append(site)
+        else:
+            groups.append(_Group(start, end, [site]))
+    return groups
+
+
+def _joined(groups: list[_Group], space: Space) -> list[_Group]:
+    """Groups a few free pages apart become one mapping: processes have a limit on those."""
+    joined: list[_Group] = []
+    for group in groups:
+        last = joined[-1] if joined else None
+        near = last is not None and group.start - last.end <= _GAP_PAGES * PAGE
+        if last is not None and near and space.is_free(last.start, group.end):
+            last.end = group.end
+            last.sites += group.sites
+        else:
+            joined.append(_Group(group.start, group.end, list(group.sites)))
+    return joined
+
+
+def _pad_code(pads: list[int], island: int, *, fill_below: int) -> list[tuple[int, bytes]]:
+    """The jumps of all pads; gaps shorter than `fill_below` bytes are filled, so pieces are few."""
+    pieces: list[tuple[int, bytearray]] = []
+    pack = struct.Struct("<Bi").pack
+    for pad in pads:
+        jump = pack(_JMP, island - (pad + _CALL_BYTES))
+        if pieces and pad - (pieces[-1][0] + len(pieces[-1][1])) < fill_below:
+            start, data = pieces[-1]
+            data.extend(bytes([_INT3]) * (pad - start - len(data)))
+            data.extend(jump)
+        else:
+            pieces.append((pad, bytearray(jump)))
+    return [(start, bytes(data)) for start, data in pieces]
