@@ -54,7 +54,7 @@ class Site:
 
     Attributes:
         address: Runtime address of the first byte that may change.
-        length: Bytes that belong to the site; 0 when it is refused before a length is known.
+        length: Bytes that belong to the site (of a refused one: the bytes shown in `old`).
         kind: How it may be patched; None when refused.
         module: Name of the module.
         function: Demangled name of the function.

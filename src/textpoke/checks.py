@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether textpoke can attach to a process, from facts in proc and without touching it."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from textpoke import elf, proc
+from textpoke._errors import AttachDenied, NoSuchTarget, UnsupportedTarget
+from textpoke.model import Finding, Thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+AGENT_COMM = "textpoke"
+
+_SIGTRAP_BIT = 1 << 4  # signal 5
+_CAP_SYS_PTRACE_BIT = 1 << 19
+_HWCAP2_FSGSBASE = 1 << 1
+_SYS_MEMBARRIER = 324
+_MEMBARRIER_SYNC_CORE = 1 << 5 | 1 << 6  # PRIVATE_EXPEDITED_SYNC_CORE and its registration
+_OLDEST_KERNEL = (5, 11)
+_SECCOMP_MODES = {1: "strict", 2: "filter"}
+_RUN_UNDER_US = "start it with: textpoke record -- CMD"
+
+
+class _Verdict(NamedTuple):
+    ok: bool
+    value: str
+    cure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What proc says about the target, read once for all checks."""
+
+    pid: int
+    status: dict[str, str]
+    threads: list[Thread]
+    agents: list[Thread]
+    features: dict[int, str]
+    capable: bool
+
+
+def check_attach(pid: int) -> list[Finding]:
+    """Return one finding for each fact that decides whether we can attach, in order.
+
+    Nothing is written and no process is stopped. The list ends early where the rest would make
+    no sense (no such process, a zombie, a kernel thread); facts that we may not read are left
+    out. The finding "agent" tells of a textpoke that is there already, and says nothing bad.
+    """
+    try:
+        facts = _read_facts(pid)
+    except NoSuchTarget:
+        return [Finding("process", ok=False, value="no such pid", cure="check it with ps")]
+    findings = [Finding("process", ok=True, value=facts.status.get("Name", ""), cure="")]
+    for name, check in _CHECKS:
+        verdict = check(facts)
+        if verdict is not None:
+            findings.append(Finding(name, *verdict))
+            if not verdict.ok and name in _DECISIVE:
+                break
+    return findings
+
+
+def require_attachable(pid: int) -> None:
+    """Raise for the first fact that speaks against attaching; return when there is none.
+
+    Raises:
+        NoSuchTarget: No process has this pid.
+        AttachDenied: The kernel will not let us; `causes` has every reason.
+        UnsupportedTarget: Anything else, with the id of the reason.
+    """
+    failed = [f for f in check_attach(pid) if not f.ok and f.check not in _NOT_FATAL]
+    if not failed:
+        return
+    first = failed[0].check
+    if first == "process":
+        raise NoSuchTarget(pid)
+    causes = [_text(finding) for finding in failed if finding.check in _DENIALS]
+    if first in _DENIALS:
+        raise AttachDenied(pid, causes)
+    raise UnsupportedTarget(pid, _REASONS.get(first, first), _text(failed[0]))
+
+
+def _text(finding: Finding) -> str:
+    return f"{finding.value}; {finding.cure}" if finding.cure else finding.value
+
+
+def _read_facts(pid: int) -> _Facts:
+    statuses = proc.read_statuses(pid)
+    living = [(tid, status) for tid, status in statuses if status["State"][:1] not in "ZX"]
+    threads = [proc.thread_of(tid, status) for tid, status in living]
+    # The leader is never ours: a program called textpoke is a program like any other.
+    agents = [t for t in threads if t.name == AGENT_COMM and t.tid != pid]
+    capabilities = int(proc.read_status(os.getpid()).get("CapEff", "0"), 16)
+    return _Facts(
+        pid,
+        (living or statuses)[0][1],
+        [t for t in threads if t not in agents],
+        agents,
+        {tid: status.get("x86_Thread_features", "") for tid, status in living},
+        bool(capabilities & _CAP_SYS_PTRACE_BIT),
+    )
+
+
+def _threads_text(threads: list[Thread]) -> str:
+    shown = ", ".join(f"{t.tid} ({t.name})" for t in threads[:3])
+    more = f" and {len(threads) - 3} more" if len(threads) > 3 else ""
+    return f"thread{'s' if len(threads) > 1 else ''} {shown}{more}"
+
+
+def _zombie(facts: _Facts) -> _Verdict:
+    if facts.threads or facts.agents:
+        return _Verdict(ok=True, value=facts.status.get("State", ""))
+    parent = facts.status.get("PPid", "?")
+    return _Verdict(
+        False, "the process has ended", f"its parent, pid {parent}, has not noticed yet"
+    )
+
+
+def _whole_process(facts: _Facts) -> _Verdict:
+    group = facts.status.get("Tgid", str(facts.pid))
+    if group == str(facts.pid):
+        return _Verdict(True, "yes")
+    return _Verdict(False, f"{facts.pid} is a thread of process {group}", f"use -p {group}")
+
+
+def _user_program(facts: _Facts) -> _Verdict:
+    if "VmSize" in facts.status:
+        return _Verdict(True, "yes")
+    return _Verdict(False, "a kernel thread: it has no memory of its own", "trace it with ftrace")
+
+
+def _wide(facts: _Facts) -> _Verdict | None:
+    task = proc.living_task(facts.pid)
+    try:
+        with open(f"{proc.ROOT}/{facts.pid}/{task}exe", "rb") as file:
+            head = file.read(20)
+    except OSError:
+        return None
+    machine = int.from_bytes(head[18:20], "little")
+    if head[4:5] == b"\x02" and machine == elf.EM_X86_64:
+        return _Verdict(True, "x86-64")
+    return _Verdict(
+        False,
+        f"ELF class {head[4:5].hex()}, machine {machine}",
+        "only 64-bit x86 programs can be traced",
+    )
+
+
+def _permission(facts: _Facts) -> _Verdict:
+    ours, theirs = os.geteuid(), facts.status.get("Uid", "?").split()
+    power = "with" if facts.capable else "without"
+    value = f"uid {'/'.join(dict.fromkeys(theirs))}, ours is {ours} {power} CAP_SYS_PTRACE"
+    try:
+        proc.read_auxv(facts.pid)
+    except AttachDenied:
+        pass
+    else:
+        return _Verdict(True, value)
+    if facts.capable:
+        cure = "a user namespace or security module is in the way; run textpoke outside of ours"
+    elif set(theirs) == {str(ours)}:
+        value += ", and the process is not dumpable (setuid program, or prctl)"
+        cure = f"run textpoke with CAP_SYS_PTRACE (sudo), or {_RUN_UNDER_US}"
+    else:
+        cure = "run textpoke as that user or with CAP_SYS_PTRACE (sudo)"
+    return _Verdict(False, value, cure)
+
+
+def _yama(facts: _Facts) -> _Verdict:
+    try:
+        with open(f"{proc.ROOT}/sys/kernel/yama/ptrace_scope", encoding="ascii") as file:
+            scope = int(file.read())
+    except (OSError, ValueError):
+        return _Verdict(True, "not active")
+    value = f"ptrace_scope is {scope}"
+    if scope <= 0 or (scope < 3 and facts.capable) or (scope == 1 and _is_descendant(facts)):
+        return _Verdict(True, value)
+    if scope >= 3:
+        return _Verdict(False, value, "nobody may attach until the next boot")
+    child = f"{_RUN_UNDER_US}; or " if scope == 1 else ""
+    return _Verdict(False, value, f"{child}run textpoke with CAP_SYS_PTRACE (sudo)")
+
+
+def _is_descendant(facts: _Facts) -> bool:
+    pid, status = facts.pid, facts.status
+    try:
+        while pid not in (0, os.getpid()):
+            pid = int(status.get("PPid", "0"))
+            status = proc.read_status(pid) if pid else {}
+    except NoSuchTarget:
+        return False
+    return pid == os.getpid()
+
+
+def _debugger(facts: _Facts) -> _Verdict:
+    for thread in facts.threads:
+        if thread.tracer_pid:
+            name = _comm(thread.tracer_pid)
+            value = f"{name} (pid {thread.tracer_pid}) traces {_threads_text([thread])}"
+            return _Verdict(False, value, "let it detach first")
+    return _Verdict(True, "none")
+
+
+def _comm(pid: int) -> str:
+    try:
+        return proc.read_status(pid).get("Name", "")
+    except NoSuchTarget:
+        return "a process that is gone"
+
+
+def _running(facts: _Facts) -> _Verdict:
+    stopped = [thread for thread in facts.threads if thread.state in "Tt"]
+    if not stopped:
+        return _Verdict(True, "yes")
+    value = f"{_threads_text(stopped)} stopped"
+    return _Verdict(False, value, f"let it run: kill -CONT {facts.pid}")
+
+
+def _seccomp(facts: _Facts) -> _Verdict:
+    filtered = [thread for thread in facts.threads if thread.seccomp]
+    if not filtered:
+        return _Verdict(True, "off")
+    mode = filtered[0].seccomp
+    return _Verdict(
+        False,
+        f"{_threads_text(filtered)}: mode {mode} ({_SECCOMP_MODES.get(mode, '?')})",
+        "its filter could kill it for our system calls; start it without one "
+        "(systemd: SystemCallFilter=, docker: --security-opt seccomp=unconfined)",
+    )
+
+
+def _shadow_stack(facts: _Facts) -> _Verdict:
+    with_one = [t for t in facts.threads if "shstk" in facts.features.get(t.tid, "").split()]
+    if not with_one:
+        return _Verdict(True, "off")
+    cure = "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"
+    return _Verdict(False, f"on in {_threads_text(with_one)}", cure)
+
+
+def _fsgsbase(facts: _Facts) -> _Verdict | None:
+    try:
+        hwcap2 = proc.read_auxv(facts.pid).get(proc.AT_HWCAP2, 0)
+    except AttachDenied:
+        return None
+    ok = bool(hwcap2 & _HWCAP2_FSGSBASE)
+    cure = "needs a CPU with FSGSBASE and Linux 5.9, booted without nofsgsbase"
+    return _Verdict(ok, f"AT_HWCAP2 is {hwcap2:#x}", "" if ok else cure)
+
+
+def _sigtrap_blocked(facts: _Facts) -> _Verdict:
+    blocked = [thread for thread in facts.threads if thread.sig_blocked & _SIGTRAP_BIT]
+    if not blocked:
+        return _Verdict(True, "in no thread")
+    cure = "the kernel would kill the process at a patched site; unblock SIGTRAP there"
+    return _Verdict(False, f"in {_threads_text(blocked)}", cure)
+
+
+def _sigtrap_ignored(facts: _Facts) -> _Verdict:
+    if int(facts.status.get("SigIgn", "0"), 16) & _SIGTRAP_BIT:
+        cure = "start it with SIGTRAP at its default (sh: trap - TRAP)"
+        return _Verdict(False, f"SigIgn is {facts.status['SigIgn']}", cure)
+    return _Verdict(True, "no")
+
+
+def _membarrier(_: _Facts) -> _Verdict:
+    import ctypes
+
+    commands = ctypes.CDLL(None, use_errno=True).syscall(_SYS_MEMBARRIER, 0, 0, 0)
+    if commands >= 0 and commands & _MEMBARRIER_SYNC_CORE == _MEMBARRIER_SYNC_CORE:
+        return _Verdict(True, f"commands {commands:#x}")
+    value = f"commands {commands:#x}" if commands >= 0 else os.strerror(ctypes.get_errno())
+    return _Verdict(False, value, "needs PRIVATE_EXPEDITED_SYNC_CORE: Linux 4.16 with MEMBARRIER")
+
+
+def _kernel(_: _Facts) -> _Verdict:
+    release = os.uname().release
+    numbers = re.findall(r"\d+", release)[:2]
+    ok = tuple(map(int, numbers)) >= _OLDEST_KERNEL
+    return _Verdict(ok, release, "" if ok else "textpoke is tested on Linux 5.11 and newer")
+
+
+def _agent(facts: _Facts) -> _Verdict:
+    if not facts.agents:
+        return _Verdict(True, "none")
+    return _Verdict(True, _threads_text(facts.agents), f"look: textpoke status -p {facts.pid}")
+
+
+_CHECKS: tuple[tuple[str, Callable[[_Facts], _Verdict | None]], ...] = (
+    ("alive", _zombie),
+    ("whole process", _whole_process),
+    ("user program", _user_program),
+    ("64-bit", _wide),
+    ("permission", _permission),
+    ("yama", _yama),
+    ("debugger", _debugger),
+    ("running", _running),
+    ("seccomp", _seccomp),
+    ("shadow stack", _shadow_stack),
+    ("fsgsbase", _fsgsbase),
+    ("SIGTRAP blocked", _sigtrap_blocked),
+    ("SIGTRAP ignored", _sigtrap_ignored),
+    ("membarrier", _membarrier),
+    ("kernel", _kernel),
+    ("agent", _agent),
+)
+_DECISIVE = frozenset(("alive", "whole process", "user program"))
+_DENIALS = frozenset(("permission", "yama"))
+_NOT_FATAL = frozenset(("kernel", "agent"))
+_REASONS = {
+    "alive": "zombie",
+    "whole process": "thread",
+    "user program": "kernel-thread",
+    "64-bit": "32-bit",
+    "running": "stopped",
+    "shadow stack": "shadow-stack",
+    "fsgsbase": "no-fsgsbase",
+    "SIGTRAP blocked": "sigtrap-blocked",
+    "SIGTRAP ignored": "sigtrap-ignored",
+    "membarrier": "no-membarrier",
+}

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""'MODULE!GLOB': the patterns by which people choose functions."""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import re
+from typing import TYPE_CHECKING
+
+from textpoke.demangle import without_parameters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from textpoke.model import Site
+
+# C++ names may hold "operator!" and "operator!=".
+_BORDER = re.compile(r"(?<!operator)!")
+_WILDCARDS = re.compile(r"[*?\[]")
+_CLOSE_NAMES = 3
+
+
+class Pattern:
+    """One 'MODULE!GLOB', case-sensitive, with `*`, `?` and `[...]` as in the shell.
+
+    The glob is tried on the demangled name, that name without its parameter list (C++) or
+    clone suffix ("f.constprop.0" is f), and the raw symbol. MODULE is a glob on the file's
+    basename, or the basename itself, what stands before its ".so", or a beginning of it that
+    ends at the end of a word: "redis" is redis-server, "libz" is libz.so.1 but not
+    libzstd.so.1. Without "!" any module will do.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        parts = _BORDER.split(text, maxsplit=1)
+        self._module = parts[0] if len(parts) > 1 else ""
+        self._is_name = _test(parts[-1] or "*")
+        self._modules: dict[str, bool] = {}
+
+    def matches(self, site: Site) -> bool:
+        """Tell whether the pattern chooses this site."""
+        is_name, function, symbol = self._is_name, site.function, site.symbol
+        return self._in_module(site.module) and bool(
+            is_name(function) or is_name(symbol) or is_name(_base(function, symbol))
+        )
+
+    def close_names(self, sites: Iterable[Site]) -> list[str]:
+        """Return up to three names that look like the pattern: modules when none matched."""
+        import difflib
+
+        sites = list(sites)
+        functions = {site.function for site in sites if self._in_module(site.module)}
+        names = sorted(functions or {site.module for site in sites})
+        wanted = _BORDER.split(self.text, maxsplit=1)[-1] if functions else self._module
+        wanted = _WILDCARDS.sub("", wanted).replace("]", "")
+        if not wanted:
+            return []
+        folded = [name for name in names if wanted.lower() in name.lower()]
+        folded.sort(key=len)
+        close = difflib.get_close_matches(wanted, names, _CLOSE_NAMES)
+        return list(dict.fromkeys(folded[:_CLOSE_NAMES] + close))[:_CLOSE_NAMES]
+
+    def _in_module(self, name: str) -> bool:
+        known = self._modules.get(name)
+        if known is None:
+            known = self._modules[name] = _is_module(self._module, name)
+        return known
+
+
+def _is_module(pattern: str, name: str) -> bool:
+    if not pattern or fnmatch.fnmatchcase(name, pattern):
+        return True
+    return name.startswith(pattern) and not name[len(pattern) : len(pattern) + 1].isalnum()
+
+
+def _test(glob: str) -> Callable[[str], object]:
+    # A name of C++ may be a wildcard by accident ("operator*"), so equality counts too.
+    if not _WILDCARDS.search(glob):
+        return glob.__eq__
+    expression = re.compile(f"{fnmatch.translate(glob)}|{re.escape(glob)}\\Z")
+    return expression.match
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _base(function: str, symbol: str) -> str:
+    if function == symbol:
+        return symbol.partition(".")[0]
+    return without_parameters(function) if symbol.startswith("_Z") else symbol

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers of proc/PID: maps, threads, status and auxiliary vector."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from typing import TYPE_CHECKING
+
+from textpoke._errors import AttachDenied, NoSuchTarget
+from textpoke.model import Mapping, Thread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = "/proc"
+AT_HWCAP2 = 26
+
+_AUXV_ENTRY = struct.Struct("<QQ")
+_GONE = (errno.ENOENT, errno.ESRCH)
+
+
+def read_file(pid: int, name: str) -> bytes:
+    """Return the content of proc/PID/`name`.
+
+    Raises:
+        NoSuchTarget: The process, or the thread that `name` speaks of, is gone.
+        AttachDenied: We may not read it.
+    """
+    try:
+        with open(f"{ROOT}/{pid}/{name}", "rb") as file:
+            return file.read()
+    except PermissionError as exc:
+        cause = f"proc/{pid}/{name} is not readable for uid {os.geteuid()}; run textpoke as root"
+        raise AttachDenied(pid, [cause]) from exc
+    except OSError as exc:
+        if exc.errno in _GONE:
+            raise NoSuchTarget(pid) from exc
+        raise
+
+
+def read_maps(pid: int) -> list[Mapping]:
+    """Return all mappings of a process, in address order.
+
+    When the first thread has exited and others run on, the mappings are read from one of them.
+
+    Raises:
+        NoSuchTarget: No such process.
+        AttachDenied: Another user's process.
+    """
+    text = os.fsdecode(read_file(pid, f"{living_task(pid)}maps"))
+    return [_mapping(line) for line in text.split("\n") if line]
+
+
+def _mapping(line: str) -> Mapping:
+    fields = line.split(None, 5)
+    start, _, end = fields[0].partition("-")
+    # The kernel escapes nothing but the newline.
+    path = fields[5].replace("\\012", "\n") if len(fields) > 5 else ""
+    offset, inode = int(fields[2], 16), int(fields[4])
+    return Mapping(int(start, 16), int(end, 16), fields[1], offset, fields[3], inode, path)
+
+
+def read_threads(pid: int) -> list[Thread]:
+    """Return all threads of a process, our agent's included, in the order of their ids.
+
+    Raises:
+        NoSuchTarget: No such process.
+    """
+    return [thread_of(tid, status) for tid, status in read_statuses(pid)]
+
+
+def read_statuses(pid: int) -> list[tuple[int, dict[str, str]]]:
+    """Return thread id and the fields of proc/PID/task/TID/status for all threads.
+
+    Raises:
+        NoSuchTarget: No such process.
+    """
+    statuses: list[tuple[int, dict[str, str]]] = []
+    for tid in _task_ids(pid):
+        try:
+            statuses.append((tid, read_status(pid, f"task/{tid}/")))
+        except NoSuchTarget:
+            continue  # a thread that ended meanwhile
+    if not statuses:
+        raise NoSuchTarget(pid)
+    return statuses
+
+
+def read_status(pid: int, task: str = "") -> dict[str, str]:
+    """Return the fields of proc/PID/status, or of one thread's with `task` = "task/TID/"."""
+    text = read_file(pid, f"{task}status").decode("utf-8", "backslashreplace")
+    pairs = (line.partition(":") for line in text.split("\n"))
+    return {key: value.strip() for key, _, value in pairs}
+
+
+def thread_of(tid: int, status: dict[str, str]) -> Thread:
+    """Build a Thread from the fields of its status file."""
+    return Thread(
+        tid,
+        status.get("Name", ""),
+        status.get("State", "?")[:1],
+        int(status.get("SigBlk", "0"), 16),
+        int(status.get("SigPnd", "0"), 16),
+        int(status.get("TracerPid", "0")),
+        int(status.get("Seccomp", "0")),
+    )
+
+
+def read_auxv(pid: int) -> dict[int, int]:
+    """Return the auxiliary vector: AT_ type to value.
+
+    Raises:
+        NoSuchTarget: No such process.
+        AttachDenied: Another user's process.
+    """
+    content = read_file(pid, f"{living_task(pid)}auxv")
+    whole = len(content) // _AUXV_ENTRY.size * _AUXV_ENTRY.size
+    return dict(_AUXV_ENTRY.iter_unpack(content[:whole]))
+
+
+def living_task(pid: int) -> str:
+    """Return "" or, when the first thread is a zombie but others live, "task/TID/" of one.
+
+    proc/PID/maps, exe and auxv are empty once the first thread has exited.
+    """
+    if read_status(pid)["State"][:1] != "Z":
+        return ""
+    for tid, status in read_statuses(pid):
+        if status["State"][:1] not in "ZX":
+            return f"task/{tid}/"
+    return ""
+
+
+def _task_ids(pid: int) -> Iterator[int]:
+    try:
+        return iter(sorted(map(int, os.listdir(f"{ROOT}/{pid}/task"))))
+    except OSError as exc:
+        raise NoSuchTarget(pid) from exc

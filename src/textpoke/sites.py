@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sites: every place in a module that can be patched, or the reason why not, and their choice.
+
+Compilers leave two tables of NOPs. `__patchable_function_entries`
+(-fpatchable-function-entry=N,M) holds the address of the first of N NOPs of each function, M of
+which stand before its label. `__mcount_loc` (-pg -mfentry -mnop-mcount -mrecord-mcount) holds
+the address of one 5-byte NOP at each function's entry.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from typing import TYPE_CHECKING
+
+from textpoke import elf
+from textpoke._errors import NoSites, UnknownFunction
+from textpoke.demangle import demangle
+from textpoke.model import Site, SiteKind
+from textpoke.patterns import Pattern
+from textpoke.symbols import Symbols
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from textpoke.model import Module
+
+BUILD_HINT = "build it with -fpatchable-function-entry=5 (GCC or clang)"
+
+_TABLES = (("__patchable_function_entries", "patchable"), ("__mcount_loc", "mcount"))
+_ENDBR64 = b"\xf3\x0f\x1e\xfa"
+_SITE_BYTES = 5
+_NOP = 0x90
+_NOP_RUN = bytes([_NOP]) * _SITE_BYTES
+_ENDBR64_NOP_RUN = _ENDBR64 + _NOP_RUN
+_LONGEST_INSTRUCTION = 15
+_WINDOW_BYTES = 2 * _LONGEST_INSTRUCTION + len(_ENDBR64)
+_MAX_LEADING_NOPS = 256
+# Operand size, segments and branch hints; F3 is missing because F3 90 is PAUSE.
+_NOP_PREFIXES = frozenset(b"\x66\x2e\x3e\x26\x36\x64\x65")
+# The C library runs parts of itself with all signals blocked (clone, spawn, abort): an int3
+# there would kill the process.
+_SIGNALS_MASKED = re.compile(
+    r"(libc|ld|libpthread|ld-linux[\w-]*|ld-musl[\w-]*|libc\.musl[\w-]*)[.-]"
+)
+
+
+# A frozen dataclass sets its fields by one slow call each: 2 to 4 us for a Site. Its unfrozen
+# twin has the same slots, takes a quarter of that, and becomes a Site when it is filled.
+_Draft = dataclasses.make_dataclass(
+    "_Draft", [(field.name, object) for field in dataclasses.fields(Site)], slots=True
+)
+
+
+# A site before it has a name: ELF address, the function's ELF address, kind, old, source, reason.
+_Found = tuple[int, int, SiteKind | None, bytes, str, str | None]
+
+
+class _Code:
+    """Bytes of the executable segments by ELF virtual address."""
+
+    def __init__(self, image: elf.Image) -> None:
+        self._data = image.data
+        self._find = image.data.find
+        self._parts = tuple(
+            (load.vaddr, load.vaddr + load.file_size, load.offset - load.vaddr)
+            for load in image.loads
+            if load.flags & elf.PF_X
+        )
+
+    def at(self, vaddr: int, size: int) -> bytes:
+        """Return `size` bytes, fewer at a segment's end, none outside of code."""
+        for first, end, shift in self._parts:
+            if first <= vaddr < end:
+                return self._data[vaddr + shift : min(vaddr + size, end) + shift]
+        return b""
+
+    def holds(self, vaddr: int, wanted: bytes) -> bool:
+        """Tell whether the bytes at `vaddr` are the wanted ones."""
+        for first, end, shift in self._parts:
+            if first <= vaddr and vaddr + len(wanted) <= end:
+                start = vaddr + shift
+                return self._find(wanted, start, start + len(wanted)) == start
+        return False
+
+
+def find_sites(image: elf.Image, module: Module) -> list[Site]:
+    """Return the sites of one module, patchable or refused, by address, one for each function.
+
+    Args:
+        image: The module's file; it is read, never written.
+        module: Gives the runtime addresses (`bias`) and the name.
+
+    Raises:
+        BadElf: A table in the file points outside of it.
+    """
+    tables = [(sorted(set(elf.pointers(image, name))), source) for name, source in _TABLES]
+    if not any(addresses for addresses, _ in tables):
+        return []
+    symbols, code = Symbols(image, module.name), _Code(image)
+    by_entry: dict[int, _Found] = {}
+    for addresses, source in tables:
+        for found in _examine_all(code, symbols.starts, addresses, source):
+            other = by_entry.setdefault(found[1], found)
+            if other[-1] and not found[-1]:
+                by_entry[found[1]] = found
+    return _named(sorted(by_entry.values()), symbols, module)
+
+
+def _named(found: list[_Found], symbols: Symbols, module: Module) -> list[Site]:
+    raw = symbols.names(site[1] for site in found)
+    bias, name = module.bias, module.name
+    masked = _SIGNALS_MASKED.match(name) is not None
+    sites: list[Site] = []
+    for (vaddr, entry, kind, old, source, reason), symbol, function in zip(
+        found, raw, demangle(raw), strict=True
+    ):
+        site = _Draft(
+            vaddr + bias,
+            len(old),
+            None if masked else kind,
+            name,
+            function,
+            symbol,
+            vaddr,
+            old,
+            source,
+            reason or ("runs with signals masked" if masked else None),
+            entry + bias,
+        )
+        site.__class__ = Site
+        sites.append(site)
+    return sites
+
+
+def _examine_all(
+    code: _Code, starts: frozenset[int], addresses: list[int], source: str
+) -> Iterator[_Found]:
+    """Examine all addresses of one table, the two forms that nearly all have in short."""
+    landing = len(_ENDBR64)
+    for vaddr in addresses:
+        plain = vaddr in starts
+        entry = vaddr if plain else vaddr - landing
+        if (
+            (plain or entry in starts)
+            and code.holds(entry, _NOP_RUN if plain else _ENDBR64_NOP_RUN)
+            and starts.isdisjoint(range(vaddr + 1, vaddr + _SITE_BYTES))
+        ):
+            yield vaddr, entry, SiteKind.NOP_RUN, _NOP_RUN, source, None
+        else:
+            yield _examine(code, starts, vaddr, source)
+
+
+def _examine(code: _Code, starts: frozenset[int], vaddr: int, source: str) -> _Found:
+    """Decide what the table's entry `vaddr`, the address of a first NOP, is good for."""
+    leading = _MAX_LEADING_NOPS if source == "patchable" else 0
+    entry = vaddr if vaddr in starts else _entry_of(code, starts, vaddr, leading)
+    if entry is None:
+        old = code.at(vaddr, _SITE_BYTES)
+        return (vaddr, vaddr, None, old, source, _why_no_entry(old, source))
+    start, content = entry, code.at(entry, _WINDOW_BYTES)
+    if content.startswith(_ENDBR64):
+        start, content = start + len(_ENDBR64), content[len(_ENDBR64) :]
+    if content.startswith(_NOP_RUN):
+        kind, old = SiteKind.NOP_RUN, _NOP_RUN
+    else:
+        length = nop_length(content)
+        if length < _SITE_BYTES:
+            reason = _why_not(content, source)
+            return (start, entry, None, content[:_SITE_BYTES], source, reason)
+        kind, old = SiteKind.NOP5, content[:length]
+    if not starts.isdisjoint(range(start + 1, start + len(old))):
+        reason = "another function starts inside the NOPs"
+        return (start, entry, None, old, source, reason)
+    return (start, entry, kind, old, source, None)
+
+
+def _entry_of(code: _Code, starts: frozenset[int], vaddr: int, leading: int) -> int | None:
+    """Return the first address of the function whose NOPs begin at `vaddr`, which is not it.
+
+    At most `leading` NOPs may stand before it. A wrong guess would put a CALL across a
+    function's entry, so only a symbol or an unwind entry counts, never the look of the bytes
+    alone: None when there is neither.
+    """
+    landing = vaddr - len(_ENDBR64)
+    if landing in starts and code.holds(landing, _ENDBR64):
+        return landing
+    for _ in range(leading):
+        length = nop_length(code.at(vaddr, _LONGEST_INSTRUCTION))
+        if not length:
+            break
+        vaddr += length
+        if vaddr in starts:
+            return vaddr
+    return None
+
+
+def _why_no_entry(old: bytes, source: str) -> str:
+    if not old:
+        return "the address is outside of the module's code"
+    if source == "mcount":
+        return "the call to mcount is not at the function's entry"
+    return "the function's entry is unknown: neither a symbol nor an unwind entry"
+
+
+def _why_not(content: bytes, source: str) -> str:
+    if source == "mcount":
+        return "call __fentry__: not a NOP"
+    lengths: list[int] = []
+    while length := nop_length(content[sum(lengths) :]):
+        lengths.append(length)
+    if sum(lengths) < _SITE_BYTES:
+        return f"only {sum(lengths)} NOP bytes after the entry"
+    return f"NOPs of {', '.join(map(str, lengths))} bytes, none of {_SITE_BYTES} or more in front"
+
+
+def nop_length(code: bytes) -> int:
+    """Return the length of the NOP instruction that `code` starts with, 0 when it is none.
+
+    Known are 90 and 0F 1F /0 with prefixes (Intel SDM volume 2, NOP).
+    """
+    position, rex = 0, 0
+    padded = code[:_LONGEST_INSTRUCTION] + bytes(_LONGEST_INSTRUCTION)
+    while padded[position] in _NOP_PREFIXES:
+        position += 1
+    if padded[position] & 0xF0 == 0x40:
+        rex = padded[position]
+        position += 1
+    if padded[position] == _NOP and not rex & 1:  # with REX.B it is xchg r8, rax
+        length = position + 1
+    elif padded[position : position + 2] == b"\x0f\x1f" and not padded[position + 2] & 0x38:
+        length = position + 2 + _modrm_length(padded[position + 2 :])
+    else:
+        return 0
+    return length if length <= min(len(code), _LONGEST_INSTRUCTION) else 0
+
+
+def _modrm_length(code: bytes) -> int:
+    """Return the bytes that ModRM, SIB and displacement take (Intel SDM volume 2, 2.1.5)."""
+    mode, register = code[0] >> 6, code[0] & 7
+    if mode == 3:
+        return 1
+    length = 2 if register == 4 else 1
+    base = code[1] & 7 if register == 4 else register
+    return length + (0 if mode == 0 and base != 5 else (4, 1, 4)[mode])
+
+
+def match(
+    sites: Sequence[Site],
+    include: Sequence[str],
+    exclude: Sequence[str] = (),
+    where: str = "the target",
+) -> list[Site]:
+    """Choose sites, refused ones too, by 'MODULE!GLOB' patterns (see `Pattern`); exclude wins.
+
+    Args:
+        sites: What is there.
+        include: Patterns to choose by; none chooses everything.
+        exclude: Patterns to drop from that.
+        where: Names the place that was searched, for messages.
+
+    Raises:
+        NoSites: No site at all is patchable, or `exclude` leaves nothing.
+        UnknownFunction: A pattern in `include` matches nothing.
+    """
+    if all(site.reason for site in sites):
+        raise NoSites(where, _why_nothing(sites))
+    picked = set() if include else set(range(len(sites)))
+    for text in include:
+        pattern = Pattern(text)
+        hits = [i for i, site in enumerate(sites) if pattern.matches(site)]
+        if not hits:
+            raise UnknownFunction(text, pattern.close_names(sites))
+        picked.update(hits)
+    unwanted = [Pattern(text) for text in exclude]
+    chosen = [sites[i] for i in sorted(picked)]
+    chosen = [site for site in chosen if not any(p.matches(site) for p in unwanted)]
+    if not chosen:
+        raise NoSites(where, "the exclude patterns leave no function; drop one of them")
+    return chosen
+
+
+def _why_nothing(sites: Sequence[Site]) -> str:
+    if not sites:
+        return f"it has no compiler NOPs; {BUILD_HINT}"
+    counts = collections.Counter(site.reason for site in sites)
+    reasons = "; ".join(f"{reason} ({count})" for reason, count in counts.most_common(3))
+    return f"all {len(sites)} sites are refused: {reasons}; {BUILD_HINT}"

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names for addresses: the function symbols of an image, one name for each address."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import struct
+from typing import TYPE_CHECKING
+
+from textpoke import elf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_SYMBOL = struct.Struct("<IBBHQQ")
+# Name offset, binding << 4 | type, visibility, section index, address, size.
+_Row = tuple[int, int, int, int, int, int]
+
+_STT_NOTYPE, _STT_FUNC, _STT_GNU_IFUNC = 0, 2, 10
+_STB_LOCAL, _STB_GLOBAL = 0, 1
+# Assembly often leaves its functions without a type.
+_FUNCTION_TYPES = frozenset((_STT_FUNC, _STT_GNU_IFUNC, _STT_NOTYPE))
+
+
+class Symbols:
+    """The functions of one image by ELF virtual address; names are decoded when asked for.
+
+    .symtab comes first, .dynsym fills in what it lacks. Functions without a symbol (stripped
+    programs) still count as functions when the unwind table lists their start.
+
+    Args:
+        image: Must stay open as long as this object is used.
+        module: Name for addresses that no symbol covers.
+
+    Raises:
+        BadElf: A table points outside of the file.
+    """
+
+    def __init__(self, image: elf.Image, module: str) -> None:
+        self._image = image
+        self._module = module
+        tables = sorted(image.sections, key=lambda section: section.type)
+        self._tables = [
+            _Table(image, table)
+            for table in tables
+            if table.type in (elf.SHT_SYMTAB, elf.SHT_DYNSYM) and table.link < len(tables)
+        ]
+
+    @functools.cached_property
+    def starts(self) -> frozenset[int]:
+        """The first address of every function, by its symbol or its unwind entry."""
+        return frozenset(elf.function_starts(self._image)).union(*(t.rows for t in self._tables))
+
+    def names(self, vaddrs: Iterable[int]) -> list[str]:
+        """Return the raw names for many addresses; see `name`."""
+        if not self._tables:
+            return [self.name(vaddr) for vaddr in vaddrs]
+        return self._tables[0].names(vaddrs, self.name)
+
+    def name(self, vaddr: int) -> str:
+        """Return the raw name for an address.
+
+        It is "function" at a function's start, "function+0x12" inside one, and
+        "module+0x1234" elsewhere. The last number is the ELF virtual address, which is what
+        objdump and addr2line take.
+        """
+        for table in self._tables:
+            name = table.name(vaddr)
+            if name:
+                return name
+        for table in self._tables:
+            start = table.start_of_function_around(vaddr)
+            if start is not None:
+                return f"{table.name(start)}+{vaddr - start:#x}"
+        return f"{self._module}+{vaddr:#x}"
+
+
+class _Table:
+    """The functions in one symbol table."""
+
+    def __init__(self, image: elf.Image, table: elf.Section) -> None:
+        sections = image.sections
+        code = {i for i, section in enumerate(sections) if section.flags & elf.SHF_EXECINSTR}
+        content = image.contents(table)
+        whole = len(content) // _SYMBOL.size * _SYMBOL.size
+        found: list[_Row] = [
+            row
+            for row in _SYMBOL.iter_unpack(content[:whole])
+            if row[1] & 15 in _FUNCTION_TYPES and row[3] in code and row[0]
+        ]
+        self.rows = {row[4]: row for row in found}
+        # One character for one byte, so that offsets stay right.
+        self._strings = image.contents(sections[table.link]).decode("latin-1") + "\0"
+        self._aliases: dict[int, list[_Row]] = {}
+        if len(self.rows) < len(found):
+            self._note_aliases(found)
+
+    def names(self, vaddrs: Iterable[int], otherwise: Callable[[int], str]) -> list[str]:
+        """Return the names at many addresses; `otherwise` is asked where not one fits."""
+        strings, find, rows, aliases = self._strings, self._strings.find, self.rows, self._aliases
+        names: list[str] = []
+        for vaddr in vaddrs:
+            row = rows.get(vaddr)
+            if row is None or vaddr in aliases:
+                names.append(otherwise(vaddr))
+                continue
+            name = strings[row[0] : find("\0", row[0])]
+            names.append(name if name.isascii() and "@" not in name else _tidy(name))
+        return names
+
+    def name(self, vaddr: int) -> str:
+        """Return the best of the names at exactly this address, "" when there is none."""
+        aliases = self._aliases.get(vaddr)
+        if aliases:
+            return min(map(self._preference, aliases))[-1]
+        row = self.rows.get(vaddr)
+        return "" if row is None else self._text(row)
+
+    def start_of_function_around(self, vaddr: int) -> int | None:
+        """Return the start of the function that covers `vaddr` by its symbol's size."""
+        index = bisect.bisect_right(self._sorted, vaddr) - 1
+        if index < 0:
+            return None
+        start = self._sorted[index]
+        return start if vaddr - start < self.rows[start][5] else None
+
+    @functools.cached_property
+    def _sorted(self) -> list[int]:
+        return sorted(self.rows)
+
+    def _note_aliases(self, found: list[_Row]) -> None:
+        for row in found:
+            if self.rows[row[4]] is not row:
+                self._aliases.setdefault(row[4], [self.rows[row[4]]]).append(row)
+
+    def _text(self, row: _Row) -> str:
+        return _tidy(self._strings[row[0] : self._strings.find("\0", row[0])])
+
+    def _preference(self, row: _Row) -> tuple[bool, bool, int, bool, int, str]:
+        """Order aliases: typed, not local, few underscores in front, not weak, short, by name.
+
+        So people find `read`, not `__read` or `__GI___libc_read`.
+        """
+        name, kind, binding = self._text(row), row[1] & 15, row[1] >> 4
+        return (
+            kind == _STT_NOTYPE,
+            binding == _STB_LOCAL,
+            len(name) - len(name.lstrip("_")),
+            binding != _STB_GLOBAL,
+            len(name),
+            name,
+        )
+
+
+def _tidy(name: str) -> str:
+    name = name.encode("latin-1").decode("utf-8", "backslashreplace")
+    # A symbol version ("read@@GLIBC_2.2.5") is not part of the name.
+    return name.partition("@")[0]
