@@ -76,7 +76,7 @@ $(STAMPS)/packages: build/requirements.txt
 $(STAMPS)/wheel: $(STAMPS)/packages $(SOURCES)
 	@rm -rf dist
 	$(BIN)/python -m pip wheel -qq --no-deps --no-build-isolation -w dist \
-		-Cbuild-dir=build/wheel -Csetup-args=-Dwerror=$(WERROR) .
+		--config-settings=build-dir=build/wheel --config-settings=setup-args=-Dwerror=$(WERROR) .
 	@case "$$(echo dist/*.whl)" in *-cp311-abi3-*) ;; *) $(BIN)/wheel tags --remove --python-tag cp311 dist/*.whl ;; esac
 	@touch $@
 
