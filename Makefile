@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Directories are in the list too: their time changes when a file comes or goes.
-SOURCES := meson.build pyproject.toml LICENSE $(wildcard README.md) native/tests/meson.build \
+SOURCES := meson.build meson.options pyproject.toml LICENSE $(wildcard README.md) \
 	$(shell find src native \( -name __pycache__ -o -path native/tests \) -prune -o -print)
 PYTHON_FILES := src tests tools $(wildcard bench examples)
 C_FILES = $(shell find native tests/targets -name '*.[ch]')
