@@ -27,7 +27,6 @@ _FNV_BASIS = 0x811C9DC5
 _FNV_PRIME = 0x01000193
 _MAX_PAYLOAD_BYTES = 1 << 40
 """More than that in one block is garbage, not a capture that was cut off."""
-_MAX_TID = (1 << 31) - 1
 _MAX_JSON_BYTES = 64 << 20
 """Room for a million sites; parsed JSON takes up to twenty times its size in memory."""
 
@@ -50,7 +49,8 @@ class Block:
         type: What the payload is.
         offset: File offset of the payload, in bytes.
         payload_bytes: Its length.
-        lost: Events lost in this ring since the ring's block before this one.
+        lost: Events lost in this ring since the ring's block before this one: newer than this
+            block's events in mode "drop", older in mode "overwrite".
         tid: Thread that wrote the ring.
         generation: Of the ring: it grows when a ring passes to another thread.
         sequence: Index in its ring of the block's first event.
@@ -95,10 +95,8 @@ def fnv1a32(data: bytes) -> int:
 
 
 def parse_header(offset: int, head: bytes) -> Block | str:
-    """A block from the 48 bytes at a file offset, or what is wrong with them (not the check)."""
-    magic, number, payload_bytes, lost, tid, generation, sequence, ring = _HEADER.unpack_from(head)
-    if magic != BLOCK_MAGIC:
-        return f"no block starts here (found {head[:4]!r})"
+    """A block from the 48 bytes at a file offset, or what is wrong (magic and check aside)."""
+    _, number, payload_bytes, lost, tid, generation, sequence, ring = _HEADER.unpack_from(head)
     if number not in BlockType.__members__.values():
         return f"a block of unknown type {number}"
     kind = BlockType(number)
@@ -107,8 +105,6 @@ def parse_header(offset: int, head: bytes) -> Block | str:
         return f"an impossible length of {payload_bytes} bytes for a block of {kind.name}"
     if kind is BlockType.EVENTS and payload_bytes % EVENT_BYTES:
         return f"{payload_bytes} bytes are not a whole number of events"
-    if tid > _MAX_TID:
-        return f"an impossible thread id {tid}"
     return Block(kind, offset + HEADER_BYTES, payload_bytes, lost, tid, generation, sequence, ring)
 
 
@@ -118,7 +114,7 @@ class Scan:
 
     Attributes:
         blocks: All whole blocks, in file order.
-        heads: Offset and bytes of every block header that was looked at.
+        heads: Offset and bytes of everything with the magic of a block header.
         problem: Offset and text of the damage that ended the walk, if any.
         cut_off: Where the file stops in the middle of a block, if it does.
     """
@@ -140,6 +136,9 @@ def scan(fd: int, size: int) -> Scan:
     for offset, head in _heads(fd, size):
         if len(head) < HEADER_BYTES:
             found.cut_off = f"cut off within a block header at byte {offset}"
+            break
+        if int.from_bytes(head[:4], "little") != BLOCK_MAGIC:
+            found.problem = (offset, f"no block starts here (found {head[:4]!r})")
             break
         found.heads.append((offset, head))
         block = parse_header(offset, head)

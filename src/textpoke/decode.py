@@ -28,16 +28,15 @@ FUNCTION_ENTRY = 1
 _CHUNK_EVENTS = 1 << 16
 """One MiB of events and their columns stay in the cache: measured best of 2**14 to 2**20."""
 _MIN_PIECE_EVENTS = 512
-_NEVER_NS = np.iinfo(np.int64).max
 _MIN_NS_PER_TICK, _MAX_NS_PER_TICK = 0.05, 20.0
 """20 GHz to 50 MHz; anything else is not a TSC."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """`count` events of thread `tid` are missing before event `index` of a chunk."""
+    """`count` events of thread `tid` are missing before the first event at or after `ts_ns`."""
 
-    index: int
+    ts_ns: int
     tid: int
     count: int
 
@@ -48,15 +47,15 @@ class Events:
 
     Attributes:
         ts_ns: int64, nanoseconds since the capture's first clock point.
-        tid: int32, thread id.
+        tid: uint32, thread id.
         site: int32, index into `capture.meta.sites`; -1 where the address is in no table or
             the type is not known.
         type: uint8, `FUNCTION_ENTRY`.
-        losses: Where events are missing, in order of index.
+        losses: Where events are missing, by time.
     """
 
     ts_ns: NDArray[np.int64]
-    tid: NDArray[np.int32]
+    tid: NDArray[np.uint32]
     site: NDArray[np.int32]
     type: NDArray[np.uint8]
     losses: tuple[Loss, ...] = ()
@@ -115,7 +114,9 @@ class _Piece:
     offset: int
     count: int
     tid: int
-    lost: int
+    ring: int
+    lost_before: int
+    lost_after: int
 
 
 class Decoder:
@@ -143,8 +144,9 @@ class Decoder:
             KeyError: no such thread.
         CaptureFormat: the file changed while it was read.
         """
-        for batch in _batches(_pieces(self._blocks[tid], _CHUNK_EVENTS)):
-            yield self._columns(batch)
+        last_ns: dict[int, int] = {}
+        for batch in _batches(self._pieces(self._blocks[tid], _CHUNK_EVENTS)):
+            yield self._columns(batch, last_ns)
 
     def merged(self) -> Iterator[Events]:
         """The events of all threads by time, in chunks.
@@ -156,13 +158,14 @@ class Decoder:
         Raises:
             CaptureFormat: the file changed while it was read.
         """
-        pieces, firsts_ns = self._pieces_by_time()
+        pieces, first_ns = self._pieces_by_time()
+        last_ns: dict[int, int] = {}
         waiting = _join([])
         taken = 0
         for batch in _batches(pieces):
             taken += len(batch)
-            limit_ns = firsts_ns[taken] if taken < len(pieces) else None
-            ready, waiting = _split(_join([waiting, self._columns(batch)]), limit_ns)
+            limit_ns = first_ns[taken] if taken < len(pieces) else None
+            ready, waiting = _split(_join([waiting, self._columns(batch, last_ns)]), limit_ns)
             if len(ready) or ready.losses:
                 yield ready
 
@@ -170,37 +173,54 @@ class Decoder:
         """Every event of the capture, by time, in memory at once (17 bytes an event)."""
         return _join(list(self.merged()))
 
+    def _pieces(self, blocks: Iterable[Block], most: int) -> Iterator[_Piece]:
+        # Cut to at most `most` events. A full ring drops what comes after the events it holds;
+        # a ring that overwrites has lost what came before them.
+        older = self._capture.meta.mode == "overwrite"
+        for block in blocks:
+            count = block.payload_bytes // EVENT_BYTES
+            for start in range(0, max(count, 1), most):
+                stop = min(start + most, count)
+                before = block.lost if older and not start else 0
+                after = block.lost if not older and stop == count else 0
+                offset = block.offset + start * EVENT_BYTES
+                yield _Piece(offset, stop - start, block.tid, block.ring, before, after)
+
     def _pieces_by_time(self) -> tuple[list[_Piece], list[int]]:
         blocks = self._capture.events
         rings = len({block.ring for block in blocks})
         size = max(_CHUNK_EVENTS // max(rings, 1), _MIN_PIECE_EVENTS)
-        pieces = list(_pieces(blocks, size))
-        first = np.empty(len(pieces), dtype=np.uint64)
-        view = first.view(np.uint8).data
+        pieces = list(self._pieces(blocks, size))
+        times_ns = self.clock.ns(self._first_ticks(pieces)).tolist()
+        latest_ns: dict[int, int] = {}
+        for index, piece in enumerate(pieces):
+            if not piece.count:  # a loss only: it stays behind the events of its ring
+                times_ns[index] = latest_ns.get(piece.ring, 0)
+            latest_ns[piece.ring] = times_ns[index]
+        order = sorted(range(len(pieces)), key=times_ns.__getitem__)
+        return [pieces[index] for index in order], [times_ns[index] for index in order]
+
+    def _first_ticks(self, pieces: list[_Piece]) -> NDArray[np.uint64]:
+        ticks = np.zeros(len(pieces), dtype=np.uint64)
+        view = ticks.view(np.uint8).data
         for index, piece in enumerate(pieces):
             if piece.count:
                 self._capture.read_into(piece.offset, view[index * 8 : index * 8 + 8])
-        times = np.where([piece.count > 0 for piece in pieces], self.clock.ns(first), _NEVER_NS)
-        order = np.argsort(times, kind="stable").tolist()
-        return [pieces[index] for index in order], [int(times[index]) for index in order]
+        return ticks
 
-    def _columns(self, pieces: list[_Piece]) -> Events:
+    def _columns(self, pieces: list[_Piece], last_ns: dict[int, int]) -> Events:
         raw = self._read(pieces)
         counts = [piece.count for piece in pieces]
-        rows = np.cumsum([0, *counts]).tolist()
         kind = raw.view(np.uint8)[:, 8] & np.uint8(15)
         site = self._lookup.find(raw[:, 1] >> np.uint64(16))
         site[kind != FUNCTION_ENTRY] = -1
+        ts_ns = self.clock.ns(raw[:, 0])
         return Events(
-            ts_ns=self.clock.ns(raw[:, 0]),
-            tid=np.repeat(np.array([piece.tid for piece in pieces], dtype=np.int32), counts),
+            ts_ns=ts_ns,
+            tid=np.repeat(np.array([piece.tid for piece in pieces], dtype=np.uint32), counts),
             site=site,
             type=kind,
-            losses=tuple(
-                Loss(row, piece.tid, piece.lost)
-                for row, piece in zip(rows, pieces, strict=False)
-                if piece.lost
-            ),
+            losses=tuple(_losses(pieces, ts_ns, last_ns)),
         )
 
     def _read(self, pieces: list[_Piece]) -> NDArray[np.uint64]:
@@ -218,20 +238,20 @@ class Decoder:
         return raw
 
 
-def _pieces(blocks: Iterable[Block], most: int) -> Iterator[_Piece]:
-    # Cut to at most `most` events; the loss stands before a block's first event. A block of no
-    # events hands its loss on to the ring's next one, or to a last, empty piece.
-    owed: dict[int, tuple[int, int]] = {}
-    for block in blocks:
-        lost = block.lost + owed.pop(block.ring, (0, 0))[1]
-        count = block.payload_bytes // EVENT_BYTES
-        if lost and not count:
-            owed[block.ring] = (block.tid, lost)
-        for start in range(0, count, most):
-            offset = block.offset + start * EVENT_BYTES
-            yield _Piece(offset, min(most, count - start), block.tid, 0 if start else lost)
-    for tid, lost in owed.values():
-        yield _Piece(0, 0, tid, lost)
+def _losses(
+    pieces: list[_Piece], ts_ns: NDArray[np.int64], last_ns: dict[int, int]
+) -> Iterator[Loss]:
+    # `last_ns` remembers each ring's last event from chunk to chunk.
+    row = 0
+    for piece in pieces:
+        if piece.count and piece.lost_before:
+            yield Loss(int(ts_ns[row]), piece.tid, piece.lost_before)
+        row += piece.count
+        if piece.count:
+            last_ns[piece.ring] = int(ts_ns[row - 1])
+        lost = piece.lost_after + (0 if piece.count else piece.lost_before)
+        if lost:
+            yield Loss(last_ns.get(piece.ring, -1) + 1, piece.tid, lost)
 
 
 def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
@@ -249,41 +269,26 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
 
 def _join(parts: list[Events]) -> Events:
     if not parts:
-        return Events(
-            np.empty(0, np.int64),
-            np.empty(0, np.int32),
-            np.empty(0, np.int32),
-            np.empty(0, np.uint8),
-        )
-    rows = np.cumsum([0, *map(len, parts)]).tolist()
+        none = np.empty(0, np.int64)
+        return Events(none, none.astype(np.uint32), none.astype(np.int32), none.astype(np.uint8))
     return Events(
         np.concatenate([part.ts_ns for part in parts]),
         np.concatenate([part.tid for part in parts]),
         np.concatenate([part.site for part in parts]),
         np.concatenate([part.type for part in parts]),
-        tuple(
-            Loss(row + loss.index, loss.tid, loss.count)
-            for row, part in zip(rows, parts, strict=False)
-            for loss in part.losses
-        ),
+        tuple(loss for part in parts for loss in part.losses),
     )
 
 
 def _split(events: Events, limit_ns: int | None) -> tuple[Events, Events]:
     # Sorted by time, then cut before the first event at or after the limit.
     order = np.argsort(events.ts_ns, kind="stable")
-    total = len(order)
-    place = np.empty(total + 1, dtype=np.int64)
-    place[order] = np.arange(total)
-    place[total] = total  # a loss after the last event stays there
-    losses = [Loss(int(place[loss.index]), loss.tid, loss.count) for loss in events.losses]
-    losses.sort(key=lambda loss: loss.index)
+    losses = sorted(events.losses, key=lambda loss: loss.ts_ns)
     if limit_ns is None:
         return _take(events, order, losses), _join([])
     cut = int(np.count_nonzero(events.ts_ns < limit_ns))
-    early = [loss for loss in losses if loss.index < cut]
-    late = [Loss(loss.index - cut, loss.tid, loss.count) for loss in losses[len(early) :]]
-    return _take(events, order[:cut], early), _take(events, order[cut:], late)
+    early = [loss for loss in losses if loss.ts_ns < limit_ns]
+    return _take(events, order[:cut], early), _take(events, order[cut:], losses[len(early) :])
 
 
 def _take(events: Events, rows: NDArray[np.intp], losses: list[Loss]) -> Events:

@@ -144,7 +144,7 @@ def _check_target(parser: VerbParser, args: argparse.Namespace, command: list[st
         parser.error("a command must follow --")
     pid, file = getattr(args, "pid", None), getattr(args, "file", None)
     word = (args.command[0] if command is None and len(args.command) == 1 else file) or ""
-    if word.isdecimal() and not os.path.exists(word):
+    if hasattr(args, "pid") and word.isdecimal() and not os.path.exists(word):
         parser.error(f"no such file: {word!r}; did you mean -p {word}?")
     targets = [pid is not None, bool(args.command), file is not None]
     if sum(targets) > 1:

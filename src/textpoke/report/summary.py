@@ -38,7 +38,7 @@ def notes(capture: Capture, counts: Counts) -> list[str]:
     if counts.lost_no_ring:
         lines.append(f"lost: {counts.lost_no_ring:,} of threads that had no ring")
     if counts.unknown:
-        lines.append(f"unknown: {counts.unknown:,} events have an address that no site has")
+        lines.append(f"unknown: {counts.unknown:,} with an address that no site has")
     if capture.cut_off:
         lines.append(f"incomplete: {capture.cut_off}; everything before that is here")
     if not counts.time_known:

@@ -70,10 +70,11 @@ def _by_thread(capture: Capture, counts: Counts, limit: int | None) -> Iterator[
 
 
 def _cells(counts: Counts, calls: int, first_ns: int, last_ns: int) -> list[str]:
+    rate = counts.rate(calls)
     return [
         f"{calls:,}",
         f"{calls / counts.calls:.2%}",
-        f"{counts.rate(calls):,.0f}",
+        f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}",
         f"{first_ns / 1e9:.6f}",
         f"{last_ns / 1e9:.6f}",
     ]

@@ -80,7 +80,8 @@ def _padded_label(capture: Capture, tid: int) -> str:
 def _chunk(events: Events, labels: dict[int, str], functions: list[str], start_ns: int) -> str:
     lines = _lines(events, labels, functions, start_ns)
     for loss in reversed(events.losses):
-        lines.insert(loss.index, f"{labels[loss.tid]}[LOST {loss.count} EVENTS]\n")
+        row = int(np.searchsorted(events.ts_ns, loss.ts_ns))
+        lines.insert(row, f"{labels[loss.tid]}[LOST {loss.count} EVENTS]\n")
     return "".join(lines)
 
 
