@@ -53,7 +53,9 @@ _Static_assert(offsetof(struct signal_frame, mask) == 296, "kernel ABI");
 
 typedef void handler_fn(int signal, struct signal_info *info, struct signal_frame *frame);
 
+void tpa_sigtrap(void);
 void tpa_restorer(void);
+void tpa_on_sigtrap(int signal, struct signal_info *info, struct signal_frame *frame);
 
 static struct kernel_sigaction *old_action(void)
 {
@@ -89,9 +91,12 @@ static void chain(int signal, struct signal_info *info, struct signal_frame *fra
 		old->handler = 0;
 	sys4(__NR_rt_sigprocmask, 2, (long)&mask, 0, SIGMASK_BYTES); /* SIG_SETMASK */
 	handler(signal, info, frame);
+	/* Not a tail call: while the program's handler runs, the stack shows that it returns to us. */
+	__asm__ volatile("");
 }
 
-static void on_sigtrap(int signal, struct signal_info *info, struct signal_frame *frame)
+/** The C part of the handler; called by tpa_sigtrap. */
+void tpa_on_sigtrap(int signal, struct signal_info *info, struct signal_frame *frame)
 {
 	struct tp_frame regs = { frame->rip, frame->rsp, frame->rflags };
 
@@ -109,14 +114,14 @@ int tpa_handler_is_ours(void)
 	struct kernel_sigaction now = { 0 };
 
 	sys4(__NR_rt_sigaction, SIGTRAP_NR, 0, (long)&now, SIGMASK_BYTES);
-	return now.handler == (uint64_t)on_sigtrap;
+	return now.handler == (uint64_t)tpa_sigtrap;
 }
 
 /** Take SIGTRAP and remember its last owner. Returns 0 or -errno. */
 int tpa_install_handler(void)
 {
 	struct kernel_sigaction action = {
-		.handler = (uint64_t)on_sigtrap,
+		.handler = (uint64_t)tpa_sigtrap,
 		.flags = SA_SIGINFO_FLAG | SA_RESTORER_FLAG | SA_ONSTACK_FLAG | SA_NODEFER_FLAG,
 		.restorer = (uint64_t)tpa_restorer,
 		.mask = HANDLER_MASK,

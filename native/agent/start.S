@@ -6,6 +6,8 @@
  * the tool (the child must be born in our own code: pitfalls 11). The parent is stopped at the exit
  * of that system call and gets its own registers back; in this process it simply returns.
  */
+#define SCRUB_BYTES 512
+
 	.text
 	.globl	tpa_bootstrap
 	.hidden	tpa_bootstrap
@@ -33,6 +35,26 @@ tpa_bootstrap:
 	syscall
 	hlt
 	.size	tpa_bootstrap, . - tpa_bootstrap
+
+/*
+ * The SIGTRAP handler's outer shell. It wipes what the C part leaves below the stack pointer: a
+ * dead return address there would look, at detach, like a thread that will return to us.
+ */
+	.globl	tpa_sigtrap
+	.hidden	tpa_sigtrap
+	.type	tpa_sigtrap, @function
+tpa_sigtrap:
+	endbr64
+	subq	$8, %rsp
+	call	tpa_on_sigtrap
+	leaq	-SCRUB_BYTES(%rsp), %rdi
+	xorl	%eax, %eax
+	movl	$SCRUB_BYTES / 8, %ecx
+	cld
+	rep	stosq
+	addq	$8, %rsp
+	ret
+	.size	tpa_sigtrap, . - tpa_sigtrap
 
 	.globl	tpa_restorer
 	.hidden	tpa_restorer

@@ -17,6 +17,7 @@
 #define RING_EVENTS	4096
 #define SLOT_SHIFT	52		/* 64 - log2(TPA_SLOT_COUNT) */
 #define SAVED_BYTES	40
+#define SCRUB_BYTES	512
 
 	.text
 	.globl	tpa_thunk_function
@@ -93,6 +94,11 @@ tpa_thunk_function:
 	andq	$-16, %rsp
 	movq	%rdx, %rdi
 	call	tpa_ring_claim
+	movq	%rax, %rsi
+	leaq	-SCRUB_BYTES(%rsp), %rdi	/* leave no dead return address: start.S */
+	xorl	%eax, %eax
+	movl	$SCRUB_BYTES / 8, %ecx
+	rep	stosq
 	movq	%rbp, %rsp
 	popq	%rbp
 	popq	%r11
@@ -100,7 +106,6 @@ tpa_thunk_function:
 	popq	%r9
 	popq	%r8
 	popq	%rdi
-	movq	%rax, %rsi
 	testq	%rsi, %rsi
 	jnz	.Lwrite
 	jmp	.Lout

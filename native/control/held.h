@@ -3,6 +3,7 @@
 #ifndef TP_HELD_H
 #define TP_HELD_H
 
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -17,6 +18,8 @@ struct tp_held {
 	struct user_regs_struct saved;
 	uint64_t saved_mask;
 	uint64_t since_ns;
+	cpu_set_t affinity; /* of the calling thread, while it stands beside its tracee */
+	bool moved;
 };
 
 uint64_t tp_now_ns(void);

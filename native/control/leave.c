@@ -23,7 +23,6 @@
 #define CHUNK_BYTES 65536
 #define STACK_LIMIT (64ull << 20)
 #define SIGTRAP_BIT (1ull << (SIGTRAP - 1))
-#define RED_ZONE 128
 
 struct world {
 	pid_t pid;
@@ -146,12 +145,13 @@ static int64_t floor_index(const uint64_t *sorted, uint64_t stride, uint64_t cou
 
 typedef bool word_fn(void *ctx, uint64_t word);
 
-/* Every aligned word from the red zone of @rsp to the end of its mapping. */
+/* Every aligned word from @rsp to the end of its mapping. Not the red zone: what a thread will
+ * return to stands above. */
 static bool scan_stack(pid_t pid, uint64_t rsp, const uint64_t *stacks, uint64_t stack_count,
 		       word_fn *visit, void *ctx)
 {
-	static __thread uint64_t chunk[CHUNK_BYTES / 8];
-	uint64_t at = (rsp - RED_ZONE) & ~7ull, end;
+	uint64_t chunk[CHUNK_BYTES / 8];
+	uint64_t at = rsp & ~7ull, end;
 	int64_t i = floor_index(stacks, 2, stack_count, rsp);
 
 	if (i < 0 || rsp >= stacks[2 * i + 1])
@@ -183,7 +183,8 @@ static bool word_is_ours(void *ctx, uint64_t word)
 {
 	struct range_search *search = ctx;
 
-	if (!in_ranges(search->in->ranges, search->in->range_count, word))
+	if (word == search->in->restorer ||
+	    !in_ranges(search->in->ranges, search->in->range_count, word))
 		return false;
 	search->found = word;
 	return true;

@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -24,7 +25,7 @@
 #include "textpoke.h"
 
 #define STOP_TIMEOUT_NS 5000000000ull
-#define SPIN_NS 300000ull
+#define EAGER_NS 2000000ull
 #define USER_CS_64 0x33
 #define PTRACE_GETSIGMASK_NR 0x420a
 #define PTRACE_SETSIGMASK_NR 0x420b
@@ -37,14 +38,12 @@ uint64_t tp_now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
 }
 
+/* Sleep, never spin: the tracee may need this very core to reach its stop. */
 static void wait_a_little(uint64_t waited_ns)
 {
-	const struct timespec span = { 0, 20000 };
+	const struct timespec span = { 0, waited_ns < EAGER_NS ? 3000 : 50000 };
 
-	if (waited_ns < SPIN_NS)
-		sched_yield();
-	else
-		nanosleep(&span, NULL);
+	nanosleep(&span, NULL);
 }
 
 /** Wait for the thread's next stop. Returns 0, -ESRCH when it has ended, or -ETIMEDOUT. */
@@ -84,11 +83,56 @@ static int resume(struct tp_held *held, int request, int status)
 	return ptrace(request, held->tid, 0, signal) ? -errno : 0;
 }
 
+/* The processor that @tid last ran on (field 39 of its stat file), or -1. */
+static int last_processor(pid_t pid, pid_t tid)
+{
+	char path[64], text[1024];
+	int processor = -1;
+	const char *at;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
+	file = fopen(path, "re");
+	if (!file)
+		return -1;
+	at = fgets(text, sizeof(text), file) ? strrchr(text, ')') : NULL;
+	fclose(file);
+	for (int field = 2; at && field < 39; field++)
+		at = strchr(at + 1, ' ');
+	if (at)
+		processor = atoi(at + 1);
+	return processor;
+}
+
+/*
+ * Wait on the tracee's own processor: when we sleep it runs, when it stops we run. Elsewhere each
+ * hand-over may cost a time slice of whoever else is busy there. tp_release() puts it back.
+ */
+static void move_beside(struct tp_held *held)
+{
+	int processor = last_processor(held->pid, held->tid);
+	cpu_set_t one;
+
+	if (processor < 0 || sched_getaffinity(0, sizeof(held->affinity), &held->affinity))
+		return;
+	CPU_ZERO(&one);
+	CPU_SET(processor, &one);
+	held->moved = !sched_setaffinity(0, sizeof(one), &one);
+}
+
+static void move_back(struct tp_held *held)
+{
+	if (held->moved)
+		sched_setaffinity(0, sizeof(held->affinity), &held->affinity);
+	held->moved = false;
+}
+
 /** Seize held->tid and stop it. */
 int tp_stop_thread(struct tp_held *held)
 {
 	int status, error;
 
+	prctl(PR_SET_TIMERSLACK, 1); /* short sleeps while we hold it */
 	held->since_ns = tp_now_ns();
 	if (ptrace(PTRACE_SEIZE, held->tid, 0, PTRACE_O_TRACESYSGOOD))
 		return -errno;
@@ -201,6 +245,7 @@ int tp_seize(struct tp_held *held, pid_t pid, pid_t tid)
 	int error;
 
 	*held = (struct tp_held){ .pid = pid, .tid = tid };
+	move_beside(held);
 	error = tp_stop_thread(held);
 	if (!error)
 		error = tp_save_thread(held);
@@ -208,6 +253,8 @@ int tp_seize(struct tp_held *held, pid_t pid, pid_t tid)
 		ptrace(PTRACE_DETACH, tid, 0, 0);
 		held->stopped = false;
 	}
+	if (error)
+		move_back(held);
 	return error;
 }
 
@@ -292,5 +339,6 @@ int tp_release(struct tp_held *held)
 	if (held->stopped && ptrace(PTRACE_DETACH, held->tid, 0, 0) && !error)
 		error = -errno;
 	held->stopped = false;
+	move_back(held);
 	return error;
 }

@@ -66,6 +66,7 @@ struct tp_leave {
 	const uint64_t *stacks; /* pairs start, end of writable mappings, sorted */
 	uint64_t stack_count;
 	uint64_t handler;    /* ours */
+	uint64_t restorer;   /* a word that proves nothing: every dead signal frame leaves one */
 	uint64_t old_action; /* address of the saved struct sigaction in the target */
 	uint64_t scratch;    /* writable address of ours in the target */
 	int mem_fd;

@@ -45,6 +45,9 @@ _SYSCALL = b"\x0f\x05"
 _START_TIMEOUT_S = 5.0
 _COMMAND_TIMEOUT_S = 30.0
 _RETRIES = 20
+_FUTEX = 202
+# read, poll, select, pause, nanosleep, accept, wait4, waitid, clock_nanosleep, accept4
+_RESTARTED = frozenset((0, 7, 23, 34, 35, 43, 61, 247, 230, 288))
 _MASKING_S = 0.1
 
 
@@ -120,9 +123,7 @@ class Agent:
             AgentTimeout: No answer within `timeout_s` seconds.
         """
         values = ffi.new("uint64_t[4]", list(args))
-        result: int = lib.tp_command(
-            self.wire, command, values, int(timeout_s * 1000), self.pidfd
-        )
+        result: int = lib.tp_command(self.wire, command, values, int(timeout_s * 1000), self.pidfd)
         if result == -errno.ESRCH and has_ended(self.pidfd):
             raise TargetExited(self.pid, "a command to the agent")
         if result == -errno.ETIMEDOUT:
@@ -253,6 +254,15 @@ def _lock(pid: int) -> int:
     return fd
 
 
+def lock_owner(pid: int) -> str:
+    """The tool that is attached to `pid`; "" when none is."""
+    try:
+        os.close(_lock(pid))
+    except TargetBusy as exc:
+        return exc.owner
+    return ""
+
+
 def _lock_owner(fd: int) -> str:
     inode = os.fstat(fd).st_ino
     with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as locks:
@@ -343,6 +353,28 @@ def outlast_masking(check: Callable[[], None]) -> None:
             return
 
 
+def connect_to_look(pid: int) -> Agent | None:
+    """Like `open_existing` but without the lock: for reading only."""
+    try:
+        agent = Agent(pid, -1, os.pidfd_open(pid), -1)
+    except OSError as exc:
+        raise NoSuchTarget(pid) from exc
+    try:
+        info = find_agent(pid)
+        if info is None:
+            agent.close()
+            return None
+        agent.mem_fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        _connect(agent, info.tid, info.shared_fd, info.image_base)
+    except PermissionError as exc:
+        agent.close()
+        raise AttachDenied(pid, [f"{exc.filename}: {exc.strerror}"]) from exc
+    except BaseException:
+        agent.close()
+        raise
+    return agent
+
+
 def _connect(agent: Agent, tid: int, shared_fd: int, image_base: int) -> None:
     try:
         seals = fcntl.fcntl(shared_fd, fcntl.F_GET_SEALS)
@@ -353,7 +385,9 @@ def _connect(agent: Agent, tid: int, shared_fd: int, image_base: int) -> None:
     finally:
         os.close(shared_fd)
     agent.tid = tid
-    agent.wire = ffi.cast("struct tp_wire *", ffi.from_buffer("char[]", agent.shared, require_writable=True))
+    agent.wire = ffi.cast(
+        "struct tp_wire *", ffi.from_buffer("char[]", agent.shared, require_writable=True)
+    )
     agent.image_at = image_base + load_image().head_offset
     _check_wire(agent.wire, size)
 
@@ -440,8 +474,6 @@ def borrow_order(pid: int) -> list[Thread]:
     A futex wait is woken and resumed by the kernel with nothing lost; a running thread has no
     call to interrupt; the rest may be in a call that answers EINTR (pitfalls 7).
     """
-    futex, read, nanosleep = 202, 0, 35
-
     def rank(thread: Thread) -> int:
         try:
             with open(f"/proc/{pid}/task/{thread.tid}/syscall", encoding="ascii") as file:
@@ -450,7 +482,8 @@ def borrow_order(pid: int) -> list[Thread]:
             return 9
         if word == "running":
             return 1
-        return {futex: 0, read: 2, nanosleep: 2}.get(int(word), 3)
+        number = int(word)
+        return 0 if number == _FUTEX else 2 if number in _RESTARTED else 3
 
     threads = [t for t in target.read_threads(pid) if t.name != NAME and t.state in "RS"]
     return sorted(threads, key=rank)

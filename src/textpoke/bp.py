@@ -91,9 +91,7 @@ def text_poke_bp_list(agent: Agent, iterator: TextPokeIter[T]) -> Outcome:
     pokes = [_poke(iterator, record) for record in records]
     request = Request.of(pokes)
     try:
-        outcome = run_request(
-            agent, request, all_or_nothing=False, is_handled=iterator.is_handled
-        )
+        outcome = run_request(agent, request, all_or_nothing=False, is_handled=iterator.is_handled)
     except BatchFailed as exc:
         iterator.fail_count, iterator.fail_addr = exc.fail_count, exc.fail_addr
         _finish(iterator, records, site_outcomes(agent, request))

@@ -34,11 +34,8 @@ _HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 _SEGMENT = struct.Struct("<IIQQQQQQ")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _RELA = struct.Struct("<QQq")
-_FDE_ROW = struct.Struct("<ii")
 _NOTE = struct.Struct("<III")
 _PN_XNUM = _SHN_XINDEX = 0xFFFF
-# Count and table encodings in .eh_frame_hdr that linkers write: udata4, datarel | sdata4.
-_EH_ENCODINGS = b"\x03\x3b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,24 +214,6 @@ def _relative_relocations(image: Image, start: int, end: int) -> dict[int, int]:
             if start <= slot < end and info == R_X86_64_RELATIVE
         }
     return addends
-
-
-def function_starts(image: Image) -> list[int]:
-    """Return the first addresses of all functions that .eh_frame_hdr lists, in address order.
-
-    Strip keeps this table. The layout is from the LSB core specification, 10.6.2. Images
-    without the table, or with encodings that no linker for x86-64 writes, give an empty list.
-    """
-    for segment in image.segments:
-        if segment.type != PT_GNU_EH_FRAME:
-            continue
-        header = image.bytes_at(segment.offset, 12)
-        if header[0] != 1 or header[2:4] != _EH_ENCODINGS:
-            continue
-        count = int.from_bytes(header[8:12], "little")
-        rows = image.bytes_at(segment.offset + 12, count * _FDE_ROW.size)
-        return [segment.vaddr + row[0] for row in _FDE_ROW.iter_unpack(rows)]
-    return []
 
 
 def build_id(image: Image) -> bytes:

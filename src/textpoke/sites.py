@@ -36,7 +36,7 @@ _NOP_RUN = bytes([_NOP]) * _SITE_BYTES
 _ENDBR64_NOP_RUN = _ENDBR64 + _NOP_RUN
 _LONGEST_INSTRUCTION = 15
 _WINDOW_BYTES = 2 * _LONGEST_INSTRUCTION + len(_ENDBR64)
-_MAX_LEADING_NOPS = 256
+_MAX_NOPS = 256
 # Operand size, segments and branch hints; F3 is missing because F3 90 is PAUSE.
 _NOP_PREFIXES = frozenset(b"\x66\x2e\x3e\x26\x36\x64\x65")
 # The C library runs parts of itself with all signals blocked (clone, spawn, abort): an int3
@@ -154,8 +154,7 @@ def _examine_all(
 
 def _examine(code: _Code, starts: frozenset[int], vaddr: int, source: str) -> _Found:
     """Decide what the table's entry `vaddr`, the address of a first NOP, is good for."""
-    leading = _MAX_LEADING_NOPS if source == "patchable" else 0
-    entry = vaddr if vaddr in starts else _entry_of(code, starts, vaddr, leading)
+    entry = _entry_of(code, starts, vaddr, source)
     if entry is None:
         old = code.at(vaddr, _SITE_BYTES)
         return (vaddr, vaddr, None, old, source, _why_no_entry(old, source))
@@ -176,24 +175,38 @@ def _examine(code: _Code, starts: frozenset[int], vaddr: int, source: str) -> _F
     return (start, entry, kind, old, source, None)
 
 
-def _entry_of(code: _Code, starts: frozenset[int], vaddr: int, leading: int) -> int | None:
-    """Return the first address of the function whose NOPs begin at `vaddr`, which is not it.
+def _entry_of(code: _Code, starts: frozenset[int], vaddr: int, source: str) -> int | None:
+    """Return the first address of the function whose NOPs begin at `vaddr`.
 
-    At most `leading` NOPs may stand before it. A wrong guess would put a CALL across a
-    function's entry, so only a symbol or an unwind entry counts, never the look of the bytes
-    alone: None when there is neither.
+    A wrong guess would put a CALL across a function's entry, so only a symbol or an unwind
+    entry counts, never the look of the bytes alone: None when there is neither.
     """
-    landing = vaddr - len(_ENDBR64)
-    if landing in starts and code.holds(landing, _ENDBR64):
-        return landing
-    for _ in range(leading):
+    walk = _nops_up(code, vaddr) if source == "patchable" else _nops_down(code, vaddr)
+    for place in walk:
+        if place in starts:
+            return place
+        landing = place - len(_ENDBR64)
+        if place <= vaddr and landing in starts and code.holds(landing, _ENDBR64):
+            return landing
+    return None
+
+
+def _nops_up(code: _Code, vaddr: int) -> Iterator[int]:
+    """Yield `vaddr` and the end of each NOP after it: M of N,M stand before the entry."""
+    for _ in range(_MAX_NOPS):
+        yield vaddr
         length = nop_length(code.at(vaddr, _LONGEST_INSTRUCTION))
         if not length:
-            break
+            return
         vaddr += length
-        if vaddr in starts:
-            return vaddr
-    return None
+
+
+def _nops_down(code: _Code, vaddr: int) -> Iterator[int]:
+    """Yield `vaddr` and the start of each NOP before it: those of another table may be there."""
+    for place in range(vaddr, vaddr - _MAX_NOPS, -1):
+        yield place
+        if not code.holds(place - 1, _NOP_RUN[:1]):
+            return
 
 
 def _why_no_entry(old: bytes, source: str) -> str:
@@ -210,6 +223,8 @@ def _why_not(content: bytes, source: str) -> str:
     lengths: list[int] = []
     while length := nop_length(content[sum(lengths) :]):
         lengths.append(length)
+    if not lengths:
+        return f"no NOP after the entry but {content[:_SITE_BYTES].hex(' ')}"
     if sum(lengths) < _SITE_BYTES:
         return f"only {sum(lengths)} NOP bytes after the entry"
     return f"NOPs of {', '.join(map(str, lengths))} bytes, none of {_SITE_BYTES} or more in front"

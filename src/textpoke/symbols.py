@@ -8,7 +8,7 @@ import functools
 import struct
 from typing import TYPE_CHECKING
 
-from textpoke import elf
+from textpoke import elf, unwind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -50,7 +50,7 @@ class Symbols:
     @functools.cached_property
     def starts(self) -> frozenset[int]:
         """The first address of every function, by its symbol or its unwind entry."""
-        return frozenset(elf.function_starts(self._image)).union(*(t.rows for t in self._tables))
+        return frozenset(unwind.function_starts(self._image)).union(*(t.rows for t in self._tables))
 
     def names(self, vaddrs: Iterable[int]) -> list[str]:
         """Return the raw names for many addresses; see `name`."""

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/** @file One batch on the fake memory; see rig.h. */
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "rig.h"
+
+static int record_finish(const struct tp_poke *poke, void *ctx)
+{
+	return (int)fake_record(ctx, FAKE_FINISH, poke->addr, poke, sizeof(*poke));
+}
+
+void rig_open(struct rig *rig, size_t pages)
+{
+	memset(rig, 0, sizeof(*rig));
+	fake_open(&rig->fake, pages);
+	rig->fake.owner = rig;
+	rig->engine.ops = &fake_ops;
+	rig->engine.ctx = &rig->fake;
+	rig->batch.finish = record_finish;
+	rig->batch.finish_ctx = &rig->fake;
+	rig->batch.outcome = &rig->outcome;
+}
+
+void rig_close(struct rig *rig)
+{
+	free(rig->asked);
+	free(rig->pokes);
+	free(rig->known.entries);
+	fake_close(&rig->fake);
+}
+
+static struct tp_poke *append(struct rig *rig, size_t offset)
+{
+	struct tp_poke *poke;
+
+	if (!(rig->count & (rig->count - 1))) { /* 0, 1, 2, 4, ...: grow */
+		rig->asked = realloc(rig->asked, (2 * rig->count + 1) * sizeof(*rig->asked));
+		assert(rig->asked);
+	}
+	poke = &rig->asked[rig->count];
+	*poke = (struct tp_poke){ .addr = fake_addr(&rig->fake, offset),
+				  .index = (uint32_t)rig->count };
+	rig->count++;
+	return poke;
+}
+
+/** Put @old into the memory and ask for @new there. */
+size_t rig_add(struct rig *rig, size_t offset, size_t len, const uint8_t *old, const uint8_t *new)
+{
+	struct tp_poke *poke = append(rig, offset);
+
+	poke->len = (uint8_t)len;
+	memcpy(poke->old, old, len);
+	memcpy(poke->new_, new, len);
+	memcpy(rig->fake.bytes + offset, old, len);
+	return poke->index;
+}
+
+/** A record with NULL opcodes: "already there". */
+size_t rig_skip(struct rig *rig, size_t offset)
+{
+	struct tp_poke *poke = append(rig, offset);
+
+	poke->flags = TP_POKE_NO_OLD | TP_POKE_NO_NEW;
+	return poke->index;
+}
+
+size_t rig_nop5(struct rig *rig, size_t offset)
+{
+	return rig_add(rig, offset, 5, NOP5, JMP5);
+}
+
+/** GCC's run of NOPs: one byte changes. */
+size_t rig_flip(struct rig *rig, size_t offset)
+{
+	return rig_add(rig, offset, 5, RUN5, FLIP5);
+}
+
+/**
+ * Every kind of site, unsorted, over three pages: two across a page's end, two skipped. They stand
+ * close together, so that windows are small and sweeps quick.
+ */
+void rig_mixed(struct rig *rig)
+{
+	const size_t second = TP_PAGE_BYTES, third = 2 * TP_PAGE_BYTES;
+
+	rig_nop5(rig, third + 64);
+	rig_skip(rig, third + 32);
+	rig_nop5(rig, second - 2);
+	rig_add(rig, second - 100, 1, BYTES(0x90), BYTES(0xc3));
+	rig_flip(rig, third - 150);
+	rig_add(rig, second - 150, 5, CALL5, JMP5);
+	rig_skip(rig, 8);
+	rig_add(rig, third - 100, 2, BYTES(0x66, 0x90), BYTES(0xeb, 0x10));
+	rig_add(rig, third - 1, 9, BYTES(0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0),
+		BYTES(0xe9, 1, 2, 3, 4, 0xcc, 0xcc, 0xcc, 0xcc));
+}
+
+static void copy_asked(struct rig *rig)
+{
+	size_t bytes = rig->count * sizeof(*rig->pokes);
+
+	rig->pokes = realloc(rig->pokes, bytes + 1);
+	assert(rig->pokes);
+	if (bytes)
+		memcpy(rig->pokes, rig->asked, bytes);
+	rig->batch.pokes = rig->pokes;
+	rig->batch.count = rig->count;
+}
+
+/** Enter the sites into the table of known sites, as the agent does before a batch. */
+void rig_learn(struct rig *rig)
+{
+	size_t room = (rig->known.count + rig->count + 1) * sizeof(struct tp_known);
+	struct tp_known *merged = malloc(room);
+
+	assert(merged);
+	copy_asked(rig);
+	tp_sort_pokes(rig->pokes, rig->count);
+	rig->known.count =
+		tp_known_merge(&rig->engine, &rig->known, rig->pokes, rig->count, merged);
+	free(rig->known.entries);
+	rig->known.entries = merged;
+	rig->engine.known = &rig->known;
+}
+
+/** Run the batch with the table as it is. */
+int rig_run_unlearned(struct rig *rig)
+{
+	copy_asked(rig);
+	fake_forget(&rig->fake);
+	return tp_run_batch(&rig->engine, &rig->batch);
+}
+
+int rig_run(struct rig *rig)
+{
+	rig_learn(rig);
+	return rig_run_unlearned(rig);
+}
+
+/** The engine's record of the site that the caller gave @index-th. */
+const struct tp_poke *rig_site(const struct rig *rig, size_t index)
+{
+	for (size_t i = 0; i < rig->count; i++)
+		if (rig->pokes[i].index == index)
+			return &rig->pokes[i];
+	assert(!"no such site");
+	return NULL;
+}
+
+const uint8_t *rig_bytes(const struct rig *rig, size_t index)
+{
+	return (const uint8_t *)rig->asked[index].addr;
+}
+
+bool rig_is_old(const struct rig *rig, size_t index)
+{
+	return !memcmp(rig_bytes(rig, index), rig->asked[index].old, rig->asked[index].len);
+}
+
+bool rig_is_new(const struct rig *rig, size_t index)
+{
+	return !memcmp(rig_bytes(rig, index), rig->asked[index].new_, rig->asked[index].len);
+}
+
+/** Number of sites with an int3 on them. */
+size_t rig_int3s(const struct rig *rig)
+{
+	size_t sum = 0;
+
+	for (size_t i = 0; i < rig->count; i++)
+		sum += rig_bytes(rig, i)[0] == TP_INT3;
+	return sum;
+}
+
+struct tp_known *rig_known(const struct rig *rig, size_t index)
+{
+	return tp_known_find(&rig->known, rig->asked[index].addr);
+}
+
+/** A thread runs into the first byte of a site. */
+enum tp_trap_result rig_trap(struct rig *rig, size_t index, struct tp_frame *frame)
+{
+	static uint64_t stack[64];
+
+	*frame = (struct tp_frame){ .rip = rig->asked[index].addr + 1,
+				    .rsp = (uint64_t)&stack[32] };
+	return tp_trap(&rig->engine, frame);
+}
+
+/** The log of the last run: r(ead), w(rite), s(ync), f(inish). Valid until the next call. */
+const char *rig_story(const struct rig *rig)
+{
+	static char story[4096];
+	size_t used = 0;
+
+	for (size_t i = 0; i < rig->fake.logged && used + 1 < sizeof(story); i++)
+		story[used++] = "rwsf"[rig->fake.log[i].kind];
+	story[used] = 0;
+	return story;
+}

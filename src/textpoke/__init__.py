@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""textpoke: patch and trace the machine code of running x86-64 Linux programs, live, in batches.
+
+    >>> import textpoke
+    >>> with textpoke.attach(1234) as target:
+    ...     with target.trace("redis!*Command", output="redis.tptrace") as trace:
+    ...         trace.run(seconds=2)
+    >>> target.report.clean
+    True
+
+The public names load on first use, so that `import textpoke` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from textpoke._version import __version__
+
+if TYPE_CHECKING:
+    from textpoke._errors import (
+        AgentError,
+        AgentFailed,
+        AgentTimeout,
+        AgentVersion,
+        AttachDenied,
+        BadElf,
+        BatchFailed,
+        BatchRefused,
+        BytesDiffer,
+        CaptureError,
+        CaptureExists,
+        CaptureFormat,
+        CaptureWrite,
+        ModuleUnavailable,
+        NoSites,
+        NoSuchTarget,
+        NotPatchable,
+        PokeError,
+        SiteError,
+        TargetBusy,
+        TargetError,
+        TargetExited,
+        TextpokeError,
+        UnknownFunction,
+        UnsupportedTarget,
+    )
+    from textpoke.bp import TextPokeIter, text_poke_bp, text_poke_bp_list
+    from textpoke.capture import Capture
+    from textpoke.leave import DetachReport
+    from textpoke.model import Module, Site, SiteKind
+    from textpoke.poke import Batch, Outcome, Poke
+    from textpoke.tracer import Target, Trace, attach, launch, this_process
+
+_HOME = {
+    **dict.fromkeys(("TextPokeIter", "text_poke_bp", "text_poke_bp_list"), "bp"),
+    **dict.fromkeys(("Batch", "Outcome", "Poke"), "poke"),
+    **dict.fromkeys(("Module", "Site", "SiteKind"), "model"),
+    **dict.fromkeys(("Target", "Trace", "attach", "launch", "this_process"), "tracer"),
+    "Capture": "capture",
+    "DetachReport": "leave",
+}
+
+__all__ = [
+    "AgentError",
+    "AgentFailed",
+    "AgentTimeout",
+    "AgentVersion",
+    "AttachDenied",
+    "BadElf",
+    "Batch",
+    "BatchFailed",
+    "BatchRefused",
+    "BytesDiffer",
+    "Capture",
+    "CaptureError",
+    "CaptureExists",
+    "CaptureFormat",
+    "CaptureWrite",
+    "DetachReport",
+    "Module",
+    "ModuleUnavailable",
+    "NoSites",
+    "NoSuchTarget",
+    "NotPatchable",
+    "Outcome",
+    "Poke",
+    "PokeError",
+    "Site",
+    "SiteError",
+    "SiteKind",
+    "Target",
+    "TargetBusy",
+    "TargetError",
+    "TargetExited",
+    "TextPokeIter",
+    "TextpokeError",
+    "Trace",
+    "UnknownFunction",
+    "UnsupportedTarget",
+    "__version__",
+    "attach",
+    "launch",
+    "text_poke_bp",
+    "text_poke_bp_list",
+    "this_process",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'textpoke' has no attribute {name!r}")
+    module = importlib.import_module(f"textpoke.{_HOME.get(name, '_errors')}")
+    value: object = getattr(module, name)
+    globals()[name] = value
+    return value

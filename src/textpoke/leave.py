@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leaving a target: undo every poke, compare the text with its files, remove the agent.
+
+What cannot be removed safely stays, and the report says so: an honest residue is allowed, a crash
+is not (pitfalls 4, 23).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from textpoke import target
+from textpoke._errors import AgentFailed, ModuleUnavailable, TargetExited, TextpokeError
+from textpoke._native import ffi, lib
+from textpoke.agent import Agent, error_text, find_syscall
+from textpoke.poke import Outcome, restore_all
+
+if TYPE_CHECKING:
+    from textpoke._native import Pointer
+    from textpoke.model import Mapping
+
+PAGE = 4096
+_CHUNK = 1 << 20
+_KNOWN = struct.Struct("<Q16s16sBB6x")  # struct tp_known
+_TRIES = 60
+_PAUSE_S = 0.01
+_PR_SET_PTRACER = 0x59616D61
+_BUSY = {
+    lib.TP_BUSY_RIP: "runs in our code",
+    lib.TP_BUSY_SITE: "stands behind a patched site",
+    lib.TP_BUSY_PENDING: "has a SIGTRAP pending",
+    lib.TP_BUSY_STACK: "will return to our code",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSite:
+    """A site that was ever poked: its address, first bytes, and the bytes we last wrote."""
+
+    address: int
+    original: bytes
+    current: bytes
+    patched: bool
+
+
+@dataclass(slots=True)
+class TextCheck:
+    """Text pages of a process compared with their files.
+
+    Attributes:
+        pages: Pages compared.
+        equal: Pages equal to the file.
+        differing: Addresses of pages that differ.
+        skipped: "path: why" of modules whose file could not be read.
+    """
+
+    pages: int = 0
+    equal: int = 0
+    differing: list[int] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class DetachReport:
+    """What a detach did and what it proved.
+
+    Attributes:
+        outcome: Of the batch that put the sites back; None when nothing was patched.
+        sites: Sites that had ever been poked.
+        left_alone: Sites that somebody else had changed, or whose module is gone.
+        text: The comparison with the files, after the undo.
+        foreign: Pages that differ, but not at any byte of ours.
+        handler_restored: SIGTRAP was given back to whoever had it.
+        unmapped: Mappings removed.
+        hold_ms: How long all threads were stopped for the last look.
+        residue: What is left in the target, one line each; empty when nothing is.
+    """
+
+    outcome: Outcome | None = None
+    sites: int = 0
+    left_alone: int = 0
+    text: TextCheck = field(default_factory=TextCheck)
+    foreign: list[int] = field(default_factory=list)
+    handler_restored: bool = False
+    unmapped: int = 0
+    hold_ms: float = 0.0
+    residue: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """True when nothing of ours is left and every byte of ours is as it was."""
+        return not self.residue
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return {
+            "clean": self.clean,
+            "sites": self.sites,
+            "left_alone": self.left_alone,
+            "outcome": self.outcome.as_dict() if self.outcome else None,
+            "text_pages": self.text.pages,
+            "text_equal": self.text.equal,
+            "text_skipped": self.text.skipped,
+            "foreign_pages": [hex(page) for page in self.foreign],
+            "handler_restored": self.handler_restored,
+            "unmapped": self.unmapped,
+            "hold_ms": self.hold_ms,
+            "residue": self.residue,
+        }
+
+
+def known_sites(agent: Agent) -> list[KnownSite]:
+    """Every site that was ever poked in this target, in address order."""
+    for _ in range(_TRIES):
+        head = agent.image()
+        if not head.known_count:
+            return []
+        if head.known_generation % 2 == 0:
+            data = agent.read(head.known_base, head.known_count * _KNOWN.size)
+            if agent.image().known_generation == head.known_generation:
+                return [_known(*fields) for fields in _KNOWN.iter_unpack(data)]
+        time.sleep(_PAUSE_S)
+    raise AgentFailed("reading the table of known sites", errno.EAGAIN)
+
+
+def _known(address: int, original: bytes, current: bytes, size: int, patched: int) -> KnownSite:
+    return KnownSite(address, original[:size], current[:size], bool(patched))
+
+
+def compare_text(agent: Agent) -> TextCheck:
+    """Compare every text page of the process with the file behind it."""
+    check = TextCheck()
+    for module in target.read_modules(agent.pid):
+        try:
+            path = target.open_module(agent.pid, module)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except (ModuleUnavailable, OSError) as exc:
+            check.skipped.append(str(exc))
+            continue
+        try:
+            for mapping in module.mappings:
+                if "x" in mapping.perms:
+                    _compare_mapping(agent, mapping, fd, check)
+        finally:
+            os.close(fd)
+    return check
+
+
+def _compare_mapping(agent: Agent, mapping: Mapping, fd: int, check: TextCheck) -> None:
+    for start in range(mapping.start, mapping.end, _CHUNK):
+        size = min(_CHUNK, mapping.end - start)
+        ours = agent.read(start, size)
+        file = os.pread(fd, size, mapping.offset + start - mapping.start).ljust(size, b"\0")
+        check.pages += size // PAGE
+        if ours == file:
+            check.equal += size // PAGE
+            continue
+        for at in range(0, size, PAGE):
+            if ours[at : at + PAGE] == file[at : at + PAGE]:
+                check.equal += 1
+            else:
+                check.differing.append(start + at)
+
+
+def detach(agent: Agent) -> DetachReport:
+    """Undo everything in the target and remove the agent; closes the connection.
+
+    A target that ends meanwhile needs no undo and is no error.
+
+    Raises:
+        TextpokeError: The undo was refused or failed; the agent then stays.
+    """
+    try:
+        return _detach(agent)
+    except TargetExited:
+        return DetachReport()
+    finally:
+        agent.close()
+
+
+def _detach(agent: Agent) -> DetachReport:
+    report = DetachReport()
+    agent.record(on=False)
+    if any(site.patched for site in known_sites(agent)):
+        report.outcome, report.left_alone = restore_all(agent)
+    known = known_sites(agent)
+    report.sites = len(known)
+    if agent.held is not None:
+        agent.release()
+    _check_text(agent, known, report)
+    _remove_agent(agent, known, report)
+    return report
+
+
+def _check_text(agent: Agent, known: list[KnownSite], report: DetachReport) -> None:
+    report.text = compare_text(agent)
+    wrong = [site for site in known if not _holds_original(agent, site)]
+    report.residue += [f"{site.address:#x} does not hold its first bytes" for site in wrong]
+    # A page that differs elsewhere (relocated text, another tool) was so before us.
+    report.foreign = list(report.text.differing)
+
+
+def _holds_original(agent: Agent, site: KnownSite) -> bool:
+    try:
+        return agent.read(site.address, len(site.original)) == site.original
+    except TargetExited:
+        raise
+    except TextpokeError:
+        return True  # its module was unmapped: nothing of ours is there
+
+
+def _remove_agent(agent: Agent, known: list[KnownSite], report: DetachReport) -> None:
+    head = agent.image()
+    code = agent.command(lib.TP_CMD_QUIT)
+    if code < 0:
+        report.residue.append(f"the agent stays: {error_text(-code)}")
+        return
+    if not _thread_is_gone(agent):
+        report.residue.append(f"the agent's thread {agent.tid} does not end")
+        return
+    if agent.pid == os.getpid():
+        _leave_by_helper(agent, known, report)
+    else:
+        leave_target(agent, head, known, report)
+
+
+def _thread_is_gone(agent: Agent) -> bool:
+    for _ in range(200):
+        if not os.path.exists(f"/proc/{agent.pid}/task/{agent.tid}"):
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def our_ranges(head: Pointer) -> list[tuple[int, int]]:
+    """[start, end) of every mapping of ours in the target; the image itself last."""
+    ranges = [
+        (region.start, region.start + region.bytes)
+        for region in (head.regions[i] for i in range(head.region_count))
+    ]
+    ranges.append((head.shared_base, head.shared_base + head.shared_bytes))
+    ranges.append((head.slots_base, head.slots_base + head.slots_bytes))
+    ranges.append((head.base, head.base + head.image_bytes))
+    return ranges
+
+
+def leave_target(
+    agent: Agent, head: Pointer, known: list[KnownSite], report: DetachReport
+) -> None:
+    """Stop all threads, look, give SIGTRAP back, unmap; retried while a thread is inside."""
+    for attempt in range(_TRIES):
+        left = ffi.new("struct tp_left *")
+        error = _leave_once(agent, head, known, left)
+        report.hold_ms = left.hold_ns / 1e6
+        if error != -errno.EAGAIN:
+            break
+        time.sleep(_PAUSE_S * (1 + attempt / 10))
+    if error == 0:
+        report.handler_restored = bool(left.handler_restored)
+        report.unmapped = left.unmapped
+        if not left.handler_restored:
+            report.residue += _taken_handler(agent.pid)
+    elif error == -errno.EAGAIN:
+        why = _BUSY.get(left.busy_why, "is inside")
+        report.residue.append(
+            f"thread {left.busy_tid} {why} ({left.busy_at:#x}): handler and agent pages stay"
+        )
+    elif error == -errno.ESRCH:
+        agent.require_alive("detach")
+        report.residue.append("no thread to unmap the agent's pages with: they stay")
+    else:
+        report.residue.append(f"agent pages stay: {error_text(-error)}")
+
+
+def _taken_handler(pid: int) -> list[str]:
+    return [f"pid {pid} has put its own SIGTRAP handler over ours: left as it is"]
+
+
+def _leave_once(agent: Agent, head: Pointer, known: list[KnownSite], left: Pointer) -> int:
+    maps = target.read_maps(agent.pid)
+    ranges = our_ranges(head)
+    stacks = [m for m in maps if "w" in m.perms and not _inside(ranges, m.start)]
+    request = ffi.new("struct tp_leave *")
+    keep = [
+        ffi.new("uint64_t[]", [word for pair in ranges for word in pair]),
+        ffi.new("uint64_t[]", [site.address for site in known]),
+        ffi.new("uint64_t[]", [word for m in stacks for word in (m.start, m.end)]),
+    ]
+    request.pid = agent.pid
+    # Any program's own instruction will do, but not one in what we are about to unmap.
+    request.syscall_at = find_syscall(
+        agent.mem_fd, [m for m in maps if not _inside(ranges, m.start)]
+    )
+    request.ranges, request.range_count = keep[0], len(ranges)
+    request.sites, request.site_count = keep[1], len(known)
+    request.stacks, request.stack_count = keep[2], len(stacks)
+    request.handler, request.restorer = head.handler, head.restorer
+    request.old_action = agent.image_at + _offset_of("old_action")
+    request.scratch = agent.image_at + _offset_of("regions")
+    request.mem_fd = agent.mem_fd
+    request.unmap = 1
+    return int(lib.tp_leave(request, left))
+
+
+def _inside(ranges: list[tuple[int, int]], address: int) -> bool:
+    return any(start <= address < end for start, end in ranges)
+
+
+def _offset_of(name: str) -> int:
+    return int(ffi.offsetof("struct tp_image", name))
+
+
+def _leave_by_helper(agent: Agent, known: list[KnownSite], report: DetachReport) -> None:
+    """A process cannot stop and inspect its own threads: a child does it for us (`main`)."""
+    words = [sys.executable, "-m", "textpoke.leave", str(agent.pid), str(agent.image_at)]
+    try:
+        child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    except OSError as exc:
+        report.residue.append(f"handler and agent pages stay: no helper process ({exc})")
+        return
+    # Yama: only this child may look into us; it waits for our word.
+    ctypes.CDLL(None).prctl(_PR_SET_PTRACER, child.pid, 0, 0, 0)
+    answer, _ = child.communicate(b"\n".join(str(s.address).encode() for s in known))
+    try:
+        left = json.loads(answer)
+    except ValueError:
+        report.residue.append(f"handler and agent pages stay: helper ended with {child.returncode}")
+        return
+    report.handler_restored, report.unmapped = left["handler_restored"], left["unmapped"]
+    report.hold_ms = left["hold_ms"]
+    report.residue += left["residue"]
+
+
+def main(words: list[str]) -> int:
+    """The helper process: leave process words[0] whose image head lies at words[1].
+
+    The addresses of known sites come on stdin, the report goes to stdout as JSON.
+    """
+    pid, image_at = int(words[0]), int(words[1])
+    addresses = [int(word) for word in sys.stdin.read().split()]
+    mem_fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    agent = Agent(pid, mem_fd, os.pidfd_open(pid), -1, image_at)
+    report = DetachReport()
+    sites = [KnownSite(address, b"", b"", patched=False) for address in addresses]
+    leave_target(agent, agent.image(), sites, report)
+    json.dump(report.as_dict(), sys.stdout)
+    return 0
+
+
+def interior_sites(agent: Agent, addresses: list[int], size: int) -> set[int]:
+    """Which sites of `size` bytes have a thread in their interior, or may get one back?
+
+    Looks at every thread's rip and stack; `addresses` must be sorted.
+
+    Raises:
+        AgentFailed: The threads could not be stopped.
+    """
+    maps = [m for m in target.read_maps(agent.pid) if "w" in m.perms]
+    inside = ffi.new("uint8_t[]", max(len(addresses), 1))
+    error = lib.tp_look_inside(
+        agent.pid,
+        ffi.new("uint64_t[]", addresses),
+        len(addresses),
+        ffi.new("uint64_t[]", [word for m in maps for word in (m.start, m.end)]),
+        len(maps),
+        size,
+        inside,
+    )
+    if error:
+        agent.require_alive("a look at its threads")
+        raise AgentFailed("looking where the target's threads are", -error)
+    return {address for i, address in enumerate(addresses) if inside[i]}
+
+
+def quietly(agent: Agent) -> None:
+    """Detach after an error of our own: best effort, the first error is the one to show."""
+    with contextlib.suppress(TextpokeError, OSError):
+        detach(agent)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
