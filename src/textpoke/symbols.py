@@ -19,8 +19,14 @@ _Row = tuple[int, int, int, int, int, int]
 
 _STT_NOTYPE, _STT_FUNC, _STT_GNU_IFUNC = 0, 2, 10
 _STB_LOCAL, _STB_GLOBAL = 0, 1
-# Assembly often leaves its functions without a type.
-_FUNCTION_TYPES = frozenset((_STT_FUNC, _STT_GNU_IFUNC, _STT_NOTYPE))
+# Type and binding bytes that make a function. Assembly often leaves its global functions without
+# a type; a local label without one is no function: clang puts `.Ltmp0` on leading NOPs.
+_FUNCTION_INFO = frozenset(
+    binding << 4 | kind
+    for binding in range(16)
+    for kind in (_STT_FUNC, _STT_GNU_IFUNC, _STT_NOTYPE)
+    if kind != _STT_NOTYPE or binding != _STB_LOCAL
+)
 
 
 class Symbols:
@@ -87,7 +93,7 @@ class _Table:
         found: list[_Row] = [
             row
             for row in _SYMBOL.iter_unpack(content[:whole])
-            if row[1] & 15 in _FUNCTION_TYPES and row[3] in code and row[0]
+            if row[1] in _FUNCTION_INFO and row[3] in code and row[0]
         ]
         self.rows = {row[4]: row for row in found}
         # One character for one byte, so that offsets stay right.

@@ -43,15 +43,16 @@
 	finish clang16
 	entry clang16 clang16
 
-	/* clang, N=10, M=5: NOP, label, NOP */
-0:	.byte 0x0f, 0x1f, 0x44, 0x00, 0x08
+	/* clang, N=10, M=5: NOPs with a local label, the function's label, NOP */
+leading:
+	.fill 5, 1, 0x90
 	function clang10_5
 	.byte 0x0f, 0x1f, 0x44, 0x00, 0x08
 	finish clang10_5
-	entry clang10_5 0b
+	entry clang10_5 leading
 
 	/* clang, N=5, M=2 with CET: two bytes, label, endbr64, three bytes */
-0:	.byte 0x66, 0x90
+0:	.fill 2, 1, 0x90
 	function clang5_2
 	endbr64
 	.byte 0x0f, 0x1f, 0x00

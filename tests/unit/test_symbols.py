@@ -80,8 +80,17 @@ def test_weak_aliases_come_second(assemble: Callable[..., Path]) -> None:
 
 
 def test_assembly_without_types_has_names(assemble: Callable[..., Path]) -> None:
-    path = assemble('.text\nuntyped: ret\n.section .note.GNU-stack, "", @progbits\n')
+    path = assemble(
+        '.text\n.globl untyped\nuntyped: ret\n.section .note.GNU-stack, "", @progbits\n'
+    )
     assert name_of(path, "untyped") == "untyped"
+
+
+def test_local_labels_are_no_functions(assemble: Callable[..., Path]) -> None:
+    path = assemble('.text\nlabel: ret\n.section .note.GNU-stack, "", @progbits\n')
+    with elf.Image.open(str(path)) as image:
+        assert nm(path)["label"] not in Symbols(image, "m").starts
+    assert name_of(path, "label").startswith("code.so+0x")
 
 
 def test_versions_are_no_part_of_a_name(assemble: Callable[..., Path], tmp_path: Path) -> None:
