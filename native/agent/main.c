@@ -12,6 +12,7 @@
 #define PR_SET_NAME_NR 15
 #define PR_SET_VMA_NR 0x53564d41
 #define MADV_DONTFORK_NR 10
+#define MADV_DONTDUMP_NR 16
 #define MADV_WIPEONFORK_NR 18
 #define F_ADD_SEALS_NR 1033
 #define SEALS (0x2 | 0x4) /* F_SEAL_SHRINK | F_SEAL_GROW: the tool maps it without fear of SIGBUS */
@@ -86,6 +87,7 @@ static void map_shared(void)
 	step(sys3(__NR_fcntl, tpa.shared_fd, F_ADD_SEALS_NR, SEALS));
 	at = step(sys6(__NR_mmap, 0, (long)bytes, 3, 1, tpa.shared_fd, 0));
 	step(sys3(__NR_madvise, at, (long)bytes, MADV_DONTFORK_NR));
+	step(sys3(__NR_madvise, at, (long)bytes, MADV_DONTDUMP_NR));
 	tpa.wire = (struct tp_wire *)at;
 	fill_wire(tpa.wire, bytes);
 	tpa_init_rings();

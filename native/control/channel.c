@@ -2,7 +2,7 @@
 /** @file Tool to agent: file descriptors through a socket pair, commands through a futex. */
 #include <errno.h>
 #include <linux/futex.h>
-#include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -68,26 +68,29 @@ int tp_send_fds(pid_t tid, int remote_fd, int mem_fd, int status_fd)
 	return error;
 }
 
-static int has_ended(int pidfd)
+/* The process may have ended, or have become another program and lost the agent by that. */
+static int has_ended(int pid, int tid)
 {
-	struct pollfd poll_fd = { .fd = pidfd, .events = POLLIN };
+	char path[64];
 
-	return poll(&poll_fd, 1, 0) == 1;
+	snprintf(path, sizeof(path), "/proc/%d/task/%d", pid, tid);
+	return access(path, F_OK) != 0;
 }
 
-static void wait_done(struct tp_wire *wire, uint32_t seen)
+/* Returns non-zero when the slice is over and nothing was heard. */
+static int wait_done(struct tp_wire *wire, uint32_t seen)
 {
 	const struct timespec span = { 0, SLICE_MS * 1000000l };
 
-	syscall(SYS_futex, &wire->done_seq, FUTEX_WAIT, seen, &span, NULL, 0);
+	return (int)syscall(SYS_futex, &wire->done_seq, FUTEX_WAIT, seen, &span, NULL, 0);
 }
 
 /**
- * Run one command on the agent. Returns its result, -ESRCH when the target has ended (@pidfd), or
+ * Run one command on the agent. Returns its result, -ESRCH when the agent's thread @tid has ended, or
  * -ETIMEDOUT; @timeout_ms < 0 waits for ever.
  */
 int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
-	       int pidfd)
+	       int pid, int tid)
 {
 	uint32_t seq = __atomic_load_n(&wire->command_seq, __ATOMIC_SEQ_CST) + 1;
 	uint64_t start = tp_now_ns();
@@ -101,10 +104,9 @@ int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int
 
 		if (done == seq)
 			return wire->result;
-		if (pidfd >= 0 && has_ended(pidfd))
-			return -ESRCH;
 		if (timeout_ms >= 0 && tp_now_ns() - start > (uint64_t)timeout_ms * 1000000ull)
 			return -ETIMEDOUT;
-		wait_done(wire, done);
+		if (wait_done(wire, done) && has_ended(pid, tid))
+			return -ESRCH;
 	}
 }

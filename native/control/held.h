@@ -20,9 +20,12 @@ struct tp_held {
 	uint64_t since_ns;
 	cpu_set_t affinity; /* of the calling thread, while it stands beside its tracee */
 	bool moved;
+	bool urgent; /* scheduled before others while we hold it */
 };
 
 uint64_t tp_now_ns(void);
+bool tp_hurry(void);
+void tp_relax(bool hurried);
 int tp_stop_thread(struct tp_held *held);
 int tp_wait_stop(struct tp_held *held, int *status);
 int tp_save_thread(struct tp_held *held);

@@ -30,6 +30,7 @@ struct world {
 	size_t count;
 	size_t room;
 	uint64_t since_ns;
+	bool hurried;
 };
 
 struct kernel_sigaction {
@@ -67,6 +68,7 @@ static void release_world(struct world *world)
 	for (size_t i = 0; i < world->count; i++)
 		if (world->threads[i].stopped)
 			tp_release(&world->threads[i]);
+	tp_relax(world->hurried);
 	free(world->threads);
 	world->threads = NULL;
 	world->count = world->room = 0;
@@ -107,6 +109,7 @@ static int stop_world(struct world *world)
 	DIR *tasks;
 	int stopped;
 
+	world->hurried = tp_hurry();
 	world->since_ns = tp_now_ns();
 	snprintf(path, sizeof(path), "/proc/%d/task", world->pid);
 	tasks = opendir(path);

@@ -15,7 +15,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -24,8 +23,7 @@
 
 #include "textpoke.h"
 
-#define STOP_TIMEOUT_NS 5000000000ull
-#define EAGER_NS 2000000ull
+#define STOP_TIMEOUT_S 5
 #define USER_CS_64 0x33
 #define PTRACE_GETSIGMASK_NR 0x420a
 #define PTRACE_SETSIGMASK_NR 0x420b
@@ -38,33 +36,49 @@ uint64_t tp_now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
 }
 
-/* Sleep, never spin: the tracee may need this very core to reach its stop. */
-static void wait_a_little(uint64_t waited_ns)
+/* Only to end a blocking waitpid. */
+static void on_alarm(int signal)
 {
-	const struct timespec span = { 0, waited_ns < EAGER_NS ? 3000 : 50000 };
+}
 
-	nanosleep(&span, NULL);
+/*
+ * Block until the thread stops or @timer_ns is over: polling would take the very processor that the
+ * tracee needs to reach its stop. A timer signal of our own thread ends the wait.
+ */
+static int wait_blocking(pid_t tid, int *status)
+{
+	const struct itimerspec once = { .it_value = { STOP_TIMEOUT_S, 0 } };
+	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMAX - 1 };
+	struct sigaction action = { .sa_handler = on_alarm }, saved;
+	pid_t got = -1;
+	timer_t timer;
+	int error;
+
+	event._sigev_un._tid = gettid();
+	if (sigaction(event.sigev_signo, &action, &saved))
+		return -errno;
+	if (timer_create(CLOCK_MONOTONIC, &event, &timer)) {
+		error = -errno;
+	} else {
+		timer_settime(timer, 0, &once, NULL);
+		got = waitpid(tid, status, __WALL);
+		error = got == tid ? 0 : errno == EINTR ? -ETIMEDOUT : -errno;
+		timer_delete(timer);
+	}
+	sigaction(event.sigev_signo, &saved, NULL);
+	return error;
 }
 
 /** Wait for the thread's next stop. Returns 0, -ESRCH when it has ended, or -ETIMEDOUT. */
 int tp_wait_stop(struct tp_held *held, int *status)
 {
-	uint64_t start = tp_now_ns(), waited;
+	pid_t got = waitpid(held->tid, status, __WALL | WNOHANG);
+	int error = got == held->tid ? 0 : got < 0 ? -errno : wait_blocking(held->tid, status);
 
-	for (;;) {
-		pid_t got = waitpid(held->tid, status, __WALL | WNOHANG);
-
-		if (got < 0 && errno != EINTR)
-			return -errno;
-		if (got == held->tid) {
-			held->stopped = WIFSTOPPED(*status);
-			return held->stopped ? 0 : -ESRCH;
-		}
-		waited = tp_now_ns() - start;
-		if (waited > STOP_TIMEOUT_NS)
-			return -ETIMEDOUT;
-		wait_a_little(waited);
-	}
+	if (error)
+		return error == -ECHILD ? -ESRCH : error;
+	held->stopped = WIFSTOPPED(*status);
+	return held->stopped ? 0 : -ESRCH;
 }
 
 static bool is_event_stop(int status)
@@ -104,15 +118,34 @@ static int last_processor(pid_t pid, pid_t tid)
 	return processor;
 }
 
+/** Where we may: keep others from running in our place while threads of the target are stopped. */
+bool tp_hurry(void)
+{
+	const struct sched_param lowest = { .sched_priority = 1 };
+
+	return sched_getscheduler(0) == SCHED_OTHER &&
+	       !sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &lowest);
+}
+
+/** Undo a tp_hurry() that returned true. */
+void tp_relax(bool hurried)
+{
+	const struct sched_param none = { 0 };
+
+	if (hurried)
+		sched_setscheduler(0, SCHED_OTHER, &none);
+}
+
 /*
  * Wait on the tracee's own processor: when we sleep it runs, when it stops we run. Elsewhere each
- * hand-over may cost a time slice of whoever else is busy there. tp_release() puts it back.
+ * hand-over may cost a time slice of whoever else is busy there. tp_release() moves back.
  */
 static void move_beside(struct tp_held *held)
 {
 	int processor = last_processor(held->pid, held->tid);
 	cpu_set_t one;
 
+	held->urgent = tp_hurry();
 	if (processor < 0 || sched_getaffinity(0, sizeof(held->affinity), &held->affinity))
 		return;
 	CPU_ZERO(&one);
@@ -124,7 +157,8 @@ static void move_back(struct tp_held *held)
 {
 	if (held->moved)
 		sched_setaffinity(0, sizeof(held->affinity), &held->affinity);
-	held->moved = false;
+	tp_relax(held->urgent);
+	held->moved = held->urgent = false;
 }
 
 /** Seize held->tid and stop it. */
@@ -132,7 +166,6 @@ int tp_stop_thread(struct tp_held *held)
 {
 	int status, error;
 
-	prctl(PR_SET_TIMERSLACK, 1); /* short sleeps while we hold it */
 	held->since_ns = tp_now_ns();
 	if (ptrace(PTRACE_SEIZE, held->tid, 0, PTRACE_O_TRACESYSGOOD))
 		return -errno;
@@ -237,6 +270,12 @@ void tp_held_destroy(struct tp_held *held)
 pid_t tp_held_pid(const struct tp_held *held)
 {
 	return held->pid;
+}
+
+/** The signals that the thread itself blocks; during the hold all are. */
+uint64_t tp_held_mask(const struct tp_held *held)
+{
+	return held->saved_mask;
 }
 
 /** Stop thread @tid of process @pid for a few system calls; tp_release() lets it go. */

@@ -44,6 +44,7 @@ void tp_held_destroy(struct tp_held *held);
 int tp_seize(struct tp_held *held, int pid, int tid);
 int tp_launch(struct tp_held *held, const char *path, char *const argv[], char *const envp[]);
 int tp_held_pid(const struct tp_held *held);
+uint64_t tp_held_mask(const struct tp_held *held);
 int tp_inject(struct tp_held *held, const struct tp_inject *in, struct tp_injected *out);
 int tp_inject_thread(int pid, int tid, const struct tp_inject *in, struct tp_injected *out);
 int tp_inject_self(const struct tp_inject *in, struct tp_injected *out);
@@ -53,7 +54,7 @@ int tp_release(struct tp_held *held);
 /* channel.c */
 int tp_send_fds(int tid, int remote_fd, int mem_fd, int status_fd);
 int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
-	       int pidfd);
+	       int pid, int tid);
 
 /* leave.c */
 struct tp_leave {

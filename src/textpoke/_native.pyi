@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Types of the compiled module: cffi makes it from native/include/textpoke.h and wire.h."""
 
-from collections.abc import Buffer
 from typing import Any
+
+from typing_extensions import Buffer
 
 class Pointer:
     """A C pointer, struct or array; fields and elements are plain Python values."""

@@ -111,8 +111,8 @@ class Agent:
         return head
 
     def require_alive(self, action: str) -> None:
-        """Raise TargetExited when the process has ended."""
-        if has_ended(self.pidfd):
+        """Raise TargetExited when the process has ended, or the agent with it (exec)."""
+        if has_ended(self.pidfd) or not os.path.exists(f"/proc/{self.pid}/task/{self.tid}"):
             raise TargetExited(self.pid, action)
 
     def command(self, command: int, *args: int, timeout_s: float = _COMMAND_TIMEOUT_S) -> int:
@@ -123,9 +123,11 @@ class Agent:
             AgentTimeout: No answer within `timeout_s` seconds.
         """
         values = ffi.new("uint64_t[4]", list(args))
-        result: int = lib.tp_command(self.wire, command, values, int(timeout_s * 1000), self.pidfd)
-        if result == -errno.ESRCH and has_ended(self.pidfd):
-            raise TargetExited(self.pid, "a command to the agent")
+        result: int = lib.tp_command(
+            self.wire, command, values, int(timeout_s * 1000), self.pid, self.tid
+        )
+        if result == -errno.ESRCH:
+            self.require_alive("a command to the agent")
         if result == -errno.ETIMEDOUT:
             self.require_alive("a command to the agent")
             raise AgentTimeout(f"command {command}", timeout_s)
@@ -300,7 +302,9 @@ def load(
         if existing is not None:
             _connect(agent, existing.tid, existing.shared_fd, existing.image_base)
             return agent
-        if held is None:
+        if held is not None:
+            target.require_attachable(pid, held=True)
+        else:
             outlast_masking(lambda: target.require_attachable(pid))
         checked = time.perf_counter()
         injected = _inject(agent, ring_bytes, rings)
@@ -449,7 +453,7 @@ def _inject_remote(agent: Agent, request: Pointer, out: Pointer) -> None:
         for thread in borrow_order(agent.pid):
             request.local_tid = _local_tid(agent.pid, thread.tid)
             error = lib.tp_inject_thread(agent.pid, thread.tid, request, out)
-            if error != -errno.EAGAIN and error != -errno.ESRCH:
+            if error not in (-errno.EAGAIN, -errno.ESRCH):
                 _check_injection(agent, error)
                 return
         time.sleep(0.001 * attempt)
@@ -474,6 +478,7 @@ def borrow_order(pid: int) -> list[Thread]:
     A futex wait is woken and resumed by the kernel with nothing lost; a running thread has no
     call to interrupt; the rest may be in a call that answers EINTR (pitfalls 7).
     """
+
     def rank(thread: Thread) -> int:
         try:
             with open(f"/proc/{pid}/task/{thread.tid}/syscall", encoding="ascii") as file:

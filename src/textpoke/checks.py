@@ -66,15 +66,21 @@ def check_attach(pid: int) -> list[Finding]:
     return findings
 
 
-def require_attachable(pid: int) -> None:
+def require_attachable(pid: int, *, held: bool = False) -> None:
     """Raise for the first fact that speaks against attaching; return when there is none.
+
+    Args:
+        pid: The process.
+        held: We have launched it and hold it with ptrace, stopped and with all signals blocked:
+            those facts are our own doing.
 
     Raises:
         NoSuchTarget: No process has this pid.
         AttachDenied: The kernel will not let us; `causes` has every reason.
         UnsupportedTarget: Anything else, with the id of the reason.
     """
-    failed = [f for f in check_attach(pid) if not f.ok and f.check not in _NOT_FATAL]
+    harmless = _NOT_FATAL | _OUR_HOLD if held else _NOT_FATAL
+    failed = [f for f in check_attach(pid) if not f.ok and f.check not in harmless]
     if not failed:
         return
     first = failed[0].check
@@ -312,6 +318,7 @@ _CHECKS: tuple[tuple[str, Callable[[_Facts], _Verdict | None]], ...] = (
 _DECISIVE = frozenset(("alive", "whole process", "user program"))
 _DENIALS = frozenset(("permission", "yama"))
 _NOT_FATAL = frozenset(("kernel", "agent"))
+_OUR_HOLD = frozenset(("debugger", "running", "SIGTRAP blocked"))
 _REASONS = {
     "alive": "zombie",
     "whole process": "thread",

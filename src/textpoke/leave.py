@@ -254,9 +254,7 @@ def our_ranges(head: Pointer) -> list[tuple[int, int]]:
     return ranges
 
 
-def leave_target(
-    agent: Agent, head: Pointer, known: list[KnownSite], report: DetachReport
-) -> None:
+def leave_target(agent: Agent, head: Pointer, known: list[KnownSite], report: DetachReport) -> None:
     """Stop all threads, look, give SIGTRAP back, unmap; retried while a thread is inside."""
     for attempt in range(_TRIES):
         left = ffi.new("struct tp_left *")

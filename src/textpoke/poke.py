@@ -17,7 +17,7 @@ from textpoke._errors import (
     UnsupportedTarget,
 )
 from textpoke._native import ffi, lib
-from textpoke.agent import NAME, error_text, outlast_masking
+from textpoke.agent import error_text, outlast_masking
 from textpoke.model import Site
 from textpoke.proc import read_threads
 
@@ -151,7 +151,7 @@ def run_request(
         BatchFailed: It failed on the way; the engine has recovered, or says so.
         UnsupportedTarget: A thread blocks SIGTRAP, or the program took the signal over.
     """
-    outlast_masking(lambda: require_trap_safe(agent.pid))
+    outlast_masking(lambda: require_trap_safe(agent))
     wire, shared = agent.wire, agent.shared
     if wire is None or shared is None:
         raise AgentFailed("running a batch on a closed connection", errno.EBADF)
@@ -175,7 +175,7 @@ def restore_all(agent: Agent, *, strangers: int = 1000) -> tuple[Outcome, int]:
         The outcome, and the number of sites that were left alone because somebody else has
         changed them or their module is gone (at most `strangers` are tolerated).
     """
-    outlast_masking(lambda: require_trap_safe(agent.pid))
+    outlast_masking(lambda: require_trap_safe(agent))
     wire = agent.wire
     if wire is None:
         raise AgentFailed("undoing on a closed connection", errno.EBADF)
@@ -185,15 +185,18 @@ def restore_all(agent: Agent, *, strangers: int = 1000) -> tuple[Outcome, int]:
     return read_outcome(wire.outcome), int(wire.args[0])
 
 
-def require_trap_safe(pid: int) -> None:
-    """Refuse when a thread of `pid` blocks SIGTRAP: an int3 would kill the process.
+def require_trap_safe(agent: Agent) -> None:
+    """Refuse when a thread of the target blocks SIGTRAP: an int3 would kill the process.
 
     Raises UnsupportedTarget ("sigtrap-blocked") naming the thread.
     """
-    for thread in read_threads(pid):
-        if thread.sig_blocked & _SIGTRAP and thread.name != NAME and thread.state not in "ZX":
+    held_mask = lib.tp_held_mask(agent.held) if agent.held is not None else None
+    for thread in read_threads(agent.pid):
+        held = held_mask is not None and thread.tid == agent.pid
+        blocked = held_mask if held else thread.sig_blocked  # a held thread has all blocked, by us
+        if blocked & _SIGTRAP and thread.tid != agent.tid and thread.state not in "ZX":
             raise UnsupportedTarget(
-                pid,
+                agent.pid,
                 "sigtrap-blocked",
                 f"thread {thread.tid} ({thread.name}) blocks SIGTRAP, an int3 would kill the "
                 "process; unblock the signal in that thread",

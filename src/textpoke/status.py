@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from textpoke import elf, leave, sites, target
-from textpoke._errors import BadElf, ModuleUnavailable
+from textpoke import leave, target
 from textpoke._native import lib
 from textpoke.agent import Agent, connect_to_look, lock_owner
+from textpoke.process_sites import process_sites
 
 if TYPE_CHECKING:
     from textpoke.model import Site
@@ -76,11 +75,7 @@ def read_status(pid: int) -> Status:
 def _names(pid: int, addresses: list[int]) -> list[str]:
     found: list[Site] = []
     if addresses:
-        for module in target.read_modules(pid):
-            with contextlib.suppress(ModuleUnavailable, BadElf):
-                with elf.Image.open(target.open_module(pid, module)) as image:
-                    found += sites.find_sites(image, module)
-    found.sort(key=lambda site: site.address)
+        found = process_sites(pid, target.read_modules(pid))
     starts = [site.address for site in found]
     names = []
     for address in addresses:

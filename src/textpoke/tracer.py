@@ -9,16 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from textpoke import elf, leave, sites, target
+from textpoke import leave, sites, target
 from textpoke._errors import (
     AgentFailed,
-    BadElf,
-    ModuleUnavailable,
     NotPatchable,
     TargetExited,
     TextpokeError,
@@ -29,15 +26,18 @@ from textpoke.agent import DEFAULT_RING_BYTES, DEFAULT_RINGS, Agent, error_text,
 from textpoke.capture import CaptureWriter
 from textpoke.plan import MERGED_NOP, Method, Plan, Planner, Space
 from textpoke.poke import Batch, Outcome, Poke, Request, restore_all, run_request
+from textpoke.process_sites import process_sites
 from textpoke.ring import Drained, RingReader
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from textpoke.model import Module, Site
 
 _DRAIN_S = 0.002
+_NOTE_S = 1.0
 _FINAL_DRAINS = 50
 _OVERWRITE = 1 << 62
 _SLACK = 64  # a nested signal handler may pass the limit by one event a level
@@ -83,6 +83,7 @@ class Trace:
     _requests: tuple[Request, Request] | None = None
     _names: dict[int, str] = field(default_factory=dict)
     _lost_no_ring: int = 0
+    _next_note: float = 0.0
 
     def __enter__(self) -> Self:
         self.start()
@@ -155,6 +156,8 @@ class Trace:
         """
         if self._reader is None or self.overwrite:
             return Drained()
+        if time.monotonic() >= self._next_note:
+            self._note_progress()
         return self._drain(final=False)
 
     def run(self, seconds: float | None = None, stop: threading.Event | None = None) -> None:
@@ -238,6 +241,13 @@ class Trace:
         except BaseException:
             self._writer.close()
             raise
+
+    def _note_progress(self) -> None:
+        """Now and then a clock point and new threads: a capture that is cut off keeps both."""
+        self._next_note = time.monotonic() + _NOTE_S
+        if self._writer is not None:
+            self._note_threads()
+            self._writer.clock(clock_point())
 
     def _note_threads(self) -> None:
         if self._writer is None:
@@ -341,11 +351,7 @@ class Target:
     def all_sites(self) -> list[Site]:
         """Every site of every module, refused ones included, in address order."""
         if self._sites is None:
-            found: list[Site] = []
-            for module in self.modules:
-                with contextlib.suppress(ModuleUnavailable, BadElf):
-                    found += module_sites(self.pid, module)
-            self._sites = sorted(found, key=lambda site: site.address)
+            self._sites = process_sites(self.pid, self.modules)
         return self._sites
 
     def sites(self, include: str | Sequence[str] = (), exclude: Sequence[str] = ()) -> list[Site]:
@@ -421,18 +427,14 @@ class Target:
             NotPatchable: In this process: it cannot look at its own threads.
         """
         fresh = [
-            p
-            for p in plan.sites
-            if p.method is Method.MERGE and p.site.address not in self._merged
+            p for p in plan.sites if p.method is Method.MERGE and p.site.address not in self._merged
         ]
         if not fresh:
             return None
         if self.pid == os.getpid():
             reason = "its NOPs must be merged, which needs a look at all threads from outside"
             raise NotPatchable(fresh[0].site, reason)
-        pokes = [
-            Poke(p.site.address, p.site.old, MERGED_NOP, 0, str(p.site)) for p in fresh
-        ]
+        pokes = [Poke(p.site.address, p.site.old, MERGED_NOP, 0, str(p.site)) for p in fresh]
         outcome = run_request(self.agent, Request.of(pokes))
         self._wait_outside([p.site.address for p in fresh])
         self._merged.update(p.site.address for p in fresh)
@@ -468,19 +470,7 @@ class Target:
             self.repaired = len(left_on)
 
 
-def module_sites(pid: int, module: Module) -> list[Site]:
-    """Every site of one module of a process.
-
-    Raises:
-        ModuleUnavailable, BadElf: Its file cannot be read.
-    """
-    with elf.Image.open(target.open_module(pid, module)) as image:
-        return sites.find_sites(image, module)
-
-
-def attach(
-    pid: int, *, ring_bytes: int = DEFAULT_RING_BYTES, rings: int = DEFAULT_RINGS
-) -> Target:
+def attach(pid: int, *, ring_bytes: int = DEFAULT_RING_BYTES, rings: int = DEFAULT_RINGS) -> Target:
     """Attach to a running process: one thread of it is held for under a millisecond.
 
     Args:
@@ -496,9 +486,7 @@ def attach(
     return _target(load(pid, ring_bytes=ring_bytes, rings=rings))
 
 
-def this_process(
-    *, ring_bytes: int = DEFAULT_RING_BYTES, rings: int = DEFAULT_RINGS
-) -> Target:
+def this_process(*, ring_bytes: int = DEFAULT_RING_BYTES, rings: int = DEFAULT_RINGS) -> Target:
     """Attach to the calling process itself. Raises as `attach`."""
     return attach(os.getpid(), ring_bytes=ring_bytes, rings=rings)
 
@@ -522,9 +510,7 @@ def launch(
     held = lib.tp_held_create()
     words = [ffi.new("char[]", os.fsencode(word)) for word in command]
     env = os.environ if environment is None else environment
-    pairs = [
-        ffi.new("char[]", os.fsencode(k) + b"=" + os.fsencode(v)) for k, v in env.items()
-    ]
+    pairs = [ffi.new("char[]", os.fsencode(k) + b"=" + os.fsencode(v)) for k, v in env.items()]
     error = lib.tp_launch(
         held,
         ffi.new("char[]", os.fsencode(path)),

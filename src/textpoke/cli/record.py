@@ -65,8 +65,6 @@ def _ring_bytes(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
-    from textpoke import tracer
-
     console = Console.from_args(args)
     stop = threading.Event()
     restore = _stop_on_signals(stop)
@@ -74,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.output and os.path.lexists(args.output) and not args.force:
             raise CaptureExists(args.output)
-        target = _open(tracer, args)
+        target = _open(args)
         child = target.pid if args.command else 0
         try:
             trace = _record(args, console, target, stop, started)
@@ -88,10 +86,9 @@ def run(args: argparse.Namespace) -> int:
         restore()
 
 
-def _open(tracer: object, args: argparse.Namespace) -> Target:
+def _open(args: argparse.Namespace) -> Target:
     from textpoke.tracer import attach, launch
 
-    del tracer
     if args.command:
         return launch(args.command, ring_bytes=args.buffer)
     return attach(args.pid, ring_bytes=args.buffer)
@@ -137,9 +134,7 @@ def _record(
     return trace
 
 
-def _watch(
-    args: argparse.Namespace, console: Console, trace: Trace, stop: threading.Event
-) -> None:
+def _watch(args: argparse.Namespace, console: Console, trace: Trace, stop: threading.Event) -> None:
     start = shown = time.monotonic()
     shown_events = 0
     trace.reason = "duration" if args.duration_ns else "interrupted"
@@ -183,10 +178,12 @@ def _say_start(
         site, reason = trace.refused[0]
         console.warn(escape(f"{len(trace.refused)} functions left out: {site}: {reason}, ..."))
     timings, outcome = target.agent.timings, trace.on
-    console.detail(f"one thread held for {timings.hold_ns / 1e3:,.0f} us")
+    if timings.hold_ns:
+        console.detail(f"one thread held for {timings.hold_ns / 1e3:,.0f} us")
     if outcome is not None:
         console.detail(
-            f"switched on in one batch: {outcome.sites:,} sites in {outcome.total_ns / 1e3:,.0f} us "
+            f"switched on in one batch: {outcome.sites:,} sites in "
+            f"{outcome.total_ns / 1e3:,.0f} us "
             f"({outcome.ns_per_site:.0f} ns a site), {outcome.syncs} syncs, "
             f"{outcome.writes} writes on {outcome.pages} pages, {outcome.traps} traps"
         )
@@ -208,9 +205,7 @@ def _process_start() -> float:
     return time.perf_counter() - age
 
 
-def _say_end(
-    console: Console, args: argparse.Namespace, target: Target, trace: Trace
-) -> None:
+def _say_end(console: Console, args: argparse.Namespace, target: Target, trace: Trace) -> None:
     report = target.report
     if args.json:
         console.json(

@@ -45,8 +45,10 @@ def _lines(status: Status, *, verbose: bool) -> list[str]:
     owner = f"in use by {status.owner}" if status.owner else "its tool is gone"
     lines = [
         f"pid {status.pid}: agent thread {status.agent_tid}, {owner}",
-        f"{len(status.patched):,} sites patched now, {status.known:,} ever; "
-        f"{status.rings_live} threads with a ring, {status.regions} mappings for pads",
+        (
+            f"{len(status.patched):,} sites patched now, {status.known:,} ever; "
+            f"{status.rings_live} threads with a ring, {status.regions} mappings for pads"
+        ),
     ]
     shown = status.patched if verbose else status.patched[:_SHOWN]
     lines += [f"  {name}" for name in shown]
