@@ -136,6 +136,8 @@ int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
 {
 	uint64_t end = 0;
 
+	for (size_t i = 0; i < batch->count; i++)
+		batch->pokes[i].outcome = TP_SITE_PENDING;
 	if (engine->broken)
 		return tp_fail(batch, TP_PHASE_CHECK, -TP_EBROKEN, batch->count);
 	tp_sort_pokes(batch->pokes, batch->count);

@@ -91,6 +91,7 @@ struct tp_engine {
 	const struct tp_ops *ops;
 	void *ctx;
 	const struct tp_batch *active; /* published descriptor; NULL between batches */
+	uint64_t generation;	       /* of @active: one more whenever it changes */
 	const struct tp_known_table *known;
 	bool broken; /* a recovery failed: int3s of ours are left, the descriptor stays */
 	struct tp_slot slots[TP_SLOTS];
@@ -132,6 +133,7 @@ void tp_emulate(const struct tp_poke *poke, struct tp_frame *frame);
 uint8_t tp_pack_emulate(const struct tp_insn *insn);
 
 /* trap.c */
+void tp_publish(struct tp_engine *engine, const struct tp_batch *batch);
 enum tp_trap_result tp_trap(struct tp_engine *engine, struct tp_frame *frame);
 uint64_t tp_handlers_in_flight(const struct tp_engine *engine);
 bool tp_drain(struct tp_engine *engine, uint64_t timeout_ns);

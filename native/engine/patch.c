@@ -32,7 +32,7 @@ static const struct tp_pass finish_update = { .phase = TP_PHASE_FIRST,
 					      .to = TP_SITE_WRITTEN };
 static const struct tp_pass restore_tails = { .phase = TP_PHASE_RECOVER,
 					      .edit = TP_EDIT_TAIL,
-					      .from = IS(TP_SITE_TAIL),
+					      .from = IS(TP_SITE_INT3) | IS(TP_SITE_TAIL),
 					      .to = TP_SITE_INT3 };
 static const struct tp_pass restore_first = { .phase = TP_PHASE_RECOVER,
 					      .edit = TP_EDIT_FIRST,
@@ -94,12 +94,15 @@ static int three_phases(struct tp_engine *engine, struct tp_batch *batch)
 	return error;
 }
 
-/* Old code back under the int3s that are left: per site tail first, sync, then first byte. */
+/*
+ * Old code back under the int3s that are left: per site tail first, sync, then first byte. Tails
+ * are written whatever the site's state: a short write may have left a part of the new one.
+ */
 static int restore(struct tp_engine *engine, struct tp_batch *batch)
 {
 	int error = sync_cores(engine, batch, TP_PHASE_RECOVER);
 
-	if (!error && any_site_is(batch, IS(TP_SITE_TAIL)))
+	if (!error && any_site_is(batch, restore_tails.from))
 		error = run_phase(engine, batch, &restore_tails);
 	if (!error && any_site_is(batch, IS(TP_SITE_INT3)))
 		error = run_phase(engine, batch, &restore_first);
@@ -166,8 +169,13 @@ static void retire(struct tp_engine *engine, struct tp_batch *batch)
 {
 	if (engine->broken)
 		return;
-	__atomic_store_n(&engine->active, NULL, __ATOMIC_SEQ_CST);
+	tp_publish(engine, NULL);
 	batch->outcome->undrained = !tp_drain(engine, DRAIN_NS);
+}
+
+static bool has_old_tail(const struct tp_poke *poke)
+{
+	return poke->outcome == TP_SITE_RESTORED || poke->outcome == TP_SITE_INT3;
 }
 
 /** Commit to the table of known sites what the batch has left in the text. */
@@ -181,8 +189,7 @@ static void commit_known(struct tp_engine *engine, const struct tp_batch *batch)
 			continue;
 		entry = tp_known_find(engine->known, poke->addr);
 		for (size_t k = 0; k < poke->len; k++)
-			entry->current[k] = poke->outcome == TP_SITE_RESTORED ? poke->old[k] :
-											poke->new_[k];
+			entry->current[k] = has_old_tail(poke) ? poke->old[k] : poke->new_[k];
 		if (poke->outcome == TP_SITE_INT3 || poke->outcome == TP_SITE_TAIL)
 			entry->current[0] = TP_INT3;
 		entry->patched = 0;
@@ -210,7 +217,7 @@ int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch)
 	if (error)
 		return error;
 	count_traps(engine, outcome, -1);
-	__atomic_store_n(&engine->active, batch, __ATOMIC_SEQ_CST);
+	tp_publish(engine, batch);
 	error = three_phases(engine, batch);
 	if (error)
 		recover(engine, batch);

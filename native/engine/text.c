@@ -12,6 +12,7 @@
 struct window {
 	size_t first; /* pokes [first, last) stand on one page */
 	size_t last;
+	size_t blame;	/* the first that the pass is for */
 	uint64_t start; /* addresses read: [start, end) */
 	uint64_t end;
 	uint64_t write_start;
@@ -71,6 +72,7 @@ static struct window next_window(const struct tp_batch *batch, const struct tp_p
 		if (!window.end) {
 			page = poke->addr / TP_PAGE_BYTES;
 			window.start = poke->addr;
+			window.blame = i;
 		} else if (poke->addr / TP_PAGE_BYTES != page) {
 			break;
 		}
@@ -103,7 +105,7 @@ static int blame_unreadable(struct tp_engine *engine, struct tp_batch *batch,
 		    read_window(engine, batch, poke->addr, poke->addr + poke->len, engine->readback))
 			return tp_fail(batch, pass->phase, -EFAULT, i);
 	}
-	return tp_fail(batch, pass->phase, -EFAULT, window->first);
+	return tp_fail(batch, pass->phase, -EFAULT, window->blame);
 }
 
 static int fail_different(struct tp_batch *batch, const struct tp_pass *pass, size_t i,
@@ -121,16 +123,31 @@ static int fail_different(struct tp_batch *batch, const struct tp_pass *pass, si
 	return code;
 }
 
+/* What is undone must hold our first byte; where a stranger has replaced it, nothing of ours is left. */
+static void check_still_ours(struct tp_batch *batch, struct tp_poke *poke, uint8_t found)
+{
+	if (found == expected_byte(poke, 0))
+		return;
+	poke->outcome = TP_SITE_RESTORED;
+	batch->outcome->conflicts++;
+}
+
 /* The old code is checked again under the protocol, in every pass. */
 static int compare_window(struct tp_engine *engine, struct tp_batch *batch,
 			  const struct tp_pass *pass, const struct window *window)
 {
+	bool undo = pass->phase == TP_PHASE_RECOVER || pass->phase == TP_PHASE_ROLLBACK;
+
 	for (size_t i = window->first; i < window->last; i++) {
-		const struct tp_poke *poke = &batch->pokes[i];
+		struct tp_poke *poke = &batch->pokes[i];
 		const uint8_t *found = engine->window + (poke->addr - window->start);
 
 		if (!selected(poke, pass) || poke->outcome == TP_SITE_SKIPPED)
 			continue;
+		if (undo) {
+			check_still_ours(batch, poke, found[0]);
+			continue;
+		}
 		for (size_t k = 0; k < poke->len; k++)
 			if (found[k] != expected_byte(poke, k))
 				return fail_different(batch, pass, i, found);
@@ -168,7 +185,7 @@ static int advance_sites(struct tp_batch *batch, const struct tp_pass *pass,
 			return tp_fail(batch, pass->phase, error, i);
 		poke->outcome = pass->to;
 	}
-	return error ? tp_fail(batch, pass->phase, error, window->first) : 0;
+	return error ? tp_fail(batch, pass->phase, error, window->blame) : 0;
 }
 
 static int read_back(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass,
@@ -179,7 +196,7 @@ static int read_back(struct tp_engine *engine, struct tp_batch *batch, const str
 	bool differs = false;
 
 	if (read_window(engine, batch, window->write_start, window->write_end, engine->readback))
-		return tp_fail(batch, pass->phase, -EFAULT, window->first);
+		return tp_fail(batch, pass->phase, -EFAULT, window->blame);
 	for (size_t i = 0; i < bytes; i++)
 		differs |= engine->readback[i] != wrote[i];
 	if (!differs)
@@ -187,13 +204,15 @@ static int read_back(struct tp_engine *engine, struct tp_batch *batch, const str
 	batch->outcome->conflicts++;
 	for (size_t i = window->first; i < window->last; i++) {
 		const struct tp_poke *poke = &batch->pokes[i];
-		size_t at = poke->addr - window->write_start, from, to;
+		uint64_t at = poke->addr - window->write_start;
+		size_t from, to;
 
-		if (!(poke->outcome == pass->to))
-			continue;
 		edit_range(poke, pass, &from, &to);
+		if (poke->outcome != pass->to || poke->addr + from < window->write_start ||
+		    poke->addr + to > window->write_end)
+			continue;
 		for (size_t k = from; k < to; k++)
-			if (engine->readback[at + k] != edit_byte(poke, pass, k))
+			if (engine->readback[at + k] != wrote[at + k])
 				return tp_fail(batch, pass->phase, -TP_EVERIFY, i);
 	}
 	return 0;

@@ -23,34 +23,56 @@ static const struct tp_poke *find_poke(const struct tp_batch *batch, uint64_t ad
 		else
 			high = middle;
 	}
-	if (low == batch->count || batch->pokes[low].addr != addr ||
-	    batch->pokes[low].outcome == TP_SITE_SKIPPED)
+	for (; low < batch->count && batch->pokes[low].addr == addr; low++)
+		if (batch->pokes[low].outcome != TP_SITE_SKIPPED)
+			return &batch->pokes[low];
+	return NULL;
+}
+
+/** Publish a descriptor before its first int3, or retire it (NULL) after the last sync. */
+void tp_publish(struct tp_engine *engine, const struct tp_batch *batch)
+{
+	__atomic_store_n(&engine->active, batch, __ATOMIC_SEQ_CST);
+	__atomic_add_fetch(&engine->generation, 1, __ATOMIC_SEQ_CST);
+}
+
+static const struct tp_poke *find_active(const struct tp_engine *engine, uint64_t ip)
+{
+	const struct tp_batch *batch = __atomic_load_n(&engine->active, __ATOMIC_SEQ_CST);
+
+	if (!batch || (batch->is_handled && !batch->is_handled(ip)))
 		return NULL;
-	return &batch->pokes[low];
+	return find_poke(batch, ip - 1);
 }
 
 /*
  * A thread may reach its handler long after the batch has ended (kernel 2aebf5ee43bf and mails of
- * June 2025; far wider here, signal delivery is preemptible). If the int3 is gone, run it again.
+ * June 2025; far wider here, signal delivery is preemptible). If the int3 is gone, run it again. If
+ * there is one, it is foreign only when no other batch has begun since we looked for the site.
  */
 static enum tp_trap_result look_up(struct tp_engine *engine, struct tp_frame *frame)
 {
-	const struct tp_batch *batch = __atomic_load_n(&engine->active, __ATOMIC_SEQ_CST);
-	const struct tp_known_table *known;
-	uint64_t addr = frame->rip - 1;
-	const struct tp_poke *poke = NULL;
+	uint64_t addr = frame->rip - 1, generation;
 
-	if (batch && (!batch->is_handled || batch->is_handled(frame->rip)))
-		poke = find_poke(batch, addr);
-	if (poke) {
-		tp_emulate(poke, frame);
-		return TP_TRAP_EMULATED;
-	}
-	known = __atomic_load_n(&engine->known, __ATOMIC_ACQUIRE);
-	if (!known || !tp_known_find(known, addr) || *(const volatile uint8_t *)addr == TP_INT3)
-		return TP_TRAP_FOREIGN;
-	frame->rip = addr;
-	return TP_TRAP_LATE;
+	do {
+		const struct tp_known_table *known;
+		const struct tp_poke *poke;
+
+		generation = __atomic_load_n(&engine->generation, __ATOMIC_SEQ_CST);
+		poke = find_active(engine, frame->rip);
+		if (poke) {
+			tp_emulate(poke, frame);
+			return TP_TRAP_EMULATED;
+		}
+		known = __atomic_load_n(&engine->known, __ATOMIC_ACQUIRE);
+		if (!known || !tp_known_find(known, addr))
+			return TP_TRAP_FOREIGN;
+		if (*(const volatile uint8_t *)addr != TP_INT3) {
+			frame->rip = addr;
+			return TP_TRAP_LATE;
+		}
+	} while (generation != __atomic_load_n(&engine->generation, __ATOMIC_SEQ_CST));
+	return TP_TRAP_FOREIGN;
 }
 
 /** Handle the int3 that @frame has just executed; its rip points past it. */

@@ -29,8 +29,10 @@ static const struct tp_pass again = { .phase = TP_PHASE_ROLLBACK,
 /* One pass over the sites as they are now; the first call prepares the batch. */
 static int run_pass(struct rig *rig, const struct tp_pass *pass)
 {
-	if (!rig->pokes)
+	if (!rig->pokes) {
 		rig_learn(rig);
+		CHECK_EQ(tp_check_batch(&rig->engine, &rig->batch), 0);
+	}
 	fake_forget(&rig->fake);
 	return tp_run_pass(&rig->engine, &rig->batch, pass);
 }

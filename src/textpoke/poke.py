@@ -190,10 +190,10 @@ def require_trap_safe(agent: Agent) -> None:
 
     Raises UnsupportedTarget ("sigtrap-blocked") naming the thread.
     """
-    held_mask = lib.tp_held_mask(agent.held) if agent.held is not None else None
     for thread in read_threads(agent.pid):
-        held = held_mask is not None and thread.tid == agent.pid
-        blocked = held_mask if held else thread.sig_blocked  # a held thread has all blocked, by us
+        blocked = thread.sig_blocked
+        if agent.held is not None and thread.tid == agent.pid:
+            blocked = int(lib.tp_held_mask(agent.held))  # the status shows all, blocked by us
         if blocked & _SIGTRAP and thread.tid != agent.tid and thread.state not in "ZX":
             raise UnsupportedTarget(
                 agent.pid,
