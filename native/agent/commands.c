@@ -72,6 +72,7 @@ static void publish_known(struct table_block *fresh)
 	known_block = fresh;
 	__atomic_store_n(&tpa.engine.known, &fresh->table, __ATOMIC_SEQ_CST);
 	tpa_image.known_base = (uint64_t)fresh->entries;
+	tpa_image.known_bytes = fresh->bytes;
 	tpa_image.known_count = fresh->table.count;
 	tpa_image.known_generation++;
 	if (old && tp_drain(&tpa.engine, 10000000))

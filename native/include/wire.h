@@ -158,6 +158,7 @@ struct tp_image {
 	uint64_t slots_base; /* table of rings by fs base, private */
 	uint64_t slots_bytes;
 	uint64_t known_base; /* struct tp_known[known_count] */
+	uint64_t known_bytes; /* of the whole mapping, which begins in the same page */
 	uint64_t known_count;
 	uint64_t known_generation; /* odd while the table changes */
 	uint64_t restorer;

@@ -250,6 +250,9 @@ def our_ranges(head: Pointer) -> list[tuple[int, int]]:
     ]
     ranges.append((head.shared_base, head.shared_base + head.shared_bytes))
     ranges.append((head.slots_base, head.slots_base + head.slots_bytes))
+    if head.known_bytes:
+        known = head.known_base // PAGE * PAGE
+        ranges.append((known, known + head.known_bytes))
     ranges.append((head.base, head.base + head.image_bytes))
     return ranges
 
