@@ -57,7 +57,7 @@ def check_attach(pid: int) -> list[Finding]:
     except NoSuchTarget:
         return [Finding("process", ok=False, value="no such pid", cure="check it with ps")]
     findings = [Finding("process", ok=True, value=facts.status.get("Name", ""), cure="")]
-    for name, check in _CHECKS:
+    for name, _, check in _CHECKS:
         verdict = check(facts)
         if verdict is not None:
             findings.append(Finding(name, *verdict))
@@ -89,7 +89,7 @@ def require_attachable(pid: int, *, held: bool = False) -> None:
     causes = [_text(finding) for finding in failed if finding.check in _DENIALS]
     if first in _DENIALS:
         raise AttachDenied(pid, causes)
-    raise UnsupportedTarget(pid, _REASONS.get(first, first), _text(failed[0]))
+    raise UnsupportedTarget(pid, _REASONS[first], _text(failed[0]))
 
 
 def _text(finding: Finding) -> str:
@@ -119,7 +119,7 @@ def _threads_text(threads: list[Thread]) -> str:
     return f"thread{'s' if len(threads) > 1 else ''} {shown}{more}"
 
 
-def _zombie(facts: _Facts) -> _Verdict:
+def _alive(facts: _Facts) -> _Verdict:
     if facts.threads or facts.agents:
         return _Verdict(ok=True, value=facts.status.get("State", ""))
     parent = facts.status.get("PPid", "?")
@@ -222,31 +222,31 @@ def _comm(pid: int) -> str:
 
 def _running(facts: _Facts) -> _Verdict:
     stopped = [thread for thread in facts.threads if thread.state in "Tt"]
-    if not stopped:
-        return _Verdict(True, "yes")
-    value = f"{_threads_text(stopped)} stopped"
-    return _Verdict(False, value, f"let it run: kill -CONT {facts.pid}")
+    return _none_of(stopped, "yes", "{} stopped", f"let it run: kill -CONT {facts.pid}")
+
+
+def _none_of(threads: list[Thread], good: str, bad: str, cure: str) -> _Verdict:
+    if not threads:
+        return _Verdict(True, good)
+    return _Verdict(False, bad.format(_threads_text(threads)), cure)
 
 
 def _seccomp(facts: _Facts) -> _Verdict:
     filtered = [thread for thread in facts.threads if thread.seccomp]
-    if not filtered:
-        return _Verdict(True, "off")
-    mode = filtered[0].seccomp
-    return _Verdict(
-        False,
-        f"{_threads_text(filtered)}: mode {mode} ({_SECCOMP_MODES.get(mode, '?')})",
+    mode = filtered[0].seccomp if filtered else 0
+    return _none_of(
+        filtered,
+        "off",
+        f"{{}}: mode {mode} ({_SECCOMP_MODES.get(mode, '?')})",
         "its filter could kill it for our system calls; start it without one "
         "(systemd: SystemCallFilter=, docker: --security-opt seccomp=unconfined)",
     )
 
 
 def _shadow_stack(facts: _Facts) -> _Verdict:
-    with_one = [t for t in facts.threads if "shstk" in facts.features.get(t.tid, "").split()]
-    if not with_one:
-        return _Verdict(True, "off")
+    with_one = [t for t in facts.threads if "shstk" in facts.features[t.tid].split()]
     cure = "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"
-    return _Verdict(False, f"on in {_threads_text(with_one)}", cure)
+    return _none_of(with_one, "off", "on in {}", cure)
 
 
 def _fsgsbase(facts: _Facts) -> _Verdict | None:
@@ -261,10 +261,8 @@ def _fsgsbase(facts: _Facts) -> _Verdict | None:
 
 def _sigtrap_blocked(facts: _Facts) -> _Verdict:
     blocked = [thread for thread in facts.threads if thread.sig_blocked & _SIGTRAP_BIT]
-    if not blocked:
-        return _Verdict(True, "in no thread")
     cure = "the kernel would kill the process at a patched site; unblock SIGTRAP there"
-    return _Verdict(False, f"in {_threads_text(blocked)}", cure)
+    return _none_of(blocked, "in no thread", "in {}", cure)
 
 
 def _sigtrap_ignored(facts: _Facts) -> _Verdict:
@@ -297,37 +295,27 @@ def _agent(facts: _Facts) -> _Verdict:
     return _Verdict(True, _threads_text(facts.agents), f"look: textpoke status -p {facts.pid}")
 
 
-_CHECKS: tuple[tuple[str, Callable[[_Facts], _Verdict | None]], ...] = (
-    ("alive", _zombie),
-    ("whole process", _whole_process),
-    ("user program", _user_program),
-    ("64-bit", _wide),
-    ("permission", _permission),
-    ("yama", _yama),
-    ("debugger", _debugger),
-    ("running", _running),
-    ("seccomp", _seccomp),
-    ("shadow stack", _shadow_stack),
-    ("fsgsbase", _fsgsbase),
-    ("SIGTRAP blocked", _sigtrap_blocked),
-    ("SIGTRAP ignored", _sigtrap_ignored),
-    ("membarrier", _membarrier),
-    ("kernel", _kernel),
-    ("agent", _agent),
+# Name of the finding, id of the refusal, the check itself.
+_CHECKS: tuple[tuple[str, str, Callable[[_Facts], _Verdict | None]], ...] = (
+    ("alive", "zombie", _alive),
+    ("whole process", "thread", _whole_process),
+    ("user program", "kernel-thread", _user_program),
+    ("64-bit", "32-bit", _wide),
+    ("permission", "", _permission),
+    ("yama", "", _yama),
+    ("debugger", "debugger", _debugger),
+    ("running", "stopped", _running),
+    ("seccomp", "seccomp", _seccomp),
+    ("shadow stack", "shadow-stack", _shadow_stack),
+    ("fsgsbase", "no-fsgsbase", _fsgsbase),
+    ("SIGTRAP blocked", "sigtrap-blocked", _sigtrap_blocked),
+    ("SIGTRAP ignored", "sigtrap-ignored", _sigtrap_ignored),
+    ("membarrier", "no-membarrier", _membarrier),
+    ("kernel", "", _kernel),
+    ("agent", "", _agent),
 )
+_REASONS = {name: reason for name, reason, _ in _CHECKS}
 _DECISIVE = frozenset(("alive", "whole process", "user program"))
 _DENIALS = frozenset(("permission", "yama"))
 _NOT_FATAL = frozenset(("kernel", "agent"))
 _OUR_HOLD = frozenset(("debugger", "running", "SIGTRAP blocked"))
-_REASONS = {
-    "alive": "zombie",
-    "whole process": "thread",
-    "user program": "kernel-thread",
-    "64-bit": "32-bit",
-    "running": "stopped",
-    "shadow stack": "shadow-stack",
-    "fsgsbase": "no-fsgsbase",
-    "SIGTRAP blocked": "sigtrap-blocked",
-    "SIGTRAP ignored": "sigtrap-ignored",
-    "membarrier": "no-membarrier",
-}

@@ -12,13 +12,12 @@ import functools
 import re
 from typing import TYPE_CHECKING
 
-from textpoke import rust
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 # The demanglers recurse; a longer name is damage or of no use to a reader.
 _LONGEST = 16 * 1024
+_RUST_HASH = re.compile(r"17h[0-9a-f]{16}E")
 _BRACKETS = re.compile(r"[()]")
 
 
@@ -34,11 +33,13 @@ def demangle_one(name: str) -> str:
     """Return a readable name for one symbol, the symbol itself where there is none."""
     if len(name) > _LONGEST:
         return name
-    if name.startswith("_R"):
-        return rust.demangle_v0(name) or name
-    if name.startswith("_Z"):
-        return rust.demangle_legacy(name) or _cxx()(name) or name
-    return name
+    if name.startswith("_Z") and not _RUST_HASH.search(name):
+        return _cxx()(name) or name
+    if not name.startswith(("_R", "_Z")):
+        return name
+    from textpoke import rust
+
+    return rust.demangle_v0(name) or rust.demangle_legacy(name) or name
 
 
 def without_parameters(function: str) -> str:

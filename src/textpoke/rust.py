@@ -65,6 +65,8 @@ def _escape(code: str) -> str:
 
 def demangle_v0(name: str) -> str:
     """Decode a `_R` name; "" when it is not one, or damaged."""
+    if not name.startswith("_R"):
+        return ""
     parser = _V0(name[2:].partition(".")[0])
     try:
         return parser.path(in_value=True)

@@ -162,6 +162,19 @@ def test_facts_in_status_are_refused_by_name(
     assert_unsupported(reason, value)
 
 
+@pytest.mark.parametrize(
+    "fields", [{"TracerPid": "4242", "State": "t (tracing stop)", "SigBlk": "f" * 16}]
+)
+def test_what_our_own_hold_does_is_not_held_against_a_launched_program(
+    fields: dict[str, str], fake: FakeProc
+) -> None:
+    fake.thread(PID, **fields)
+    require_attachable(PID, held=True)
+    fake.thread(PID, Seccomp="2", **fields)
+    with pytest.raises(UnsupportedTarget, match="seccomp"):
+        require_attachable(PID, held=True)
+
+
 @pytest.mark.parametrize("fields", [{"SigBlk": "000000000000ffef"}, {"x86_Thread_features": ""}])
 def test_other_signals_and_features_do_not_matter(fields: dict[str, str], fake: FakeProc) -> None:
     fake.thread(PID, **fields)
