@@ -9,6 +9,7 @@
 #include "agent.h"
 
 #define PROT_RX 5
+#define DRAIN_NS 10000000
 #define MAP_PADS 0x104022 /* PRIVATE | ANONYMOUS | NORESERVE | FIXED_NOREPLACE */
 #define PR_SET_VMA_NR 0x53564d41
 #define PAGE_UP(bytes) (((bytes) + TP_PAGE_BYTES - 1) & ~(uint64_t)(TP_PAGE_BYTES - 1))
@@ -28,15 +29,43 @@ struct table_block {
 };
 
 static struct table_block *known_block;
+static struct job *spare_job; /* the last job's memory: its pages need no fault again */
+
+/* Memory that lives until the detach: the tool unmaps what stands in this list. */
+static int note_region(uint64_t start, uint64_t bytes)
+{
+	uint64_t i = tpa_image.region_count;
+
+	if (i >= TP_MAX_REGIONS)
+		return -ENOSPC;
+	tpa_image.regions[i] = (struct tp_region){ start, bytes };
+	tpa_image.region_count = i + 1;
+	return 0;
+}
+
+static struct job *job_memory(uint64_t bytes)
+{
+	struct job *job = spare_job;
+
+	spare_job = NULL;
+	if (job && job->bytes >= bytes)
+		return job;
+	if (job)
+		tpa_unmap(job, job->bytes);
+	job = tpa_map_private(bytes);
+	if (job)
+		job->bytes = bytes;
+	return job;
+}
 
 static struct job *new_job(uint64_t count)
 {
-	uint64_t bytes = PAGE_UP(sizeof(struct job) + count * sizeof(struct tp_poke));
-	struct job *job = tpa_map_private(bytes);
+	struct job *job = job_memory(PAGE_UP(sizeof(*job) + count * sizeof(struct tp_poke)));
 
 	if (!job)
 		return NULL;
-	job->bytes = bytes;
+	job->batch = (struct tp_batch){ 0 };
+	job->outcome = (struct tp_outcome){ 0 };
 	job->batch.pokes = job->pokes;
 	job->batch.count = count;
 	job->batch.outcome = &job->outcome;
@@ -46,19 +75,25 @@ static struct job *new_job(uint64_t count)
 static void end_job(struct job *job)
 {
 	if (!job->outcome.undrained && !tpa.engine.broken)
-		tpa_unmap(job, job->bytes);
+		spare_job = job;
+	else
+		note_region((uint64_t)job, job->bytes);
 }
 
+/* Both are sorted: one walk along the table. */
 static int all_known(const struct job *job)
 {
+	const struct tp_known *entry = known_block ? known_block->entries : NULL;
+	const struct tp_known *end = entry ? entry + known_block->table.count : NULL;
+
 	for (uint64_t i = 0; i < job->batch.count; i++) {
 		const struct tp_poke *poke = &job->pokes[i];
-		const struct tp_known *entry;
 
 		if (poke->flags & (TP_POKE_NO_OLD | TP_POKE_NO_NEW))
 			continue;
-		entry = known_block ? tp_known_find(&known_block->table, poke->addr) : NULL;
-		if (!entry || entry->len < poke->len)
+		while (entry < end && entry->addr < poke->addr)
+			entry++;
+		if (entry == end || entry->addr != poke->addr || entry->len < poke->len)
 			return 0;
 	}
 	return 1;
@@ -75,8 +110,10 @@ static void publish_known(struct table_block *fresh)
 	tpa_image.known_bytes = fresh->bytes;
 	tpa_image.known_count = fresh->table.count;
 	tpa_image.known_generation++;
-	if (old && tp_drain(&tpa.engine, 10000000))
+	if (old && tp_drain(&tpa.engine, DRAIN_NS))
 		tpa_unmap(old, old->bytes);
+	else if (old)
+		note_region((uint64_t)old, old->bytes);
 }
 
 /* The table must hold a site before its first int3 is written: late traps are told by it. */
@@ -160,9 +197,12 @@ static int run_one_by_one(struct job *job)
 	return error;
 }
 
+/* Site by site only after a failure: after success every site is done, or was skipped. */
 static void report_job(struct tp_wire *wire, struct tp_poke *request, const struct job *job)
 {
 	wire->outcome = job->outcome;
+	if (!job->outcome.code)
+		return;
 	for (uint64_t i = 0; i < job->batch.count; i++) {
 		uint32_t index = job->pokes[i].index;
 
@@ -269,7 +309,8 @@ static int receive_fds(void)
 	message.header[3] = 1;
 	message.header[4] = (uint64_t)message.control;
 	message.header[5] = sizeof(message.control);
-	done = sys3(__NR_recvmsg, tpa.socket_fd, (long)message.header, 0x40000040); /* CLOEXEC, DONTWAIT */
+	done = sys3(__NR_recvmsg, tpa.socket_fd, (long)message.header,
+		    0x40000040); /* CLOEXEC, DONTWAIT */
 	if (sys_failed(done))
 		return (int)done;
 	if (message.control[0] != 16 + 2 * sizeof(int) || message.control[1] != (1ull << 32 | 1))
@@ -295,10 +336,10 @@ static int take_fds(const uint64_t args[4])
 
 static int map_region(const uint64_t args[4])
 {
-	uint64_t i = tpa_image.region_count;
 	long ret;
 
-	if (i >= TP_MAX_REGIONS || !args[1] || (args[0] | args[1]) % TP_PAGE_BYTES)
+	if (tpa_image.region_count >= TP_MAX_REGIONS || !args[1] ||
+	    (args[0] | args[1]) % TP_PAGE_BYTES)
 		return -EINVAL;
 	ret = sys6(__NR_mmap, (long)args[0], (long)args[1], PROT_RX, MAP_PADS, -1, 0);
 	if (sys_failed(ret))
@@ -308,8 +349,16 @@ static int map_region(const uint64_t args[4])
 		return -EEXIST;
 	}
 	sys5(__NR_prctl, PR_SET_VMA_NR, 0, ret, (long)args[1], (long)TP_NAME);
-	tpa_image.regions[i] = (struct tp_region){ args[0], args[1] };
-	tpa_image.region_count = i + 1;
+	return note_region(args[0], args[1]);
+}
+
+static int quit(void)
+{
+	if (tpa.engine.broken)
+		return -TP_EBROKEN;
+	if (spare_job)
+		tpa_unmap(spare_job, spare_job->bytes);
+	spare_job = NULL;
 	return 0;
 }
 
@@ -339,7 +388,7 @@ int tpa_run_command(struct tp_wire *wire)
 	case TP_CMD_RECORD:
 		return record(args);
 	case TP_CMD_QUIT:
-		return tpa.engine.broken ? -TP_EBROKEN : 0;
+		return quit();
 	default:
 		return -TP_ECOMMAND;
 	}

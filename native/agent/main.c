@@ -129,7 +129,8 @@ static void start(void)
 	tpa_image.restorer = (uint64_t)tpa_restorer;
 	tpa_image.thunk_function = (uint64_t)tpa_thunk_function;
 	sys2(__NR_prctl, PR_SET_NAME_NR, (long)TP_NAME);
-	sys5(__NR_prctl, PR_SET_VMA_NR, 0, (long)tpa_image.base, tpa_image.image_bytes, (long)TP_NAME);
+	sys5(__NR_prctl, PR_SET_VMA_NR, 0, (long)tpa_image.base, tpa_image.image_bytes,
+	     (long)TP_NAME);
 	close_inherited();
 	tpa_drop_privileges();
 	step(sys3(__NR_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0));

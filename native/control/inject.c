@@ -89,8 +89,12 @@ static int clone_agent(struct tp_held *held, const struct tp_inject *in, uint64_
 /** Load the agent through a held thread and start it. The thread stays held. */
 int tp_inject(struct tp_held *held, const struct tp_inject *in, struct tp_injected *out)
 {
-	const uint64_t map[6] = { 0, in->image_bytes, PROT_READ | PROT_EXEC,
-				  MAP_PRIVATE | MAP_ANONYMOUS, (uint64_t)-1, 0 };
+	const uint64_t map[6] = { 0,
+				  in->image_bytes,
+				  PROT_READ | PROT_EXEC,
+				  MAP_PRIVATE | MAP_ANONYMOUS,
+				  (uint64_t)-1,
+				  0 };
 	int64_t base;
 	int error;
 

@@ -40,7 +40,8 @@ static int wait_exec(struct tp_held *held, int error_fd)
 	for (;;) {
 		error = tp_wait_stop(held, &status);
 		if (error) { /* ended before the exec: it says why */
-			bool told = read(error_fd, &exec_errno, sizeof(exec_errno)) == sizeof(exec_errno);
+			bool told = read(error_fd, &exec_errno, sizeof(exec_errno)) ==
+				    sizeof(exec_errno);
 
 			return told ? -exec_errno : error;
 		}

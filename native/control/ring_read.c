@@ -38,7 +38,8 @@ uint64_t tp_rdtsc(void)
 
 static struct tp_ring *ring_at(const struct tp_rings *rings, uint32_t i)
 {
-	return (struct tp_ring *)(rings->map + rings->ring_offset + (uint64_t)i * rings->ring_stride);
+	return (struct tp_ring *)(rings->map + rings->ring_offset +
+				  (uint64_t)i * rings->ring_stride);
 }
 
 /* FNV-1a, 32 bits. */

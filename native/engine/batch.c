@@ -71,12 +71,14 @@ int tp_fail(struct tp_batch *batch, enum tp_phase phase, int code, size_t i)
 	return code;
 }
 
-static bool tail_differs(const struct tp_poke *poke)
+/** True when bytes 1..len-1 of old and new are not the same: the site needs the tail phase. */
+bool tp_tail_differs(const struct tp_poke *poke)
 {
-	for (size_t i = 1; i < poke->len; i++)
-		if (poke->old[i] != poke->new_[i])
-			return true;
-	return false;
+	uint8_t old[16];
+
+	__builtin_memcpy(old, poke->old, sizeof(old));
+	old[0] = poke->new_[0];
+	return !tp_same_prefix(old, poke->new_, poke->len);
 }
 
 /*
@@ -86,7 +88,7 @@ static bool tail_differs(const struct tp_poke *poke)
  */
 static bool tail_is_safe(const struct tp_poke *poke, const struct tp_insn *old)
 {
-	if (!tail_differs(poke))
+	if (!tp_tail_differs(poke))
 		return true;
 	if (tp_is_nop_mix(poke->old, poke->len) && tp_is_nop_mix(poke->new_, poke->len))
 		return true;
@@ -112,7 +114,39 @@ static int choose_emulation(struct tp_poke *poke)
 	return 0;
 }
 
-static int check_poke(const struct tp_engine *engine, struct tp_poke *poke, uint64_t *end)
+/* Neighbours are often alike, thousands of NOP runs for one: decide once for all of them. */
+static bool emulate_like(struct tp_poke *poke, const struct tp_poke *other)
+{
+	unsigned int kind;
+
+	if (!other || poke->len != other->len || poke->handler || other->handler ||
+	    !tp_same_prefix(poke->old, other->old, poke->len) ||
+	    !tp_same_prefix(poke->new_, other->new_, poke->len))
+		return false;
+	kind = other->emulate & 0x0f;
+	poke->emulate = other->emulate;
+	poke->target = other->target;
+	if (kind == TP_INSN_CALL || kind == TP_INSN_JMP || kind == TP_INSN_JCC)
+		poke->target += poke->addr - other->addr;
+	return true;
+}
+
+/* Where the check of a sorted batch stands. */
+struct cursor {
+	uint64_t end; /* of the last site */
+	const struct tp_known *known;
+	const struct tp_known *known_end;
+	const struct tp_poke *last; /* the last site that was decided */
+};
+
+static bool is_known(struct cursor *cursor, uint64_t addr)
+{
+	while (cursor->known < cursor->known_end && cursor->known->addr < addr)
+		cursor->known++;
+	return cursor->known < cursor->known_end && cursor->known->addr == addr;
+}
+
+static int check_poke(struct cursor *cursor, struct tp_poke *poke)
 {
 	unsigned int null = poke->flags & (TP_POKE_NO_OLD | TP_POKE_NO_NEW);
 
@@ -123,26 +157,37 @@ static int check_poke(const struct tp_engine *engine, struct tp_poke *poke, uint
 		return 0;
 	if (poke->len < 1 || poke->len > TP_MAX_INSN)
 		return -TP_ELENGTH;
-	if (poke->addr < *end || poke->addr + poke->len < poke->addr)
+	if (poke->addr < cursor->end || poke->addr + poke->len < poke->addr)
 		return -TP_EOVERLAP;
-	*end = poke->addr + poke->len;
-	if (!engine->known || !tp_known_find(engine->known, poke->addr))
+	cursor->end = poke->addr + poke->len;
+	if (!is_known(cursor, poke->addr))
 		return -TP_EKNOWN;
-	return choose_emulation(poke);
+	if (!emulate_like(poke, cursor->last)) {
+		int error = choose_emulation(poke);
+
+		if (error)
+			return error;
+	}
+	cursor->last = poke;
+	return 0;
 }
 
 /** Sort and check; fills outcome, emulation and target of every poke. Nothing is written. */
 int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
 {
-	uint64_t end = 0;
+	struct cursor cursor = { 0 };
 
+	if (engine->known) {
+		cursor.known = engine->known->entries;
+		cursor.known_end = cursor.known + engine->known->count;
+	}
 	for (size_t i = 0; i < batch->count; i++)
 		batch->pokes[i].outcome = TP_SITE_PENDING;
 	if (engine->broken)
 		return tp_fail(batch, TP_PHASE_CHECK, -TP_EBROKEN, batch->count);
 	tp_sort_pokes(batch->pokes, batch->count);
 	for (size_t i = 0; i < batch->count; i++) {
-		int error = check_poke(engine, &batch->pokes[i], &end);
+		int error = check_poke(&cursor, &batch->pokes[i]);
 
 		if (error)
 			return tp_fail(batch, TP_PHASE_CHECK, error, i);

@@ -212,7 +212,8 @@ void tp_emulate(const struct tp_poke *poke, struct tp_frame *frame)
 		frame->rip = poke->handler;
 		break;
 	case TP_INSN_JCC:
-		frame->rip = condition_holds(poke->emulate >> 4, frame->rflags) ? poke->target : next;
+		frame->rip = condition_holds(poke->emulate >> 4, frame->rflags) ? poke->target :
+										  next;
 		break;
 	case TP_INSN_RET:
 		frame->rip = *(volatile uint64_t *)frame->rsp;

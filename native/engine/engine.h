@@ -99,8 +99,24 @@ struct tp_engine {
 	uint8_t readback[TP_PAGE_BYTES + 16];
 };
 
+/** Do the first @len bytes (up to 16) of two 16-byte fields agree? A few instructions, no loop. */
+static inline bool tp_same_prefix(const uint8_t *a, const uint8_t *b, unsigned int len)
+{
+	unsigned int bits = 8 * len;
+	uint64_t x[2], y[2];
+
+	__builtin_memcpy(x, a, sizeof(x));
+	__builtin_memcpy(y, b, sizeof(y));
+	x[0] ^= y[0];
+	x[1] ^= y[1];
+	if (bits <= 64)
+		return !bits || !(x[0] << (64 - bits));
+	return !x[0] && !(x[1] << (128 - bits));
+}
+
 /* batch.c */
 void tp_sort_pokes(struct tp_poke *pokes, size_t count);
+bool tp_tail_differs(const struct tp_poke *poke);
 int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch);
 int tp_fail(struct tp_batch *batch, enum tp_phase phase, int code, size_t i);
 
@@ -113,10 +129,10 @@ enum tp_edit { TP_EDIT_NONE, TP_EDIT_INT3, TP_EDIT_TAIL, TP_EDIT_FIRST };
 struct tp_pass {
 	enum tp_phase phase;
 	enum tp_edit edit;
-	bool to_new;	     /* write new bytes, else old ones */
+	bool to_new; /* write new bytes, else old ones */
 	bool call_finish;
-	uint32_t from;	     /* mask of enum tp_outcome_of_site: the sites this pass is for */
-	uint8_t to;	     /* their state after it */
+	uint32_t from; /* mask of enum tp_outcome_of_site: the sites this pass is for */
+	uint8_t to;    /* their state after it */
 };
 
 int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass);

@@ -49,13 +49,9 @@ static int sync_cores(struct tp_engine *engine, struct tp_batch *batch, enum tp_
 
 static bool any_tail_differs(const struct tp_batch *batch)
 {
-	for (size_t i = 0; i < batch->count; i++) {
-		const struct tp_poke *poke = &batch->pokes[i];
-
-		for (size_t k = 1; poke->outcome == TP_SITE_INT3 && k < poke->len; k++)
-			if (poke->old[k] != poke->new_[k])
-				return true;
-	}
+	for (size_t i = 0; i < batch->count; i++)
+		if (batch->pokes[i].outcome == TP_SITE_INT3 && tp_tail_differs(&batch->pokes[i]))
+			return true;
 	return false;
 }
 
@@ -178,23 +174,33 @@ static bool has_old_tail(const struct tp_poke *poke)
 	return poke->outcome == TP_SITE_RESTORED || poke->outcome == TP_SITE_INT3;
 }
 
-/** Commit to the table of known sites what the batch has left in the text. */
+static void commit_site(const struct tp_poke *poke, struct tp_known *entry)
+{
+	const uint8_t *bytes = has_old_tail(poke) ? poke->old : poke->new_;
+
+	if (poke->len == entry->len)
+		__builtin_memcpy(entry->current, bytes, sizeof(entry->current));
+	else
+		for (size_t k = 0; k < poke->len; k++)
+			entry->current[k] = bytes[k];
+	if (poke->outcome == TP_SITE_INT3 || poke->outcome == TP_SITE_TAIL)
+		entry->current[0] = TP_INT3;
+	entry->patched = !tp_same_prefix(entry->current, entry->original, entry->len);
+}
+
+/* Note in the table of known sites what the batch has left in the text; both are sorted. */
 static void commit_known(struct tp_engine *engine, const struct tp_batch *batch)
 {
+	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
+
 	for (size_t i = 0; i < batch->count; i++) {
 		const struct tp_poke *poke = &batch->pokes[i];
-		struct tp_known *entry;
 
 		if (poke->outcome == TP_SITE_SKIPPED || poke->outcome == TP_SITE_PENDING)
 			continue;
-		entry = tp_known_find(engine->known, poke->addr);
-		for (size_t k = 0; k < poke->len; k++)
-			entry->current[k] = has_old_tail(poke) ? poke->old[k] : poke->new_[k];
-		if (poke->outcome == TP_SITE_INT3 || poke->outcome == TP_SITE_TAIL)
-			entry->current[0] = TP_INT3;
-		entry->patched = 0;
-		for (size_t k = 0; k < entry->len; k++)
-			entry->patched |= entry->current[k] != entry->original[k];
+		while (entry->addr != poke->addr) /* the check has seen it there */
+			entry++;
+		commit_site(poke, entry);
 	}
 }
 

@@ -34,13 +34,6 @@ static void edit_range(const struct tp_poke *poke, const struct tp_pass *pass, s
 	*to = !any ? 0 : pass->edit == TP_EDIT_TAIL ? poke->len : 1;
 }
 
-static uint8_t edit_byte(const struct tp_poke *poke, const struct tp_pass *pass, size_t i)
-{
-	if (pass->edit == TP_EDIT_INT3)
-		return TP_INT3;
-	return pass->to_new ? poke->new_[i] : poke->old[i];
-}
-
 /* What the site must hold now, by its state. */
 static uint8_t expected_byte(const struct tp_poke *poke, size_t i)
 {
@@ -55,6 +48,38 @@ static uint8_t expected_byte(const struct tp_poke *poke, size_t i)
 	default:
 		return poke->old[i];
 	}
+}
+
+/* All of the site at once. @found has 16 readable bytes: windows have that much slack. */
+static bool holds_expected(const struct tp_poke *poke, const uint8_t *found)
+{
+	bool new_tail = poke->outcome == TP_SITE_TAIL || poke->outcome == TP_SITE_WRITTEN ||
+			poke->outcome == TP_SITE_DONE;
+	bool trapped = poke->outcome == TP_SITE_INT3 || poke->outcome == TP_SITE_TAIL;
+	uint8_t want[16];
+
+	__builtin_memcpy(want, new_tail ? poke->new_ : poke->old, sizeof(want));
+	if (trapped)
+		want[0] = TP_INT3;
+	return tp_same_prefix(want, found, poke->len);
+}
+
+static bool same_words(const uint8_t *a, const uint8_t *b, size_t bytes)
+{
+	size_t i = 0;
+
+	for (; i + 8 <= bytes; i += 8) {
+		uint64_t x, y;
+
+		__builtin_memcpy(&x, a + i, sizeof(x));
+		__builtin_memcpy(&y, b + i, sizeof(y));
+		if (x != y)
+			return false;
+	}
+	for (; i < bytes; i++)
+		if (a[i] != b[i])
+			return false;
+	return true;
 }
 
 static struct window next_window(const struct tp_batch *batch, const struct tp_pass *pass,
@@ -102,7 +127,8 @@ static int blame_unreadable(struct tp_engine *engine, struct tp_batch *batch,
 		const struct tp_poke *poke = &batch->pokes[i];
 
 		if (selected(poke, pass) && poke->outcome != TP_SITE_SKIPPED &&
-		    read_window(engine, batch, poke->addr, poke->addr + poke->len, engine->readback))
+		    read_window(engine, batch, poke->addr, poke->addr + poke->len,
+				engine->readback))
 			return tp_fail(batch, pass->phase, -EFAULT, i);
 	}
 	return tp_fail(batch, pass->phase, -EFAULT, window->blame);
@@ -132,42 +158,39 @@ static void check_still_ours(struct tp_batch *batch, struct tp_poke *poke, uint8
 	batch->outcome->conflicts++;
 }
 
-/* The old code is checked again under the protocol, in every pass. */
-static int compare_window(struct tp_engine *engine, struct tp_batch *batch,
+static void edit_site(const struct tp_poke *poke, const struct tp_pass *pass, uint8_t *at)
+{
+	const uint8_t *bytes = pass->to_new ? poke->new_ : poke->old;
+
+	if (pass->edit == TP_EDIT_INT3)
+		at[0] = TP_INT3;
+	else if (pass->edit == TP_EDIT_FIRST)
+		at[0] = bytes[0];
+	else if (pass->edit == TP_EDIT_TAIL)
+		for (size_t k = 1; k < poke->len; k++)
+			at[k] = bytes[k];
+}
+
+/* The old code is checked again under the protocol, in every pass; then edited in our copy. */
+static int prepare_window(struct tp_engine *engine, struct tp_batch *batch,
 			  const struct tp_pass *pass, const struct window *window)
 {
 	bool undo = pass->phase == TP_PHASE_RECOVER || pass->phase == TP_PHASE_ROLLBACK;
 
 	for (size_t i = window->first; i < window->last; i++) {
 		struct tp_poke *poke = &batch->pokes[i];
-		const uint8_t *found = engine->window + (poke->addr - window->start);
+		uint8_t *found = engine->window + (poke->addr - window->start);
 
 		if (!selected(poke, pass) || poke->outcome == TP_SITE_SKIPPED)
 			continue;
-		if (undo) {
+		if (undo)
 			check_still_ours(batch, poke, found[0]);
-			continue;
-		}
-		for (size_t k = 0; k < poke->len; k++)
-			if (found[k] != expected_byte(poke, k))
-				return fail_different(batch, pass, i, found);
+		else if (!holds_expected(poke, found))
+			return fail_different(batch, pass, i, found);
+		if (selected(poke, pass))
+			edit_site(poke, pass, found);
 	}
 	return 0;
-}
-
-static void edit_window(struct tp_engine *engine, struct tp_batch *batch,
-			const struct tp_pass *pass, const struct window *window)
-{
-	for (size_t i = window->first; i < window->last; i++) {
-		const struct tp_poke *poke = &batch->pokes[i];
-		size_t from, to;
-
-		if (!selected(poke, pass))
-			continue;
-		edit_range(poke, pass, &from, &to);
-		for (size_t k = from; k < to; k++)
-			engine->window[poke->addr - window->start + k] = edit_byte(poke, pass, k);
-	}
 }
 
 /* Sites whose bytes lie below @end are in their new state; the first that is not has failed. */
@@ -193,13 +216,10 @@ static int read_back(struct tp_engine *engine, struct tp_batch *batch, const str
 {
 	const uint8_t *wrote = engine->window + (window->write_start - window->start);
 	size_t bytes = window->write_end - window->write_start;
-	bool differs = false;
 
 	if (read_window(engine, batch, window->write_start, window->write_end, engine->readback))
 		return tp_fail(batch, pass->phase, -EFAULT, window->blame);
-	for (size_t i = 0; i < bytes; i++)
-		differs |= engine->readback[i] != wrote[i];
-	if (!differs)
+	if (same_words(engine->readback, wrote, bytes))
 		return 0;
 	batch->outcome->conflicts++;
 	for (size_t i = window->first; i < window->last; i++) {
@@ -228,7 +248,6 @@ static int write_window(struct tp_engine *engine, struct tp_batch *batch,
 
 	if (!window->write_end) /* nothing of these sites changes here: tails of one-byte flips */
 		return advance_sites(batch, pass, window, UINT64_MAX, 0);
-	edit_window(engine, batch, pass, window);
 	batch->outcome->writes++;
 	done = engine->ops->write(engine->ctx, window->write_start,
 				  engine->window + (window->write_start - window->start), bytes);
@@ -267,10 +286,11 @@ int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct t
 	while (!error && window.last < batch->count) {
 		window = next_window(batch, pass, window.last);
 		if (window.end) {
-			error = read_window(engine, batch, window.start, window.end, engine->window);
+			error = read_window(engine, batch, window.start, window.end,
+					    engine->window);
 			if (error)
 				return blame_unreadable(engine, batch, pass, &window);
-			error = compare_window(engine, batch, pass, &window);
+			error = prepare_window(engine, batch, pass, &window);
 			if (!error && pass->edit != TP_EDIT_NONE)
 				error = write_window(engine, batch, pass, &window);
 			batch->outcome->pages += pass->edit == TP_EDIT_INT3;

@@ -13,19 +13,19 @@
 
 /** What to load into a target, and where a system call can be borrowed. */
 struct tp_inject {
-	const uint8_t *image;	  /* file bytes of the agent, laid out by virtual address */
+	const uint8_t *image; /* file bytes of the agent, laid out by virtual address */
 	uint64_t image_file_bytes;
-	uint64_t image_bytes;	  /* with bss, gate page and stack */
-	uint64_t head_offset;	  /* of struct tp_image */
-	uint64_t entry_offset;	  /* of tpa_bootstrap */
+	uint64_t image_bytes;	     /* with bss, gate page and stack */
+	uint64_t head_offset;	     /* of struct tp_image */
+	uint64_t entry_offset;	     /* of tpa_bootstrap */
 	const uint64_t *relocations; /* pairs: offset, addend */
 	uint64_t relocation_count;
-	uint64_t syscall_at;	  /* address of "0f 05" in any r-x mapping */
-	int mem_fd;		  /* mem file of the target, read and write */
+	uint64_t syscall_at; /* address of "0f 05" in any r-x mapping */
+	int mem_fd;	     /* mem file of the target, read and write */
 	uint32_t ring_count;
 	uint32_t ring_bytes;
 	uint64_t request_bytes;
-	uint32_t local_tid;	  /* the seized thread's id in its own pid namespace */
+	uint32_t local_tid; /* the seized thread's id in its own pid namespace */
 };
 
 struct tp_injected {
@@ -98,11 +98,11 @@ struct tp_rings {
 	uint32_t ring_count;
 	uint32_t ring_stride;
 	uint32_t ring_bytes;
-	int fd;		     /* capture; -1: count only */
-	uint64_t *tails;     /* private: ring_count entries */
-	uint64_t *dropped;   /* private: ring_count entries */
+	int fd;			 /* capture; -1: count only */
+	uint64_t *tails;	 /* private: ring_count entries */
+	uint64_t *dropped;	 /* private: ring_count entries */
 	uint64_t *dead_since_ns; /* private: ring_count entries */
-	uint8_t *buffer;     /* ring_bytes + header */
+	uint8_t *buffer;	 /* ring_bytes + header */
 };
 
 struct tp_drained {

@@ -70,15 +70,15 @@ struct tp_poke {
 
 /** What a batch did: everything that a caller may assert or print. */
 struct tp_outcome {
-	int32_t code;	       /* 0, -errno or a negated code of errors.def */
-	uint32_t phase;	       /* enum tp_phase: where it failed */
-	uint64_t fail_count;   /* index within the phase, skipped sites included */
+	int32_t code;	     /* 0, -errno or a negated code of errors.def */
+	uint32_t phase;	     /* enum tp_phase: where it failed */
+	uint64_t fail_count; /* index within the phase, skipped sites included */
 	uint64_t fail_addr;
-	uint32_t fail_index;   /* position in the caller's order */
+	uint32_t fail_index; /* position in the caller's order */
 	uint8_t fail_len;
-	uint8_t recovered;     /* recovery ran and left no int3 of ours */
-	uint8_t rolled_back;   /* finished sites were put back too */
-	uint8_t undrained;     /* a thread was still in the handler at the time-out */
+	uint8_t recovered;   /* recovery ran and left no int3 of ours */
+	uint8_t rolled_back; /* finished sites were put back too */
+	uint8_t undrained;   /* a thread was still in the handler at the time-out */
 	uint8_t expected[16];
 	uint8_t found[16];
 	uint64_t sites;
@@ -86,11 +86,11 @@ struct tp_outcome {
 	uint64_t syncs;
 	uint64_t writes;
 	uint64_t reads;
-	uint64_t pages;	       /* page windows of the int3 phase */
-	uint64_t conflicts;    /* windows whose other bytes changed under the write */
-	uint64_t traps;	       /* threads that ran into an int3 of this batch */
+	uint64_t pages;	    /* page windows of the int3 phase */
+	uint64_t conflicts; /* windows whose other bytes changed under the write */
+	uint64_t traps;	    /* threads that ran into an int3 of this batch */
 	uint64_t late_traps;
-	uint64_t phase_ns[8];  /* indexed by enum tp_phase */
+	uint64_t phase_ns[8]; /* indexed by enum tp_phase */
 	uint64_t total_ns;
 };
 
@@ -106,12 +106,12 @@ struct tp_known {
 
 enum tp_command {
 	TP_CMD_NONE,
-	TP_CMD_FDS,	/* take the mem and status files from the socket; arg0 = 1, or open them here */
-	TP_CMD_MAP,	/* map arg1 bytes of r-x memory at arg0, for pads and thunks */
-	TP_CMD_BATCH,	/* run arg0 pokes of the request area; arg1 = enum tp_batch_flags; arg2 = is_handled, arg3 = finish */
+	TP_CMD_FDS, /* take the mem and status files from the socket; arg0 = 1, or open them here */
+	TP_CMD_MAP, /* map arg1 bytes of r-x memory at arg0, for pads and thunks */
+	TP_CMD_BATCH, /* run arg0 pokes of the request area; arg1 = enum tp_batch_flags; arg2 = is_handled, arg3 = finish */
 	TP_CMD_RESTORE, /* put every known site back */
-	TP_CMD_RECORD,	/* arg0: 1 = thunks write events, 0 = they return at once; arg1 = ring limit */
-	TP_CMD_QUIT,	/* leave: the agent's thread ends, memory stays for the tool to unmap */
+	TP_CMD_RECORD, /* arg0: 1 = thunks write events, 0 = they return at once; arg1 = ring limit */
+	TP_CMD_QUIT,   /* leave: the agent's thread ends, memory stays for the tool to unmap */
 };
 
 enum tp_batch_flags {
@@ -157,7 +157,7 @@ struct tp_image {
 	uint64_t shared_bytes;
 	uint64_t slots_base; /* table of rings by fs base, private */
 	uint64_t slots_bytes;
-	uint64_t known_base; /* struct tp_known[known_count] */
+	uint64_t known_base;  /* struct tp_known[known_count] */
 	uint64_t known_bytes; /* of the whole mapping, which begins in the same page */
 	uint64_t known_count;
 	uint64_t known_generation; /* odd while the table changes */
@@ -165,7 +165,7 @@ struct tp_image {
 	uint64_t handler;
 	uint64_t thunk_function;
 	uint64_t handler_installed;
-	uint64_t inflight; /* threads inside the trap handler, as last seen */
+	uint64_t inflight;	/* threads inside the trap handler, as last seen */
 	uint64_t old_action[4]; /* struct kernel_sigaction of whoever handled SIGTRAP before */
 	uint64_t region_count;
 	struct tp_region regions[TP_MAX_REGIONS];

@@ -21,21 +21,20 @@ static struct check_case *check_first, **check_end = &check_first;
 static unsigned int check_failures; /* of the running case */
 static char check_context[128];	    /* which turn of a loop it was: CHECK_NOTE() */
 
-#define TEST(test)                                                                                 \
-	static void test(void);                                                                    \
-	__attribute__((constructor)) static void register_##test(void)                             \
-	{                                                                                          \
-		static struct check_case self = { #test, test, NULL };                             \
-                                                                                                   \
-		*check_end = &self;                                                                \
-		check_end = &self.next;                                                            \
-	}                                                                                          \
+#define TEST(test)                                                     \
+	static void test(void);                                        \
+	__attribute__((constructor)) static void register_##test(void) \
+	{                                                              \
+		static struct check_case self = { #test, test, NULL }; \
+                                                                       \
+		*check_end = &self;                                    \
+		check_end = &self.next;                                \
+	}                                                              \
 	static void test(void)
 
 #define CHECK_NOTE(...) snprintf(check_context, sizeof(check_context), __VA_ARGS__)
 #define CHECK(condition) check_that(!!(condition), #condition, __FILE__, __LINE__)
-#define CHECK_EQ(a, b)                                                                             \
-	check_equal((int64_t)(a), (int64_t)(b), #a " == " #b, __FILE__, __LINE__)
+#define CHECK_EQ(a, b) check_equal((int64_t)(a), (int64_t)(b), #a " == " #b, __FILE__, __LINE__)
 #define CHECK_BYTES(a, b, count) CHECK(!memcmp((a), (b), (count)))
 
 static inline int check_that(int holds, const char *text, const char *file, int line)

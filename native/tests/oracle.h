@@ -22,7 +22,7 @@ struct oracle {
 	struct oracle_byte *bytes; /* of the whole fake memory */
 	size_t *unsettled;	   /* those with more than one value */
 	size_t unsettled_count;
-	size_t deaf_sync;	   /* a control: the sync with this number does not happen */
+	size_t deaf_sync; /* a control: the sync with this number does not happen */
 	size_t operations;
 	size_t violations;
 	size_t first_violation; /* number of the operation after which it was seen */

@@ -185,8 +185,8 @@ enum tp_trap_result rig_trap(struct rig *rig, size_t index, struct tp_frame *fra
 {
 	static uint64_t stack[64];
 
-	*frame = (struct tp_frame){ .rip = rig->asked[index].addr + 1,
-				    .rsp = (uint64_t)&stack[32] };
+	*frame =
+		(struct tp_frame){ .rip = rig->asked[index].addr + 1, .rsp = (uint64_t)&stack[32] };
 	return tp_trap(&rig->engine, frame);
 }
 

@@ -9,7 +9,7 @@
 #include "engine.h"
 
 #define AT 0x555500001000ull
-#define CLASSIFY(...)                                                                              \
+#define CLASSIFY(...) \
 	classify((const uint8_t[]){ __VA_ARGS__ }, sizeof((const uint8_t[]){ __VA_ARGS__ }))
 #define IS_OTHER(...) CHECK_EQ(CLASSIFY(__VA_ARGS__).kind, TP_INSN_OTHER)
 
@@ -38,16 +38,17 @@ static void check_nop(const uint8_t *code, size_t len, size_t first)
 
 TEST(lineage_2e_every_multi_byte_nop_of_intel_is_one_nop)
 {
-	static const uint8_t nops[][16] = { /* SDM vol. 2, table "Recommended Multi-Byte Sequence" */
-					    { 0x90 },
-					    { 0x66, 0x90 },
-					    { 0x0f, 0x1f, 0x00 },
-					    { 0x0f, 0x1f, 0x40, 0x00 },
-					    { 0x0f, 0x1f, 0x44, 0x00, 0x00 },
-					    { 0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00 },
-					    { 0x0f, 0x1f, 0x80, 0, 0, 0, 0 },
-					    { 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0 },
-					    { 0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0 }
+	static const uint8_t nops[][16] = {
+		/* SDM vol. 2, table "Recommended Multi-Byte Sequence" */
+		{ 0x90 },
+		{ 0x66, 0x90 },
+		{ 0x0f, 0x1f, 0x00 },
+		{ 0x0f, 0x1f, 0x40, 0x00 },
+		{ 0x0f, 0x1f, 0x44, 0x00, 0x00 },
+		{ 0x66, 0x0f, 0x1f, 0x44, 0x00, 0x00 },
+		{ 0x0f, 0x1f, 0x80, 0, 0, 0, 0 },
+		{ 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0 },
+		{ 0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0 }
 	};
 
 	for (size_t i = 0; i < sizeof(nops) / sizeof(*nops); i++)
@@ -110,12 +111,12 @@ TEST(design_endbr64_is_a_nop_to_a_trapped_thread)
 
 TEST(lineage_2e_what_only_looks_like_a_nop_is_refused)
 {
-	IS_OTHER(0xf3, 0x90); /* PAUSE */
-	IS_OTHER(0x41, 0x90); /* XCHG R8, RAX */
-	IS_OTHER(0x87, 0xc0); /* XCHG EAX, EAX clears the upper half */
+	IS_OTHER(0xf3, 0x90);	    /* PAUSE */
+	IS_OTHER(0x41, 0x90);	    /* XCHG R8, RAX */
+	IS_OTHER(0x87, 0xc0);	    /* XCHG EAX, EAX clears the upper half */
 	IS_OTHER(0x0f, 0x1f, 0x08); /* 0F 1F /1 */
 	IS_OTHER(0x0f, 0x0d, 0x00); /* PREFETCH */
-	IS_OTHER(0x64, 0x90); /* not in our list */
+	IS_OTHER(0x64, 0x90);	    /* not in our list */
 	IS_OTHER(0x66);
 	IS_OTHER(0x90, 0x90, 0x90, 0x90, 0x3e); /* a prefix of whatever follows */
 	IS_OTHER(0x0f, 0x1f, 0x44, 0x00, 0x00, 0xc3);
@@ -164,7 +165,9 @@ TEST(lineage_2e_jmp_rel8_and_rel32_go_to_their_targets)
 TEST(lineage_2e_jcc_rel8_and_rel32_for_all_16_conditions)
 {
 	for (unsigned int condition = 0; condition < 16; condition++) {
-		const uint8_t code[] = { 0x0f, (uint8_t)(0x80 | condition), 0xf0, 0xff, 0xff, 0xff };
+		const uint8_t code[] = {
+			0x0f, (uint8_t)(0x80 | condition), 0xf0, 0xff, 0xff, 0xff
+		};
 		struct tp_insn near = classify(code, 6);
 		struct tp_insn shortly = CLASSIFY((uint8_t)(0x70 | condition), 0x10);
 
@@ -212,7 +215,7 @@ TEST(lineage_2e_int3_may_pad_what_never_falls_through)
 	IS_OTHER(0xc3, 0xcc, 0x90);
 	IS_OTHER(0xeb, 0x10, 0x90, 0x90, 0x90);
 	IS_OTHER(0xe8, 0, 0, 0, 0, 0xcc); /* falls through */
-	IS_OTHER(0x74, 0x10, 0xcc); /* falls through */
+	IS_OTHER(0x74, 0x10, 0xcc);	  /* falls through */
 }
 
 /* Bit i of @bits chooses between 66 and 90 for byte i; the last byte is 90. */
@@ -262,13 +265,13 @@ static struct tp_frame emulate(const uint8_t *code, size_t len, struct tp_frame 
 	return frame;
 }
 
-#define EMULATE(frame, ...)                                                                        \
+#define EMULATE(frame, ...) \
 	emulate((const uint8_t[]){ __VA_ARGS__ }, sizeof((const uint8_t[]){ __VA_ARGS__ }), frame)
 
 TEST(lineage_2b_emulated_nop_goes_past_the_whole_site)
 {
-	struct tp_frame frame = EMULATE(((struct tp_frame){ .rsp = 64, .rflags = 0x202 }), 0x90, 0x90,
-					0x90, 0x90, 0x90);
+	struct tp_frame frame = EMULATE(((struct tp_frame){ .rsp = 64, .rflags = 0x202 }), 0x90,
+					0x90, 0x90, 0x90, 0x90);
 
 	CHECK_EQ(frame.rip, AT + 5);
 	CHECK_EQ(frame.rsp, 64);
@@ -278,8 +281,8 @@ TEST(lineage_2b_emulated_nop_goes_past_the_whole_site)
 TEST(lineage_2b_emulated_call_pushes_the_address_after_the_site)
 {
 	uint64_t stack[4] = { 1, 2, 3, 4 };
-	struct tp_frame frame = EMULATE(((struct tp_frame){ .rsp = (uint64_t)&stack[2] }), 0xe8, 0, 1,
-					0, 0);
+	struct tp_frame frame =
+		EMULATE(((struct tp_frame){ .rsp = (uint64_t)&stack[2] }), 0xe8, 0, 1, 0, 0);
 
 	CHECK_EQ(frame.rip, AT + 5 + 0x100);
 	CHECK_EQ(frame.rsp, (uint64_t)&stack[1]);
@@ -335,7 +338,7 @@ static uint64_t flags_of(unsigned int i)
 static bool condition_table(unsigned int condition, uint64_t flags)
 {
 	bool c = flags & CF, p = flags & PF, z = flags & ZF, s = flags & SF, o = flags & OF;
-	const bool table[16] = { o, !o, c, !c, z, !z, c || z, !c && !z,
+	const bool table[16] = { o, !o, c, !c, z,      !z,     c || z,	    !c && !z,
 				 s, !s, p, !p, s != o, s == o, z || s != o, !z && s == o };
 
 	return table[condition];
@@ -414,7 +417,8 @@ static void check_length(struct code *code, const uint8_t *insn, size_t len)
 	memset(padded, TP_INT3, sizeof(padded)); /* int3 is operand where an operand is wanted */
 	memcpy(padded, insn, len);
 	length = classify(padded, sizeof(padded)).length;
-	CHECK_NOTE("%02x %02x %02x %02x %02x", padded[0], padded[1], padded[2], padded[3], padded[4]);
+	CHECK_NOTE("%02x %02x %02x %02x %02x", padded[0], padded[1], padded[2], padded[3],
+		   padded[4]);
 	CHECK(length > 0);
 	if (length)
 		CHECK_EQ(length, real_length(code, insn, len));

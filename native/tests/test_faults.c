@@ -91,6 +91,9 @@ static void check_promise(struct trial *trial)
 
 	CHECK_EQ(trial->oracle.violations, 0);
 	CHECK_EQ(rig->outcome.code, trial->code);
+	CHECK_EQ(rig->outcome.reads, rig->fake.count[FAKE_READ]);
+	CHECK_EQ(rig->outcome.writes, rig->fake.count[FAKE_WRITE]);
+	CHECK_EQ(rig->outcome.syncs, rig->fake.count[FAKE_SYNC]);
 	CHECK(rig->engine.active == (rig->engine.broken ? &rig->batch : NULL));
 	CHECK(rig->outcome.recovered == (trial->code && wrote && !rig->engine.broken));
 	for (size_t i = 0; i < rig->count; i++) {
@@ -208,7 +211,7 @@ TEST(seed_28_any_two_operations_fail)
 				if (!try_plan(&plan, true))
 					goto next;
 			}
-	next:;
+next:;
 	}
 }
 
@@ -257,16 +260,11 @@ struct place {
 };
 
 static const struct place places[] = {
-	{ 5, 20, true, 0x42 },
-	{ 4, 20, true, 0x42 },
-	{ 5, 0, false, 0x42 }, /* first bytes */
-	{ 3, 0, false, 0x42 },
-	{ 2, 0, false, 0x42 },
-	{ 0, 0, false, 0x42 },
-	{ 4, 0, false, TP_INT3 }, /* a debugger */
-	{ 5, 2, false, 0x42 },	  /* tails */
-	{ 4, 2, false, 0x42 },
-	{ 2, 2, false, 0x42 }, /* the part on the next page */
+	{ 5, 20, true, 0x42 },	  { 4, 20, true, 0x42 }, { 5, 0, false, 0x42 }, /* first bytes */
+	{ 3, 0, false, 0x42 },	  { 2, 0, false, 0x42 }, { 0, 0, false, 0x42 },
+	{ 4, 0, false, TP_INT3 },			 /* a debugger */
+	{ 5, 2, false, 0x42 },				 /* tails */
+	{ 4, 2, false, 0x42 },	  { 2, 2, false, 0x42 }, /* the part on the next page */
 	{ 8, 4, false, 0x42 },
 };
 

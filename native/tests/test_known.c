@@ -36,7 +36,8 @@ TEST(pitfall_2_find_tells_known_from_unknown_in_tables_of_any_size)
 		CHECK_NOTE("%zu entries", table.count);
 		for (uint64_t addr = 80; addr < 520; addr++) {
 			const struct tp_known *entry = tp_known_find(&table, addr);
-			bool known = addr >= 100 && addr % 10 == 0 && (addr - 100) / 10 < table.count;
+			bool known = addr >= 100 && addr % 10 == 0 &&
+				     (addr - 100) / 10 < table.count;
 
 			CHECK_EQ(entry != NULL, known);
 			CHECK(!entry || entry->addr == addr);

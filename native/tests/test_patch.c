@@ -86,7 +86,9 @@ TEST(seed_12_13_14_every_operation_of_one_five_byte_site)
 	at = rig.asked ? 0 : fake_addr(&rig.fake, 32);
 	rig_nop5(&rig, 32);
 	CHECK_EQ(rig_run(&rig), 0);
-	CHECK(!strcmp(rig_story(&rig), "r" /* verify */ "rwrs" "rwrs" "rwrfs"));
+	CHECK(!strcmp(rig_story(&rig), "r" /* verify */ "rwrs"
+				       "rwrs"
+				       "rwrfs"));
 	log = rig.fake.log;
 	CHECK(log[2].addr == at && log[2].len == 1 && log[2].bytes[0] == TP_INT3);
 	CHECK(log[6].addr == at + 1 && log[6].len == 4 && !memcmp(log[6].bytes, JMP5 + 1, 4));
@@ -102,7 +104,9 @@ TEST(design_nop_run_is_patched_by_two_one_byte_writes_and_two_syncs)
 	rig_open(&rig, 1);
 	rig_flip(&rig, 32);
 	CHECK_EQ(rig_run(&rig), 0);
-	CHECK(!strcmp(rig_story(&rig), "r" "rwrs" "rwrfs"));
+	CHECK(!strcmp(rig_story(&rig), "r"
+				       "rwrs"
+				       "rwrfs"));
 	CHECK_EQ(rig.fake.log[2].len, 1);
 	CHECK_EQ(rig.fake.log[6].len, 1);
 	CHECK_EQ(rig.fake.log[6].bytes[0], 0xe8);
@@ -131,7 +135,10 @@ TEST(seed_22_null_opcode_is_skipped_counted_and_finished)
 	rig_skip(&rig, PAGE(1) + 40);
 	rig_skip(&rig, 0);
 	CHECK_EQ(rig_run(&rig), 0);
-	CHECK(!strcmp(rig_story(&rig), "r" "rwrs" "rwrs" "rwrffffs"));
+	CHECK(!strcmp(rig_story(&rig), "r"
+				       "rwrs"
+				       "rwrs"
+				       "rwrffffs"));
 	CHECK_EQ(rig.outcome.sites, 4);
 	CHECK_EQ(rig.outcome.finished, 4);
 	CHECK_BYTES(rig_bytes(&rig, 0), before, sizeof(before));
@@ -484,6 +491,39 @@ TEST(design_every_int3_is_handled_in_every_phase_and_in_recovery)
 	CHECK_EQ(rig_run_unlearned(&rig), -ENOSPC);
 	CHECK(rig.outcome.traps > 0);
 	CHECK_EQ(rig.outcome.late_traps, 0);
+	rig_close(&rig);
+}
+
+static size_t traps_run_into;
+
+static void run_into_one(struct fake *fake, const struct fake_op *op)
+{
+	struct tp_frame frame;
+
+	if (op->kind == FAKE_SYNC && rig_bytes(fake->owner, 0)[0] == TP_INT3)
+		traps_run_into += rig_trap(fake->owner, 0, &frame) == TP_TRAP_EMULATED;
+}
+
+TEST(design_outcome_counts_the_traps_of_its_own_batch)
+{
+	struct rig rig;
+	struct tp_frame frame;
+
+	rig_open(&rig, 1);
+	rig_nop5(&rig, 32);
+	CHECK_EQ(rig_run(&rig), 0);
+	CHECK_EQ(rig.outcome.traps, 0);
+	CHECK_EQ(rig_trap(&rig, 0, &frame), TP_TRAP_LATE);
+	memcpy(rig.fake.bytes + 32, NOP5, 5);
+	for (size_t turn = 0; turn < 2; turn++) {
+		traps_run_into = 0;
+		rig.fake.after = run_into_one;
+		CHECK_EQ(rig_run(&rig), 0);
+		CHECK_EQ(traps_run_into, 2);
+		CHECK_EQ(rig.outcome.traps, 2);
+		CHECK_EQ(rig.outcome.late_traps, 0);
+		memcpy(rig.fake.bytes + 32, NOP5, 5);
+	}
 	rig_close(&rig);
 }
 

@@ -73,7 +73,11 @@ TEST(seed_29_recovery_is_tail_first_then_sync_then_first_byte_then_sync)
 	rig_nop5(&rig, 32);
 	fail_nth(&rig, FAKE_SYNC, 1, -EPERM); /* the tail is new, the int3 in place */
 	CHECK_EQ(rig_run(&rig), -EPERM);
-	CHECK(!strcmp(rig_story(&rig), "r" "rwrs" "rwrs" /* recovery */ "s" "rwrs" "rwrs"));
+	CHECK(!strcmp(rig_story(&rig), "r"
+				       "rwrs"
+				       "rwrs" /* recovery */ "s"
+				       "rwrs"
+				       "rwrs"));
 	log = rig.fake.log;
 	CHECK(log[11].len == 4 && !memcmp(log[11].bytes, NOP5 + 1, 4));
 	CHECK(log[15].len == 1 && log[15].bytes[0] == NOP5[0]);
@@ -92,7 +96,12 @@ TEST(design_rollback_of_a_finished_site_runs_the_protocol_backwards)
 	fail_nth(&rig, FAKE_SYNC, 2, -EPERM);
 	CHECK_EQ(rig_run(&rig), -EPERM);
 	story = rig_story(&rig);
-	CHECK(!strcmp(story, "r" "rwrs" "rwrs" "rwrfs" /* int3 again */ "rwrs" "rwrs" "rwrs"));
+	CHECK(!strcmp(story, "r"
+			     "rwrs"
+			     "rwrs"
+			     "rwrfs" /* int3 again */ "rwrs"
+			     "rwrs"
+			     "rwrs"));
 	CHECK_EQ(rig.fake.log[15].bytes[0], TP_INT3);
 	CHECK(rig_is_old(&rig, 0));
 	rig_close(&rig);

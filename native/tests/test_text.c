@@ -115,7 +115,8 @@ TEST(design_widest_window_is_a_page_and_a_tail_over_its_end)
 	rig_add(&rig, 0, 1, BYTES(0x90), BYTES(0xc3));
 	rig_add(&rig, PAGE(1) - 1, 15,
 		BYTES(0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0),
-		BYTES(0xe9, 1, 2, 3, 4, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc));
+		BYTES(0xe9, 1, 2, 3, 4, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc,
+		      0xcc));
 	CHECK_EQ(rig_run(&rig), 0);
 	CHECK(rig_is_new(&rig, 0) && rig_is_new(&rig, 1));
 	CHECK_EQ(rig.fake.log[0].len, PAGE(1) + 14);
@@ -187,6 +188,8 @@ TEST(pitfall_24_conflict_looks_only_at_sites_that_this_pass_has_written)
 		if (!new)
 			*(uint8_t *)rig.pokes[i].addr = TP_INT3;
 	}
+	memset(rig.engine.window, 0xaa, sizeof(rig.engine.window)); /* a look beside is seen */
+	memset(rig.engine.readback, 0x55, sizeof(rig.engine.readback));
 	set_stranger(&rig, 2, 3050, 0x42);
 	CHECK_EQ(run_pass(&rig, &again), 0);
 	CHECK_EQ(rig.outcome.conflicts, 1);
