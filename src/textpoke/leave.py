@@ -8,12 +8,9 @@ is not (pitfalls 4, 23).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import json
 import os
 import struct
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -323,6 +320,10 @@ def _offset_of(name: str) -> int:
 
 def _leave_by_helper(agent: Agent, known: list[KnownSite], report: DetachReport) -> None:
     """A process cannot stop and inspect its own threads: a child does it for us (`main`)."""
+    import ctypes
+    import json
+    import subprocess
+
     words = [sys.executable, "-m", "textpoke.leave", str(agent.pid), str(agent.image_at)]
     try:
         child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -347,6 +348,8 @@ def main(words: list[str]) -> int:
 
     The addresses of known sites come on stdin, the report goes to stdout as JSON.
     """
+    import json
+
     pid, image_at = int(words[0]), int(words[1])
     addresses = [int(word) for word in sys.stdin.read().split()]
     mem_fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)

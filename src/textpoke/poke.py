@@ -205,8 +205,10 @@ def require_trap_safe(agent: Agent) -> None:
 
 def site_outcomes(agent: Agent, request: Request) -> list[str]:
     """The state of every site after the last batch, in the order of the request."""
-    if agent.shared is None:
+    if agent.shared is None or agent.wire is None:
         return []
+    if agent.wire.outcome.code == 0:
+        return ["skipped" if poke.old is None else "done" for poke in request.pokes]
     start = lib.TP_PAGE_BYTES + _OUTCOME_AT
     size = _RECORD.size * len(request.pokes)
     return [SITE_OUTCOMES[i] for i in agent.shared[start : start + size : _RECORD.size]]
