@@ -362,6 +362,59 @@ TEST(design_check_fills_condition_target_and_ret_operand_for_the_handler)
 	rig_close(&rig);
 }
 
+TEST(design_sites_alike_branch_to_their_own_targets)
+{
+	static const uint8_t news[][16] = { { 0xe9, 1, 2, 3, 4 },
+					    { 0xe8, 0xff, 0xff, 0xff, 0xff },
+					    { 0x0f, 0x8d, 0, 1, 0, 0 },
+					    { 0xc2, 8, 0, 0xcc, 0xcc },
+					    { 0x66, 0x66, 0x66, 0x66, 0x90 } };
+	struct rig rig;
+
+	rig_open(&rig, 1);
+	for (size_t i = 0; i < 60; i++) {
+		size_t kind = i / 3 % 5;
+		const uint8_t *nop6 = BYTES(0x66, 0x0f, 0x1f, 0x44, 0, 0);
+
+		rig_add(&rig, 32 * i, kind == 2 ? 6 : 5, kind == 2 ? nop6 : NOP5, news[kind]);
+		rig.asked[i].handler = i % 7 ? 0 : 0x1234;
+	}
+	rig_learn(&rig);
+	CHECK_EQ(tp_check_batch(&rig.engine, &rig.batch), 0);
+	for (size_t i = 0; i < rig.count; i++) {
+		const struct tp_poke *poke = &rig.pokes[i];
+		struct tp_insn insn = tp_classify(poke->new_, poke->len, poke->addr);
+
+		CHECK_NOTE("site %zu", i);
+		if (poke->handler) {
+			CHECK_EQ(poke->emulate, TP_INSN_HANDLER);
+			continue;
+		}
+		CHECK_EQ(poke->emulate, tp_pack_emulate(&insn));
+		CHECK_EQ(poke->target, insn.kind == TP_INSN_RET ? insn.pops : insn.target);
+	}
+	rig_close(&rig);
+}
+
+TEST(lineage_h9_site_like_a_good_neighbour_but_longer_or_different_is_still_refused)
+{
+	struct rig rig;
+	size_t bad;
+
+	rig_open(&rig, 1);
+	rig_flip(&rig, 0);
+	rig_flip(&rig, 16);
+	bad = rig_add(&rig, 32, 6, BYTES(0x90, 0x90, 0x90, 0x90, 0x90, 0x90),
+		      BYTES(0xe8, 0x90, 0x90, 0x90, 0x90, 0x66));
+	check_refused(&rig, -TP_EMULTI, bad);
+	rig_close(&rig);
+	rig_open(&rig, 1);
+	rig_add(&rig, 0, 5, BYTES(0x66, 0x66, 0x66, 0x66, 0x90), JMP5);
+	bad = rig_add(&rig, 16, 5, BYTES(0x66, 0x66, 0x66, 0x90, 0x90), JMP5);
+	check_refused(&rig, -TP_EMULTI, bad);
+	rig_close(&rig);
+}
+
 TEST(design_check_forgets_what_the_caller_left_in_the_engines_fields)
 {
 	struct rig rig;

@@ -456,6 +456,33 @@ TEST(design_known_table_follows_every_batch)
 	rig_close(&rig);
 }
 
+TEST(design_batch_of_some_of_the_known_sites_changes_only_their_entries)
+{
+	enum { SITES = 30 };
+	struct rig rig;
+	size_t used = 0;
+
+	rig_open(&rig, 1);
+	for (size_t i = 0; i < SITES; i++)
+		rig_flip(&rig, 16 * i);
+	rig_learn(&rig);
+	for (size_t i = 0; i < SITES; i++)
+		if (i % 3 == 1) {
+			rig.pokes[used] = rig.pokes[i];
+			rig.pokes[used++].len = i % 2 ? 5 : 1; /* known with five */
+		}
+	rig.batch.count = used;
+	CHECK_EQ(tp_run_batch(&rig.engine, &rig.batch), 0);
+	for (size_t i = 0; i < SITES; i++) {
+		CHECK_NOTE("site %zu", i);
+		CHECK_EQ(rig_known(&rig, i)->patched, i % 3 == 1);
+		CHECK_EQ(rig_known(&rig, i)->len, 5);
+		CHECK_BYTES(rig_known(&rig, i)->current, i % 3 == 1 ? FLIP5 : RUN5, 5);
+		CHECK_BYTES(rig_known(&rig, i)->original, RUN5, 5);
+	}
+	rig_close(&rig);
+}
+
 /* Whenever an int3 of ours can be fetched, a thread that runs into it goes on rightly. */
 static void run_into_every_int3(struct fake *fake, const struct fake_op *op)
 {
