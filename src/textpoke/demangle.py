@@ -33,13 +33,18 @@ def demangle_one(name: str) -> str:
     """Return a readable name for one symbol, the symbol itself where there is none."""
     if len(name) > _LONGEST:
         return name
-    if name.startswith("_Z") and not _RUST_HASH.search(name):
+    if is_cxx(name):
         return _cxx()(name) or name
     if not name.startswith(("_R", "_Z")):
         return name
     from textpoke import rust
 
     return rust.demangle_v0(name) or rust.demangle_legacy(name) or name
+
+
+def is_cxx(symbol: str) -> bool:
+    """Tell whether a symbol is mangled by C++'s rules and not one of Rust's legacy names."""
+    return symbol.startswith("_Z") and not _RUST_HASH.search(symbol)
 
 
 def without_parameters(function: str) -> str:

@@ -8,7 +8,7 @@ import functools
 import re
 from typing import TYPE_CHECKING
 
-from textpoke.demangle import without_parameters
+from textpoke.demangle import is_cxx, without_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,11 +46,12 @@ class Pattern:
         )
 
     def close_names(self, sites: Iterable[Site]) -> list[str]:
-        """Return up to three names that look like the pattern: modules when none matched."""
+        """Return up to three patterns that look like this one: modules when none matched."""
         import difflib
 
         sites = list(sites)
-        functions = {site.function for site in sites if self._in_module(site.module)}
+        inside = [site for site in sites if self._in_module(site.module)]
+        functions = {_base(site.function, site.symbol) for site in inside}
         names = sorted(functions or {site.module for site in sites})
         wanted = _BORDER.split(self.text, maxsplit=1)[-1] if functions else self._module
         wanted = _WILDCARDS.sub("", wanted).replace("]", "")
@@ -86,4 +87,4 @@ def _test(glob: str) -> Callable[[str], object]:
 def _base(function: str, symbol: str) -> str:
     if function == symbol:
         return symbol.partition(".")[0]
-    return without_parameters(function) if symbol.startswith("_Z") else symbol
+    return without_parameters(function) if is_cxx(symbol) else function

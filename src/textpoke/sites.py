@@ -31,8 +31,7 @@ BUILD_HINT = "build it with -fpatchable-function-entry=5 (GCC or clang)"
 _TABLES = (("__patchable_function_entries", "patchable"), ("__mcount_loc", "mcount"))
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
 _SITE_BYTES = 5
-_NOP = 0x90
-_NOP_RUN = bytes([_NOP]) * _SITE_BYTES
+_NOP_RUN = b"\x90" * _SITE_BYTES
 _ENDBR64_NOP_RUN = _ENDBR64 + _NOP_RUN
 _LONGEST_INSTRUCTION = 15
 _WINDOW_BYTES = 2 * _LONGEST_INSTRUCTION + len(_ENDBR64)
@@ -41,17 +40,13 @@ _MAX_NOPS = 256
 _NOP_PREFIXES = frozenset(b"\x66\x2e\x3e\x26\x36\x64\x65")
 # The C library runs parts of itself with all signals blocked (clone, spawn, abort): an int3
 # there would kill the process.
-_SIGNALS_MASKED = re.compile(
-    r"(libc|ld|libpthread|ld-linux[\w-]*|ld-musl[\w-]*|libc\.musl[\w-]*)[.-]"
-)
-
+_SIGNALS_MASKED = re.compile(r"(libc|ld|libpthread)[.-](.*\.)?so\b")
 
 # A frozen dataclass sets its fields by one slow call each: 2 to 4 us for a Site. Its unfrozen
 # twin has the same slots, takes a quarter of that, and becomes a Site when it is filled.
 _Draft = dataclasses.make_dataclass(
     "_Draft", [(field.name, object) for field in dataclasses.fields(Site)], slots=True
 )
-
 
 # A site before it has a name: ELF address, the function's ELF address, kind, old, source, reason.
 _Found = tuple[int, int, SiteKind | None, bytes, str, str | None]
@@ -105,7 +100,9 @@ def find_sites(image: elf.Image, module: Module) -> list[Site]:
             other = by_entry.setdefault(found[1], found)
             if other[-1] and not found[-1]:
                 by_entry[found[1]] = found
-    return _named(sorted(by_entry.values()), symbols, module)
+    # A label behind an endbr64 makes a second entry with the same site.
+    by_address = {found[0]: found for found in by_entry.values()}
+    return _named(sorted(by_address.values()), symbols, module)
 
 
 def _named(found: list[_Found], symbols: Symbols, module: Module) -> list[Site]:
@@ -157,7 +154,7 @@ def _examine(code: _Code, starts: frozenset[int], vaddr: int, source: str) -> _F
     entry = _entry_of(code, starts, vaddr, source)
     if entry is None:
         old = code.at(vaddr, _SITE_BYTES)
-        return (vaddr, vaddr, None, old, source, _why_no_entry(old, source))
+        return vaddr, vaddr, None, old, source, _why_no_entry(old, source)
     start, content = entry, code.at(entry, _WINDOW_BYTES)
     if content.startswith(_ENDBR64):
         start, content = start + len(_ENDBR64), content[len(_ENDBR64) :]
@@ -167,12 +164,11 @@ def _examine(code: _Code, starts: frozenset[int], vaddr: int, source: str) -> _F
         length = nop_length(content)
         if length < _SITE_BYTES:
             reason = _why_not(content, source)
-            return (start, entry, None, content[:_SITE_BYTES], source, reason)
+            return start, entry, None, content[:_SITE_BYTES], source, reason
         kind, old = SiteKind.NOP5, content[:length]
     if not starts.isdisjoint(range(start + 1, start + len(old))):
-        reason = "another function starts inside the NOPs"
-        return (start, entry, None, old, source, reason)
-    return (start, entry, kind, old, source, None)
+        return start, entry, None, old, source, "another function starts inside the NOPs"
+    return start, entry, kind, old, source, None
 
 
 def _entry_of(code: _Code, starts: frozenset[int], vaddr: int, source: str) -> int | None:
@@ -202,7 +198,7 @@ def _nops_up(code: _Code, vaddr: int) -> Iterator[int]:
 
 
 def _nops_down(code: _Code, vaddr: int) -> Iterator[int]:
-    """Yield `vaddr` and the start of each NOP before it: those of another table may be there."""
+    """Yield `vaddr` and the start of each NOP before it, which another table may speak of."""
     for place in range(vaddr, vaddr - _MAX_NOPS, -1):
         yield place
         if not code.holds(place - 1, _NOP_RUN[:1]):
@@ -242,7 +238,7 @@ def nop_length(code: bytes) -> int:
     if padded[position] & 0xF0 == 0x40:
         rex = padded[position]
         position += 1
-    if padded[position] == _NOP and not rex & 1:  # with REX.B it is xchg r8, rax
+    if padded[position] == 0x90 and not rex & 1:  # with REX.B it is xchg r8, rax
         length = position + 1
     elif padded[position : position + 2] == b"\x0f\x1f" and not padded[position + 2] & 0x38:
         length = position + 2 + _modrm_length(padded[position + 2 :])

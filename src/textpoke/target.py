@@ -103,9 +103,10 @@ def _biases(loads: tuple[elf.Segment, ...], mappings: tuple[Mapping, ...]) -> It
 def _openable(pid: int, mappings: tuple[Mapping, ...], *, is_main: bool) -> str:
     first = mappings[0]
     path = first.path.removesuffix(_DELETED)
-    in_target = f"{proc.ROOT}/{pid}/root{path}"
+    task = f"{proc.ROOT}/{pid}/{proc.living_task(pid)}"
+    in_target = f"{task}root{path}"
     kernel_link = f"{proc.ROOT}/{pid}/map_files/{first.start:x}-{first.end:x}"
-    exe = [f"{proc.ROOT}/{pid}/{proc.living_task(pid)}exe"] if is_main else []
+    exe = [f"{task}exe"] if is_main else []
     # A path in maps is relative to our root, not to the target's, when the target sits in a
     # chroot below ours; hence the plain path too.
     for candidate in (*exe, in_target, path, kernel_link):

@@ -90,6 +90,15 @@ back_door:
 	finish two_doors
 	entry two_doors two_doors
 
+	/* a second label behind endbr64, and the table names both */
+	function with_landing
+	endbr64
+	function behind_landing
+	.fill 5, 1, 0x90
+	finish with_landing
+	entry with_landing with_landing
+	entry behind_landing behind_landing
+
 	/* somebody has patched the file */
 	function no_nop
 	.byte 0xe8, 0, 0, 0, 0

@@ -206,9 +206,11 @@ def test_a_program_whose_first_thread_has_exited_is_found(
 ) -> None:
     process = start_target(compile_target("signals.c"), "leader-exits", "plain")
     wait_until(lambda: read_threads(process.pid)[0].state == "Z")
-    modules = read_modules(process.pid)
-    assert modules[0].is_main
-    assert open_module(process.pid, modules[0]).endswith("/exe")
+    main, *others = read_modules(process.pid)
+    assert main.is_main
+    assert open_module(process.pid, main).endswith("/exe")
+    assert "libc.so.6" in {module.name for module in others}
+    assert all("/root/" in open_module(process.pid, module) for module in others)
 
 
 @needs_root
