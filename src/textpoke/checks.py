@@ -185,7 +185,11 @@ def _yama(facts: _Facts) -> _Verdict:
     except (OSError, ValueError):
         return _Verdict(True, "not active")
     value = f"ptrace_scope is {scope}"
-    if scope <= 0 or (scope < 3 and facts.capable) or (scope == 1 and _is_descendant(facts)):
+    if (
+        scope <= 0
+        or (scope < 3 and facts.capable)
+        or (scope == 1 and proc.is_our_descendant(facts.pid))
+    ):
         return _Verdict(True, value)
     if scope >= 3:
         return _Verdict(False, value, "nobody may attach until the next boot")
@@ -193,31 +197,13 @@ def _yama(facts: _Facts) -> _Verdict:
     return _Verdict(False, value, f"{child}run textpoke with CAP_SYS_PTRACE (sudo)")
 
 
-def _is_descendant(facts: _Facts) -> bool:
-    pid, status = facts.pid, facts.status
-    try:
-        while pid not in (0, os.getpid()):
-            pid = int(status.get("PPid", "0"))
-            status = proc.read_status(pid) if pid else {}
-    except NoSuchTarget:
-        return False
-    return pid == os.getpid()
-
-
 def _debugger(facts: _Facts) -> _Verdict:
     for thread in facts.threads:
         if thread.tracer_pid:
-            name = _comm(thread.tracer_pid)
+            name = proc.name_of(thread.tracer_pid)
             value = f"{name} (pid {thread.tracer_pid}) traces {_threads_text([thread])}"
             return _Verdict(False, value, "let it detach first")
     return _Verdict(True, "none")
-
-
-def _comm(pid: int) -> str:
-    try:
-        return proc.read_status(pid).get("Name", "")
-    except NoSuchTarget:
-        return "a process that is gone"
 
 
 def _running(facts: _Facts) -> _Verdict:

@@ -95,6 +95,24 @@ def read_status(pid: int, task: str = "") -> dict[str, str]:
     return {key: value.strip() for key, _, value in pairs}
 
 
+def name_of(pid: int) -> str:
+    """Return a process's name (its comm), also when it has just gone."""
+    try:
+        return read_status(pid).get("Name", "")
+    except NoSuchTarget:
+        return "a process that is gone"
+
+
+def is_our_descendant(pid: int) -> bool:
+    """Tell whether a process is this one, a child of it, or a child's child."""
+    try:
+        while pid not in (0, os.getpid()):
+            pid = int(read_status(pid).get("PPid", "0"))
+    except NoSuchTarget:
+        return False
+    return pid == os.getpid()
+
+
 def thread_of(tid: int, status: dict[str, str]) -> Thread:
     """Build a Thread from the fields of its status file."""
     return Thread(
