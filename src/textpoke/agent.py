@@ -92,6 +92,11 @@ class Agent:
     timings: Timings = field(default_factory=Timings)
     held: Pointer | None = None
 
+    @property
+    def agent(self) -> Agent:
+        """Itself: the seed's layer (`bp`) takes a `Target` or a connection."""
+        return self
+
     def read(self, address: int, size: int) -> bytes:
         """Bytes of the target's memory; raises TargetExited when it is gone."""
         try:
@@ -140,15 +145,22 @@ class Agent:
             raise AgentFailed(f"{action} ({error_text(-result)})", -result)
         return result
 
-    def map_code(self, address: int, content: Iterable[tuple[int, bytes]], size: int) -> None:
-        """Map `size` bytes of r-x memory at `address` and fill it through the mem file."""
+    def map_code(self, address: int, size: int) -> None:
+        """Map `size` bytes of r-x memory at `address`, where nothing may be yet."""
         self.require(f"mapping {size:#x} bytes at {address:#x}", lib.TP_CMD_MAP, address, size)
-        self.fill_code(content)
 
     def fill_code(self, content: Iterable[tuple[int, bytes]]) -> None:
-        """Write (address, bytes) pieces of code that no thread can execute yet."""
+        """Write (address, bytes) pieces of code that no thread can execute yet; read them back.
+
+        Raises AgentFailed when a piece does not hold what was written: no CALL may go there.
+        """
         for start, data in content:
-            if os.pwrite(self.mem_fd, data, start) != len(data):
+            try:
+                os.pwrite(self.mem_fd, data, start)
+                held = os.pread(self.mem_fd, len(data), start)
+            except OSError as exc:
+                raise AgentFailed(f"filling the code at {start:#x}", exc.errno or 0) from exc
+            if held != data:
                 raise AgentFailed(f"filling the code at {start:#x}", errno.EIO)
 
     def record(self, *, on: bool, limit: int = 0) -> None:

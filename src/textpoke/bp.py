@@ -10,7 +10,7 @@ after it, once for every record that the batch has finished, in the order of the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from textpoke._errors import BatchFailed, BatchRefused
 from textpoke.poke import Outcome, Poke, Request, run_request, site_outcomes
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from textpoke.agent import Agent
 
 T = TypeVar("T")
+
+
+class HasAgent(Protocol):
+    """A `Target`, or a bare `Agent`."""
+
+    @property
+    def agent(self) -> Agent:
+        """The connection to the agent."""
 
 
 @dataclass(slots=True)
@@ -66,7 +74,7 @@ class TextPokeIter(Generic[T]):
             record = self.next(record)
 
 
-def text_poke_bp(agent: Agent, addr: int, opcode: bytes, handler: int) -> Outcome:
+def text_poke_bp(target: HasAgent, addr: int, opcode: bytes, handler: int) -> Outcome:
     """Replace one instruction; a thread that meets the int3 continues at `handler`.
 
     Like the seed's function it takes the bytes that are there now as the old ones.
@@ -74,11 +82,11 @@ def text_poke_bp(agent: Agent, addr: int, opcode: bytes, handler: int) -> Outcom
     Raises:
         PokeError: As `text_poke_bp_list`.
     """
-    old = agent.read(addr, len(opcode))
-    return run_request(agent, Request.of([Poke(addr, old, opcode, handler)]))
+    old = target.agent.read(addr, len(opcode))
+    return run_request(target.agent, Request.of([Poke(addr, old, opcode, handler)]))
 
 
-def text_poke_bp_list(agent: Agent, iterator: TextPokeIter[T]) -> Outcome:
+def text_poke_bp_list(target: HasAgent, iterator: TextPokeIter[T]) -> Outcome:
     """Replace the instructions of all records with three syncs in all.
 
     Finished sites stay when a later one fails; `finish` has said which ones they are.
@@ -87,6 +95,7 @@ def text_poke_bp_list(agent: Agent, iterator: TextPokeIter[T]) -> Outcome:
         BatchRefused, BytesDiffer: Nothing was written.
         BatchFailed: It failed on the way, or `finish` returned non-zero.
     """
+    agent = target.agent
     records = list(iterator.records())
     pokes = [_poke(iterator, record) for record in records]
     request = Request.of(pokes)

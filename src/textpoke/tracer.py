@@ -322,7 +322,8 @@ class Target:
         self._modules: list[Module] | None = None
         self._sites: list[Site] | None = None
         self._planner = Planner(agent.image().thunk_function)
-        self._merged: set[int] = set()
+        self._merged: set[int] = set()  # runs that are one instruction now
+        self._settled: set[int] = set()  # those of them that no thread is inside of
         self._repair()
 
     def __enter__(self) -> Self:
@@ -409,9 +410,14 @@ class Target:
         head = self.agent.image()
         owned = [(r.start, r.bytes) for r in (head.regions[i] for i in range(head.region_count))]
         plan = self._planner.plan(chosen, Space(target.read_maps(self.pid), owned))
-        for start, size in plan.regions:
-            self.agent.map_code(start, (), size)
-        self.agent.fill_code(plan.code)
+        try:
+            for start, size in plan.regions:
+                self.agent.map_code(start, size)
+            self.agent.fill_code(plan.code)
+        except BaseException:
+            # The planner counts on pads that are not there: let the next plan begin anew.
+            self._planner = Planner(head.thunk_function)
+            raise
         if not plan.sites and plan.refused:
             raise NotPatchable(*plan.refused[0])
         return plan
@@ -420,24 +426,31 @@ class Target:
         """Make planned runs of NOPs one instruction, once, where a flip has no room.
 
         Every mix of the two is NOPs, so threads may be anywhere while it is written; but nobody
-        may still be inside when a CALL comes, so look where everybody is and drop such sites
-        from `plan`.
+        may still be inside when a CALL comes, so look where everybody is and wait.
 
         Raises:
             NotPatchable: In this process: it cannot look at its own threads.
+            AgentFailed: A thread does not leave a run.
         """
         fresh = [
-            p for p in plan.sites if p.method is Method.MERGE and p.site.address not in self._merged
+            p
+            for p in plan.sites
+            if p.method is Method.MERGE and p.site.address not in self._settled
         ]
         if not fresh:
             return None
         if self.pid == os.getpid():
             reason = "its NOPs must be merged, which needs a look at all threads from outside"
             raise NotPatchable(fresh[0].site, reason)
-        pokes = [Poke(p.site.address, p.site.old, MERGED_NOP, 0, str(p.site)) for p in fresh]
+        pokes = [
+            Poke(p.site.address, p.site.old, MERGED_NOP, 0, str(p.site))
+            for p in fresh
+            if p.site.address not in self._merged
+        ]
         outcome = run_request(self.agent, Request.of(pokes))
+        self._merged.update(poke.address for poke in pokes)
         self._wait_outside([p.site.address for p in fresh])
-        self._merged.update(p.site.address for p in fresh)
+        self._settled.update(p.site.address for p in fresh)
         return outcome
 
     def _wait_outside(self, addresses: list[int]) -> None:
