@@ -124,6 +124,7 @@ static void close_socket(void)
 static void start(void)
 {
 	tpa.engine.ops = &tpa_ops;
+	tpa.engine.window_pages = TP_WINDOW_PAGES;
 	tpa.pid = (int)sys0(__NR_getpid);
 	tpa_image.tid = (uint32_t)sys0(__NR_gettid);
 	tpa_image.restorer = (uint64_t)tpa_restorer;

@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /**
  * @file
- * Writing bytes to text: one pass of the protocol over all sites, all sites of a page in one
- * write. A page in one write is a read-modify-write, so the window is read just before, spans first
- * to last site only, and is read back; a stranger's write in between is reported.
+ * Writing bytes to text: one pass of the protocol over all sites, all sites of a stretch of pages
+ * in one write. That is a read-modify-write, so the window is read just before, spans first to last
+ * site only, and is read back; a stranger's write in between is reported.
  */
 #include <errno.h>
 
 #include "engine.h"
 
 struct window {
-	size_t first; /* pokes [first, last) stand on one page */
+	size_t first; /* pokes [first, last) stand on pages that touch */
 	size_t last;
+	size_t pages;
 	size_t blame;	/* the first that the pass is for */
 	uint64_t start; /* addresses read: [start, end) */
 	uint64_t end;
@@ -82,8 +83,18 @@ static bool same_words(const uint8_t *a, const uint8_t *b, size_t bytes)
 	return true;
 }
 
-static struct window next_window(const struct tp_batch *batch, const struct tp_pass *pass,
-				 size_t first)
+/* May @poke go into the window that so far ends on @page? */
+static bool joins(const struct tp_engine *engine, const struct window *window, uint64_t page,
+		  const struct tp_poke *poke)
+{
+	if (poke->addr / TP_PAGE_BYTES == page)
+		return true;
+	return poke->addr / TP_PAGE_BYTES == page + 1 && window->pages < engine->window_pages &&
+	       window->pages < TP_WINDOW_PAGES;
+}
+
+static struct window next_window(const struct tp_engine *engine, const struct tp_batch *batch,
+				 const struct tp_pass *pass, size_t first)
 {
 	struct window window = { .first = first, .last = first };
 	uint64_t page = 0;
@@ -95,12 +106,13 @@ static struct window next_window(const struct tp_batch *batch, const struct tp_p
 		if (!selected(poke, pass) || poke->outcome == TP_SITE_SKIPPED)
 			continue;
 		if (!window.end) {
-			page = poke->addr / TP_PAGE_BYTES;
 			window.start = poke->addr;
 			window.blame = i;
-		} else if (poke->addr / TP_PAGE_BYTES != page) {
+		} else if (!joins(engine, &window, page, poke)) {
 			break;
 		}
+		window.pages += !window.end || poke->addr / TP_PAGE_BYTES != page;
+		page = poke->addr / TP_PAGE_BYTES;
 		window.end = poke->addr + poke->len;
 		edit_range(poke, pass, &from, &to);
 		if (from >= to)
@@ -112,11 +124,17 @@ static struct window next_window(const struct tp_batch *batch, const struct tp_p
 	return window;
 }
 
+/* Where in a buffer the byte of @addr stands when its first byte is that of @start. */
+static uint8_t *copy_of(uint8_t *buffer, uint64_t start, uint64_t addr)
+{
+	return buffer + start % TP_LINE_BYTES + (addr - start);
+}
+
 static int read_window(struct tp_engine *engine, struct tp_batch *batch, uint64_t start,
 		       uint64_t end, uint8_t *buffer)
 {
 	batch->outcome->reads++;
-	return engine->ops->read(engine->ctx, start, buffer, end - start);
+	return engine->ops->read(engine->ctx, start, copy_of(buffer, start, start), end - start);
 }
 
 /* A window that cannot be read as a whole: find the site to blame. */
@@ -179,7 +197,7 @@ static int prepare_window(struct tp_engine *engine, struct tp_batch *batch,
 
 	for (size_t i = window->first; i < window->last; i++) {
 		struct tp_poke *poke = &batch->pokes[i];
-		uint8_t *found = engine->window + (poke->addr - window->start);
+		uint8_t *found = copy_of(engine->window, window->start, poke->addr);
 
 		if (!selected(poke, pass) || poke->outcome == TP_SITE_SKIPPED)
 			continue;
@@ -214,12 +232,13 @@ static int advance_sites(struct tp_batch *batch, const struct tp_pass *pass,
 static int read_back(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass,
 		     const struct window *window)
 {
-	const uint8_t *wrote = engine->window + (window->write_start - window->start);
+	const uint8_t *wrote = copy_of(engine->window, window->start, window->write_start);
+	const uint8_t *found = copy_of(engine->readback, window->write_start, window->write_start);
 	size_t bytes = window->write_end - window->write_start;
 
 	if (read_window(engine, batch, window->write_start, window->write_end, engine->readback))
 		return tp_fail(batch, pass->phase, -EFAULT, window->blame);
-	if (same_words(engine->readback, wrote, bytes))
+	if (same_words(found, wrote, bytes))
 		return 0;
 	batch->outcome->conflicts++;
 	for (size_t i = window->first; i < window->last; i++) {
@@ -232,7 +251,7 @@ static int read_back(struct tp_engine *engine, struct tp_batch *batch, const str
 		    poke->addr + to > window->write_end)
 			continue;
 		for (size_t k = from; k < to; k++)
-			if (engine->readback[at + k] != wrote[at + k])
+			if (found[at + k] != wrote[at + k])
 				return tp_fail(batch, pass->phase, -TP_EVERIFY, i);
 	}
 	return 0;
@@ -250,7 +269,8 @@ static int write_window(struct tp_engine *engine, struct tp_batch *batch,
 		return advance_sites(batch, pass, window, UINT64_MAX, 0);
 	batch->outcome->writes++;
 	done = engine->ops->write(engine->ctx, window->write_start,
-				  engine->window + (window->write_start - window->start), bytes);
+				  copy_of(engine->window, window->start, window->write_start),
+				  bytes);
 	if (done > 0)
 		end += (uint64_t)done;
 	error = done < 0 ? (int)done : (size_t)done < bytes ? -EIO : 0;
@@ -277,14 +297,14 @@ static int finish_window(struct tp_batch *batch, const struct tp_pass *pass,
 	return 0;
 }
 
-/** Take every site that @pass is for through it, page by page, in address order. */
+/** Take every site that @pass is for through it, window by window, in address order. */
 int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass)
 {
 	struct window window = { 0 };
 	int error = 0;
 
 	while (!error && window.last < batch->count) {
-		window = next_window(batch, pass, window.last);
+		window = next_window(engine, batch, pass, window.last);
 		if (window.end) {
 			error = read_window(engine, batch, window.start, window.end,
 					    engine->window);
@@ -293,7 +313,8 @@ int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct t
 			error = prepare_window(engine, batch, pass, &window);
 			if (!error && pass->edit != TP_EDIT_NONE)
 				error = write_window(engine, batch, pass, &window);
-			batch->outcome->pages += pass->edit == TP_EDIT_INT3;
+			if (pass->edit == TP_EDIT_INT3)
+				batch->outcome->pages += window.pages;
 		}
 		if (!error && pass->call_finish)
 			error = finish_window(batch, pass, &window);
