@@ -365,9 +365,15 @@ class Target:
         Raises:
             UnknownFunction: A pattern matches nothing.
             NoSites: Nothing in this process can be patched.
+            NotPatchable: Nothing that the patterns choose can be patched.
         """
         patterns = [include] if isinstance(include, str) else list(include)
-        return sites.match(self.all_sites(), patterns, list(exclude))
+        where = f"pid {self.pid} ({os.path.basename(self.exe)})"
+        chosen = sites.match(self.all_sites(), patterns, list(exclude), where)
+        patchable = [site for site in chosen if site.patchable]
+        if not patchable:
+            raise NotPatchable(chosen[0], chosen[0].reason or "")
+        return patchable
 
     def batch(self, *, all_or_nothing: bool = True, one_by_one: bool = False) -> Batch:
         """Pokes of your own, run together when the `with` block ends."""
