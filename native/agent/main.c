@@ -159,7 +159,8 @@ static void answer(struct tp_wire *wire, uint32_t seq, int result)
 void tpa_main(void)
 {
 	struct tp_wire *wire;
-	uint32_t done = 0;
+	uint32_t done = 0, command;
+	int result;
 
 	start();
 	wire = tpa.wire;
@@ -173,10 +174,12 @@ void tpa_main(void)
 			continue;
 		}
 		done = seq;
-		answer(wire, seq, tpa_run_command(wire));
-		if (wire->command == TP_CMD_FDS)
+		command = wire->command; /* once answered, the next one may already stand there */
+		result = tpa_run_command(wire);
+		answer(wire, seq, result);
+		if (command == TP_CMD_FDS)
 			close_socket();
-		if (wire->command == TP_CMD_QUIT && !wire->result)
+		if (command == TP_CMD_QUIT && !result)
 			leave(TP_AGENT_QUIT, 0);
 	}
 }

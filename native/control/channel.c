@@ -94,6 +94,7 @@ int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int
 {
 	uint32_t seq = __atomic_load_n(&wire->command_seq, __ATOMIC_SEQ_CST) + 1;
 	uint64_t start = tp_now_ns();
+	int ended = 0;
 
 	wire->command = command;
 	memcpy(wire->args, args, sizeof(wire->args));
@@ -102,11 +103,12 @@ int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int
 	for (;;) {
 		uint32_t done = __atomic_load_n(&wire->done_seq, __ATOMIC_SEQ_CST);
 
-		if (done == seq)
+		if (done == seq) /* even of one that has ended since: the answer to QUIT */
 			return wire->result;
+		if (ended)
+			return -ESRCH;
 		if (timeout_ms >= 0 && tp_now_ns() - start > (uint64_t)timeout_ms * 1000000ull)
 			return -ETIMEDOUT;
-		if (wait_done(wire, done) && has_ended(pid, tid))
-			return -ESRCH;
+		ended = wait_done(wire, done) && has_ended(pid, tid);
 	}
 }
