@@ -187,7 +187,7 @@ static bool word_is_ours(void *ctx, uint64_t word)
 	struct range_search *search = ctx;
 
 	if (word == search->in->restorer ||
-	    !in_ranges(search->in->ranges, search->in->range_count, word))
+	    !in_ranges(search->in->ranges, search->in->code_count, word))
 		return false;
 	search->found = word;
 	return true;

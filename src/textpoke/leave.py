@@ -240,17 +240,17 @@ def _thread_is_gone(agent: Agent) -> bool:
 
 
 def our_ranges(head: Pointer) -> list[tuple[int, int]]:
-    """[start, end) of every mapping of ours in the target; the image itself last."""
+    """[start, end) of every mapping of ours in the target: first those that hold code, the image last of them."""
     ranges = [
         (region.start, region.start + region.bytes)
         for region in (head.regions[i] for i in range(head.region_count))
     ]
+    ranges.append((head.base, head.base + head.image_bytes))
     ranges.append((head.shared_base, head.shared_base + head.shared_bytes))
     ranges.append((head.slots_base, head.slots_base + head.slots_bytes))
     if head.known_bytes:
         known = head.known_base // PAGE * PAGE
         ranges.append((known, known + head.known_bytes))
-    ranges.append((head.base, head.base + head.image_bytes))
     return ranges
 
 
@@ -300,6 +300,7 @@ def _leave_once(agent: Agent, head: Pointer, known: list[KnownSite], left: Point
         agent.mem_fd, [m for m in maps if not _inside(ranges, m.start)]
     )
     request.ranges, request.range_count = keep[0], len(ranges)
+    request.code_count = head.region_count + 1
     request.sites, request.site_count = keep[1], len(known)
     request.stacks, request.stack_count = keep[2], len(stacks)
     request.handler, request.restorer = head.handler, head.restorer
