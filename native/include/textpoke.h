@@ -62,7 +62,7 @@ struct tp_leave {
 	uint64_t syscall_at;
 	const uint64_t *ranges; /* pairs start, end: ours, to be unmapped */
 	uint64_t range_count;
-	uint64_t code_count; /* so many of them, the first ones, hold code: a return address points there */
+	uint64_t code_count; /* the first so many hold code: a return address points there */
 	const uint64_t *sites; /* sorted: site + 1 is where an int3 leaves a thread */
 	uint64_t site_count;
 	const uint64_t *stacks; /* pairs start, end of writable mappings, sorted */
