@@ -7,7 +7,7 @@
 #include "sys.h"
 #include "wire.h"
 
-#define TPA_SLOT_COUNT 4096u /* thunk.S: SLOT_SHIFT */
+#define TPA_SLOT_COUNT 4096u /* thunk.S: SLOT_BYTES_MASK */
 
 /** Where a thread finds its ring: keyed by fs base, never emptied. */
 struct tpa_slot {
@@ -52,7 +52,7 @@ int tpa_run_command(struct tp_wire *wire);
 /* ring_write.c */
 struct tp_ring *tpa_ring_claim(uint64_t fs_base);
 void tpa_init_rings(void);
-void tpa_set_limits(uint64_t limit);
+void tpa_set_limits(uint64_t waiting);
 void tpa_retire_rings(void);
 struct tp_ring *tpa_ring(uint32_t i);
 

@@ -15,7 +15,7 @@ struct tp_ring *tpa_ring(uint32_t i)
 /* The thread's slot, or NULL when the table is full. Linear probing; slots are never emptied. */
 static struct tpa_slot *find_slot(uint64_t fs_base)
 {
-	uint32_t start = (uint32_t)(fs_base * 0x9e3779b97f4a7c15ull >> 52);
+	uint32_t start = (uint32_t)(fs_base >> 12);
 
 	for (uint32_t i = 0; i < TPA_SLOT_COUNT; i++) {
 		struct tpa_slot *slot = &tpa.slots[(start + i) % TPA_SLOT_COUNT];
@@ -120,11 +120,14 @@ void tpa_init_rings(void)
 	}
 }
 
-/** Events that may wait in a ring: below its size it drops, above any count it overwrites. */
-void tpa_set_limits(uint64_t limit)
+/** Events that may wait in a ring: up to its size it drops, above any count it overwrites. */
+void tpa_set_limits(uint64_t waiting)
 {
-	for (uint32_t i = 0; i < tpa.wire->ring_count; i++)
-		__atomic_store_n(&tpa_ring(i)->limit, limit, __ATOMIC_RELAXED);
+	for (uint32_t i = 0; i < tpa.wire->ring_count; i++) {
+		struct tp_ring *ring = tpa_ring(i);
+
+		__atomic_store_n(&ring->limit, ring->tail + waiting, __ATOMIC_RELAXED);
+	}
 }
 
 /** Mark the rings of threads that are gone, so that the reader may give them back. */

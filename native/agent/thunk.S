@@ -13,9 +13,9 @@
 #define RING_TID_AT	24
 #define RING_DROPPED	32
 #define RING_TID	40
-#define RING_TAIL	64
 #define RING_EVENTS	4096
-#define SLOT_SHIFT	52		/* 64 - log2(TPA_SLOT_COUNT) */
+#define SLOT_BYTES_MASK	0xfff0		/* TPA_SLOT_COUNT slots of 16 bytes */
+#define MOST_PROBES	64
 #define SAVED_BYTES	40
 #define SCRUB_BYTES	512
 
@@ -37,40 +37,39 @@ tpa_thunk_function:
 	testq	%rsi, %rsi
 	jz	.Lout
 	rdfsbase %rdx
-	movabsq	$0x9e3779b97f4a7c15, %rax
-	imulq	%rdx, %rax
-	shrq	$SLOT_SHIFT, %rax
-	shlq	$4, %rax
+	movq	%rdx, %rax
+	shrq	$8, %rax
+	andl	$SLOT_BYTES_MASK, %eax	/* slot (fs base >> 12) % TPA_SLOT_COUNT, times 16 */
 	cmpq	%rdx, (%rsi,%rax)
-	jne	.Lslow
+	jne	.Lprobe
+.Lfound:
 	movq	8(%rsi,%rax), %rsi
 	testq	%rsi, %rsi
 	jz	.Lslow
-	movq	RING_TID_AT(%rsi), %rax
-	movl	(%rax), %eax
-	cmpl	%eax, RING_TID(%rsi)	/* libc reuses stacks: another thread, the same fs base */
+	movq	RING_TID_AT(%rsi), %rcx
+	movl	RING_TID(%rsi), %eax
+	cmpl	%eax, (%rcx)		/* libc reuses stacks: another thread, the same fs base */
 	jne	.Lslow
 .Lwrite:
 	movq	RING_HEAD(%rsi), %rax
-	subq	RING_TAIL(%rsi), %rax
 	cmpq	RING_LIMIT(%rsi), %rax
 	jae	.Ldrop
 	movl	$1, %ecx
 	xaddq	%rcx, RING_HEAD(%rsi)
-	rdtsc
-	shlq	$32, %rdx
-	orq	%rdx, %rax
-	movq	%rcx, %rdx
-	andq	RING_MASK(%rsi), %rdx
-	shlq	$4, %rdx
-	movq	%rax, RING_EVENTS(%rsi,%rdx)
+	movq	RING_MASK(%rsi), %rax
+	andq	%rcx, %rax
+	shlq	$4, %rax
+	addq	%rax, %rsi
 	movq	SAVED_BYTES(%rsp), %rax
 	shlq	$16, %rax
 	shrq	$8, %rcx
 	andl	$0xfff0, %ecx		/* the lap, so that a reader knows a whole event */
-	orq	%rcx, %rax
-	orq	$1, %rax		/* TP_EVENT_ENTRY */
-	movq	%rax, RING_EVENTS+8(%rsi,%rdx)
+	leaq	1(%rax,%rcx), %rcx	/* 1: TP_EVENT_ENTRY */
+	rdtsc				/* last: it waits for what stands before it, 5 ns less than first */
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	movq	%rax, RING_EVENTS(%rsi)
+	movq	%rcx, RING_EVENTS+8(%rsi)
 .Lout:
 	popq	%rsi
 	popq	%rdx
@@ -83,6 +82,16 @@ tpa_thunk_function:
 .Ldrop:
 	incq	RING_DROPPED(%rsi)
 	jmp	.Lout
+.Lprobe:
+	movl	$MOST_PROBES, %ecx
+1:	cmpq	$0, (%rsi,%rax)
+	je	.Lslow
+	addl	$16, %eax
+	andl	$SLOT_BYTES_MASK, %eax
+	cmpq	%rdx, (%rsi,%rax)
+	je	.Lfound
+	decl	%ecx
+	jnz	1b
 .Lslow:
 	pushq	%rdi
 	pushq	%r8

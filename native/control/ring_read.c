@@ -169,6 +169,7 @@ static int drain_ring(struct tp_rings *rings, uint32_t i, int final, struct tp_d
 	rings->tails[i] = tail;
 	rings->dropped[i] = dropped;
 	__atomic_store_n(&ring->tail, tail, __ATOMIC_RELEASE);
+	__atomic_store_n(&ring->limit, tail + rings->waiting, __ATOMIC_RELEASE);
 	return error;
 }
 

@@ -62,7 +62,7 @@ struct tp_leave {
 	uint64_t syscall_at;
 	const uint64_t *ranges; /* pairs start, end: ours, to be unmapped */
 	uint64_t range_count;
-	uint64_t code_count; /* the first so many hold code: a return address points there */
+	uint64_t code_count;   /* the first so many hold code: a return address points there */
 	const uint64_t *sites; /* sorted: site + 1 is where an int3 leaves a thread */
 	uint64_t site_count;
 	const uint64_t *stacks; /* pairs start, end of writable mappings, sorted */
@@ -99,6 +99,7 @@ struct tp_rings {
 	uint32_t ring_count;
 	uint32_t ring_stride;
 	uint32_t ring_bytes;
+	uint64_t waiting;	 /* events that may wait in a ring before the thread drops */
 	int fd;			 /* capture; -1: count only */
 	uint64_t *tails;	 /* private: ring_count entries */
 	uint64_t *dropped;	 /* private: ring_count entries */

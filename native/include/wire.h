@@ -101,7 +101,8 @@ struct tp_known {
 	uint8_t current[16];
 	uint8_t len;
 	uint8_t patched;
-	uint8_t reserved[6];
+	uint8_t written; /* ever; until then nothing but a batch's word says what its first bytes are */
+	uint8_t reserved[5];
 };
 
 enum tp_command {
@@ -110,8 +111,8 @@ enum tp_command {
 	TP_CMD_MAP, /* map arg1 bytes of r-x memory at arg0, for pads and thunks */
 	TP_CMD_BATCH, /* run arg0 pokes of the request area; arg1 = enum tp_batch_flags; arg2 = is_handled, arg3 = finish */
 	TP_CMD_RESTORE, /* put every known site back */
-	TP_CMD_RECORD, /* arg0: 1 = thunks write events, 0 = they return at once; arg1 = ring limit */
-	TP_CMD_QUIT,   /* leave: the agent's thread ends, memory stays for the tool to unmap */
+	TP_CMD_RECORD, /* arg0: 1 = thunks write events, 0 = they return at once; arg1 = events that may wait in a ring */
+	TP_CMD_QUIT, /* leave: the agent's thread ends, memory stays for the tool to unmap */
 };
 
 enum tp_batch_flags {
@@ -183,7 +184,7 @@ struct tp_event {
 struct tp_ring {
 	/* the writer's line: thunk.S knows these offsets */
 	uint64_t head;	  /* events reserved, ever */
-	uint64_t limit;	  /* head - tail must stay below */
+	uint64_t limit;	  /* head must stay below; the reader moves it on with its tail */
 	uint64_t mask;	  /* events - 1 */
 	uint64_t tid_at;  /* address that holds the owner's tid */
 	uint64_t dropped; /* events that found the ring full */

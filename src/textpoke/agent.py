@@ -163,9 +163,9 @@ class Agent:
             if held != data:
                 raise AgentFailed(f"filling the code at {start:#x}", errno.EIO)
 
-    def record(self, *, on: bool, limit: int = 0) -> None:
-        """Let thunks write events, or return at once; `limit` events may wait in a ring."""
-        self.require("switching the rings", lib.TP_CMD_RECORD, int(on), limit)
+    def record(self, *, on: bool, waiting: int = 0) -> None:
+        """Let thunks write events, or return at once; `waiting` events may wait in a ring."""
+        self.require("switching the rings", lib.TP_CMD_RECORD, int(on), waiting)
 
     def release(self) -> None:
         """Let a launched program run on; nothing to do for an attached one."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 _CHUNK = 1 << 20
-_KNOWN = struct.Struct("<Q16s16sBB6x")  # struct tp_known
+_KNOWN = struct.Struct("<Q16s16sBBB5x")  # struct tp_known
 _TRIES = 60
 _PAUSE_S = 0.01
 _PR_SET_PTRACER = 0x59616D61
@@ -125,7 +125,7 @@ def known_sites(agent: Agent) -> list[KnownSite]:
         if head.known_generation % 2 == 0:
             data = agent.read(head.known_base, head.known_count * _KNOWN.size)
             if agent.image().known_generation == head.known_generation:
-                return [_known(*fields) for fields in _KNOWN.iter_unpack(data)]
+                return [_known(*row) for *row, written in _KNOWN.iter_unpack(data) if written]
         time.sleep(_PAUSE_S)
     raise AgentFailed("reading the table of known sites", errno.EAGAIN)
 

@@ -16,7 +16,9 @@ from textpoke._native import ffi, lib
 if TYPE_CHECKING:
     from textpoke.agent import Agent
 
+OVERWRITE = 1 << 62
 _BLOCK_HEADER_BYTES = 48
+_SLACK = 64  # a nested signal handler may pass the limit by one event a level
 EVENT_BYTES = 16
 
 
@@ -53,12 +55,17 @@ class RingReader:
     Args:
         agent: The connection; its shared memory must stay mapped.
         fd: The capture; -1 counts events and throws them away.
+        overwrite: Full rings overwrite their oldest events instead of dropping new ones.
+
+    Attributes:
+        capacity: Events that one ring holds.
+        waiting: Events that may wait in a ring before its thread drops them (`Agent.record`).
 
     Raises:
         AgentFailed: The layout of the shared memory makes no sense.
     """
 
-    def __init__(self, agent: Agent, fd: int) -> None:
+    def __init__(self, agent: Agent, fd: int, *, overwrite: bool = False) -> None:
         wire = agent.wire
         if agent.shared is None or wire is None:
             raise AgentFailed("reading rings of a closed connection", errno.EBADF)
@@ -74,6 +81,8 @@ class RingReader:
         for name in ("ring_offset", "ring_count", "ring_stride", "ring_bytes"):
             setattr(self._rings, name, getattr(wire, name))
         self._rings.fd = fd
+        self._rings.waiting = waiting = OVERWRITE if overwrite else self.capacity - _SLACK
+        self.waiting: int = waiting
         self._rings.tails, self._rings.dropped, self._rings.dead_since_ns = self._keep
         self._rings.buffer = self._buffer
         if lib.tp_rings_start(self._rings):

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 _DRAIN_S = 0.002
 _NOTE_S = 1.0
 _FINAL_DRAINS = 50
-_OVERWRITE = 1 << 62
-_SLACK = 64  # a nested signal handler may pass the limit by one event a level
 
 
 def clock_point() -> dict[str, int]:
@@ -127,12 +125,11 @@ class Trace:
         self.refused = plan.refused
         self._requests = _requests(plan)
         planned = time.perf_counter()
-        self._reader = RingReader(agent, -1)
+        self._reader = RingReader(agent, -1, overwrite=self.overwrite)
         if self.output is not None:
             self._open_capture(plan)
             self._reader.write_to(self._writer_fd())
-        limit = _OVERWRITE if self.overwrite else self._reader.capacity - _SLACK
-        agent.record(on=True, limit=limit)
+        agent.record(on=True, waiting=self._reader.waiting)
         ready = time.perf_counter()
         try:
             self.merged = self.target.merge(plan)
