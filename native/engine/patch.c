@@ -185,6 +185,7 @@ static void commit_site(const struct tp_poke *poke, struct tp_known *entry)
 			entry->current[k] = bytes[k];
 	if (poke->outcome == TP_SITE_INT3 || poke->outcome == TP_SITE_TAIL)
 		entry->current[0] = TP_INT3;
+	entry->written = 1;
 	entry->patched = !tp_same_prefix(entry->current, entry->original, entry->len);
 }
 
@@ -201,6 +202,26 @@ static void commit_known(struct tp_engine *engine, const struct tp_batch *batch)
 		while (entry->addr != poke->addr) /* the check has seen it there */
 			entry++;
 		commit_site(poke, entry);
+	}
+}
+
+/*
+ * The batch has been verified: its old bytes are what an undo must bring back, whatever an earlier
+ * batch, which was refused, believed to be there.
+ */
+static void learn_first_bytes(struct tp_engine *engine, const struct tp_batch *batch)
+{
+	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
+
+	for (size_t i = 0; i < batch->count; i++) {
+		const struct tp_poke *poke = &batch->pokes[i];
+
+		if (poke->outcome == TP_SITE_SKIPPED)
+			continue;
+		while (entry->addr != poke->addr)
+			entry++;
+		for (size_t k = 0; !entry->written && k < poke->len; k++)
+			entry->original[k] = entry->current[k] = poke->old[k];
 	}
 }
 
@@ -222,6 +243,7 @@ int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch)
 		error = run_phase(engine, batch, &verify);
 	if (error)
 		return error;
+	learn_first_bytes(engine, batch);
 	count_traps(engine, outcome, -1);
 	tp_publish(engine, batch);
 	error = three_phases(engine, batch);
