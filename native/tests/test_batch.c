@@ -107,8 +107,11 @@ TEST(seed_22_null_pair_needs_no_length_and_no_known_site)
 
 	rig_open(&rig, 1);
 	rig_skip(&rig, 8);
-	CHECK_EQ(rig_run_unlearned(&rig), 0);
-	CHECK_EQ(rig.pokes[0].outcome, TP_SITE_SKIPPED);
+	for (unsigned int len = 0; len < 256; len += 51) {
+		rig.asked[0].len = (uint8_t)len;
+		CHECK_EQ(rig_run_unlearned(&rig), 0);
+		CHECK_EQ(rig.pokes[0].outcome, TP_SITE_SKIPPED);
+	}
 	rig_close(&rig);
 }
 
@@ -412,6 +415,11 @@ TEST(lineage_h9_site_like_a_good_neighbour_but_longer_or_different_is_still_refu
 	rig_add(&rig, 0, 5, BYTES(0x66, 0x66, 0x66, 0x66, 0x90), JMP5);
 	bad = rig_add(&rig, 16, 5, BYTES(0x66, 0x66, 0x66, 0x90, 0x90), JMP5);
 	check_refused(&rig, -TP_EMULTI, bad);
+	rig_close(&rig);
+	rig_open(&rig, 1);
+	rig_nop5(&rig, 0);
+	bad = rig_add(&rig, 16, 4, NOP5, JMP5); /* the same bytes, cut */
+	check_refused(&rig, -TP_EEMULATE, bad);
 	rig_close(&rig);
 }
 

@@ -270,6 +270,56 @@ TEST(seed_24_different_bytes_give_einval_with_expected_and_found)
 	rig_close(&rig);
 }
 
+/* A site of @len bytes of which byte @at is not as expected; at == len: the byte behind it. */
+static int run_with_difference(size_t len, size_t at)
+{
+	struct rig rig;
+	uint8_t old[16], new[16];
+	int code;
+
+	memset(old, 0x66, sizeof(old));
+	memset(new, TP_INT3, sizeof(new));
+	old[len - 1] = 0x90;
+	new[0] = 0xc3;
+	rig_open(&rig, 1);
+	rig_add(&rig, 32, len, old, new);
+	rig.fake.bytes[32 + at] ^= 0x80;
+	code = rig_run(&rig);
+	CHECK(code || rig_is_new(&rig, 0));
+	rig_close(&rig);
+	return code;
+}
+
+TEST(seed_12_all_bytes_of_a_site_are_compared_and_no_other)
+{
+	for (size_t len = 1; len <= TP_MAX_INSN; len++)
+		for (size_t at = 0; at <= len; at++) {
+			CHECK_NOTE("byte %zu of %zu", at, len);
+			CHECK_EQ(run_with_difference(len, at), at < len ? -EINVAL : 0);
+		}
+}
+
+TEST(seed_13_tail_pass_runs_when_any_one_byte_of_a_tail_differs)
+{
+	for (size_t len = 2; len <= TP_MAX_INSN; len++)
+		for (size_t at = 0; at < len; at++) {
+			struct rig rig;
+			uint8_t old[16], new[16];
+
+			memset(old, TP_INT3, sizeof(old));
+			old[0] = 0xc3;
+			memcpy(new, old, sizeof(new));
+			new[at] = at ? 0x42 : 0xf4;
+			CHECK_NOTE("byte %zu of %zu", at, len);
+			rig_open(&rig, 1);
+			rig_add(&rig, 32, len, old, new);
+			CHECK_EQ(rig_run(&rig), 0);
+			CHECK_EQ(rig.outcome.syncs, at ? 3 : 2);
+			CHECK(rig_is_new(&rig, 0));
+			rig_close(&rig);
+		}
+}
+
 TEST(seed_24_unreadable_site_gives_efault)
 {
 	struct rig rig;
@@ -469,7 +519,10 @@ TEST(design_batch_of_some_of_the_known_sites_changes_only_their_entries)
 	for (size_t i = 0; i < SITES; i++)
 		if (i % 3 == 1) {
 			rig.pokes[used] = rig.pokes[i];
-			rig.pokes[used++].len = i % 2 ? 5 : 1; /* known with five */
+			rig.pokes[used].len = i % 2 ? 5 : 1; /* known with five */
+			if (i % 2 == 0)
+				memset(rig.pokes[used].new_ + 1, 0x42, 15);
+			used++;
 		}
 	rig.batch.count = used;
 	CHECK_EQ(tp_run_batch(&rig.engine, &rig.batch), 0);

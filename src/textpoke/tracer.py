@@ -31,7 +31,7 @@ from textpoke.ring import Drained, RingReader
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from textpoke.model import Module, Site
@@ -60,6 +60,7 @@ class Trace:
         refused: (site, reason) of chosen sites for which no room was found.
         totals: Everything drained so far.
         on: Outcome of the batch that switched it on; `off` likewise.
+        switched_on: When the batch was done, on the clock of time.perf_counter().
         merged: Outcome of the batch that made runs of NOPs one instruction, if one was needed.
     """
 
@@ -76,9 +77,10 @@ class Trace:
     merged: Outcome | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
     reason: str = "stopped"
+    switched_on: float = 0.0
     _reader: RingReader | None = None
     _writer: CaptureWriter | None = None
-    _requests: tuple[Request, Request] | None = None
+    _off_request: Request | None = None
     _names: dict[int, str] = field(default_factory=dict)
     _lost_no_ring: int = 0
     _next_note: float = 0.0
@@ -123,7 +125,7 @@ class Trace:
         started = time.perf_counter()
         plan = self.target.prepare(self.chosen)
         self.refused = plan.refused
-        self._requests = _requests(plan)
+        on_request = Request.of(_pokes(plan, on=True))
         planned = time.perf_counter()
         self._reader = RingReader(agent, -1, overwrite=self.overwrite)
         if self.output is not None:
@@ -133,7 +135,7 @@ class Trace:
         ready = time.perf_counter()
         try:
             self.merged = self.target.merge(plan)
-            self.on = run_request(agent, self._requests[0])
+            self.on = run_request(agent, on_request)
         except BaseException:
             self._abandon()
             raise
@@ -142,6 +144,8 @@ class Trace:
             "open": (ready - planned) * 1e3,
             "batch": (time.perf_counter() - ready) * 1e3,
         }
+        self.switched_on = time.perf_counter()
+        self._off_request = Request.of(_pokes(plan, on=False))
 
     def drain(self) -> Drained:
         """Take what the rings hold to the capture; call it every few milliseconds.
@@ -173,8 +177,8 @@ class Trace:
             return
         failure: TextpokeError | None = None
         try:
-            if self._requests is not None and self.on is not None:
-                self.off = run_request(self.target.agent, self._requests[1])
+            if self._off_request is not None:
+                self.off = run_request(self.target.agent, self._off_request)
             self.target.agent.record(on=False)
         except TargetExited:
             self.reason = "target exited"
@@ -288,13 +292,10 @@ class Trace:
         self._reader = self._writer = None
 
 
-def _requests(plan: Plan) -> tuple[Request, Request]:
-    on, off = [], []
+def _pokes(plan: Plan, *, on: bool) -> Iterator[Poke]:
     for planned in plan.sites:
-        name = str(planned.site)
-        on.append(Poke(planned.site.address, planned.off, planned.on, 0, name))
-        off.append(Poke(planned.site.address, planned.on, planned.off, 0, name))
-    return Request.of(on), Request.of(off)
+        old, new = (planned.off, planned.on) if on else (planned.on, planned.off)
+        yield Poke(planned.site.address, old, new, 0, str(planned.site))
 
 
 class Target:

@@ -127,9 +127,8 @@ def _record(
     )
     found = time.perf_counter()
     with trace:
-        on = time.perf_counter()
         target.release()
-        _say_start(console, target, trace, (started, attached, found, on))
+        _say_start(console, target, trace, (started, attached, found, trace.switched_on))
         _watch(args, console, trace, stop)
     return trace
 
