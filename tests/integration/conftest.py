@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Assertions of the helper module explain themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite("observe")
