@@ -232,24 +232,20 @@ def open_target(pid: int) -> Agent:
     """Open what every connection needs and take the target's lock.
 
     Raises:
-        NoSuchTarget, AttachDenied: The process cannot be opened.
+        NoSuchTarget, AttachDenied, UnsupportedTarget: The process cannot be opened.
         TargetBusy: Another textpoke holds the lock.
     """
+    agent = Agent(pid, -1, -1, -1)
     try:
-        pidfd = os.pidfd_open(pid)
-    except OSError as exc:
-        if exc.errno == errno.ESRCH:
-            raise NoSuchTarget(pid) from exc
-        if exc.errno == errno.EINVAL:
-            raise UnsupportedTarget(pid, "thread", "that is a thread, not a process") from exc
-        raise
-    agent = Agent(pid, -1, pidfd, -1)
-    try:
+        agent.pidfd = os.pidfd_open(pid)
         agent.lock_fd = _lock(pid)
         agent.mem_fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
-    except PermissionError as exc:
+    except OSError as exc:
         agent.close()
-        raise AttachDenied(pid, [f"{exc.filename}: {exc.strerror}"]) from exc
+        target.require_attachable(pid)  # the kernel says no, proc says why
+        if isinstance(exc, PermissionError):
+            raise AttachDenied(pid, [f"{exc.filename}: {exc.strerror}"]) from exc
+        raise
     except BaseException:
         agent.close()
         raise

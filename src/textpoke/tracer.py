@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
@@ -471,6 +472,12 @@ class Target:
     def release(self) -> None:
         """Let a launched program run."""
         self.agent.release()
+
+    def discard(self) -> None:
+        """End a launched program that has not run yet; every other one is left alone."""
+        if self.agent.held is not None:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
 
     def detach(self) -> leave.DetachReport:
         """Undo everything, prove it, remove the agent. A second call returns the same report."""

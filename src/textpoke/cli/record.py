@@ -76,6 +76,9 @@ def run(args: argparse.Namespace) -> int:
         child = target.pid if args.command else 0
         try:
             trace = _record(args, console, target, stop, started)
+        except BaseException:
+            target.discard()
+            raise
         finally:
             report = target.detach()
         _say_end(console, args, target, trace)
