@@ -31,16 +31,20 @@ class Result:
     err: str
 
 
-def textpoke(*words: object, timeout: float = 60.0, **more: object) -> Result:
+def command_line(*words: object) -> list[str]:
+    """The installed command line, to be run."""
+    return [sys.executable, "-m", "textpoke", *map(str, words)]
+
+
+def textpoke(*words: object, prefix: tuple[str, ...] = (), stdin: str = "") -> Result:
     """Run the installed command line and wait for it."""
     done = subprocess.run(
-        [sys.executable, "-m", "textpoke", *map(str, words)],
-        stdin=subprocess.DEVNULL,
+        [*prefix, *command_line(*words)],
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,
-        timeout=timeout,
-        **more,
+        timeout=60,
     )
     return Result(done.returncode, done.stdout, done.stderr)
 
