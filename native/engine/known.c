@@ -31,18 +31,9 @@ static struct tp_known fresh_entry(const struct tp_poke *poke)
 	return entry;
 }
 
-/* The same place with another length keeps the longer record: its original bytes cover both. */
-static void widen(struct tp_known *entry, const struct tp_poke *poke)
-{
-	for (size_t i = entry->len; i < poke->len; i++)
-		entry->original[i] = entry->current[i] = poke->old[i];
-	if (poke->len > entry->len)
-		entry->len = poke->len;
-}
-
 /**
- * Merge the sorted table and the sorted pokes into @merged (room for both).
- * Returns the number of entries.
+ * Merge the sorted table and the sorted pokes into @merged (room for both). What is known of a site
+ * stays: this batch may yet be refused. Returns the number of entries.
  */
 size_t tp_known_merge(struct tp_engine *engine, const struct tp_known_table *old,
 		      const struct tp_poke *pokes, size_t count, struct tp_known *merged)
@@ -55,9 +46,7 @@ size_t tp_known_merge(struct tp_engine *engine, const struct tp_known_table *old
 			continue;
 		while (from_old < old_count && old->entries[from_old].addr <= pokes[i].addr)
 			merged[used++] = old->entries[from_old++];
-		if (used && merged[used - 1].addr == pokes[i].addr)
-			widen(&merged[used - 1], &pokes[i]);
-		else
+		if (!used || merged[used - 1].addr != pokes[i].addr)
 			merged[used++] = fresh_entry(&pokes[i]);
 	}
 	while (from_old < old_count)

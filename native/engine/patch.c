@@ -198,9 +198,22 @@ static void commit_known(struct tp_engine *engine, const struct tp_batch *batch)
 }
 
 /*
- * The batch has been verified: its old bytes are what an undo must bring back, whatever an earlier
- * batch, which was refused, believed to be there.
+ * The batch has been verified: where its old bytes are not what we left there, they are what an
+ * undo must bring back, whatever a refused batch believed or a module that is gone had there. A
+ * longer site adds its further bytes.
  */
+static void learn_site(const struct tp_poke *poke, struct tp_known *entry)
+{
+	unsigned int common = poke->len < entry->len ? poke->len : entry->len;
+	bool ours = entry->written && tp_same_prefix(entry->current, poke->old, common);
+	size_t known = ours ? entry->len : 0;
+
+	for (size_t k = known; k < poke->len; k++)
+		entry->original[k] = entry->current[k] = poke->old[k];
+	if (poke->len > known)
+		entry->len = poke->len;
+}
+
 static void learn_first_bytes(struct tp_engine *engine, const struct tp_batch *batch)
 {
 	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
@@ -212,8 +225,7 @@ static void learn_first_bytes(struct tp_engine *engine, const struct tp_batch *b
 			continue;
 		while (entry->addr != poke->addr)
 			entry++;
-		for (size_t k = 0; !entry->written && k < poke->len; k++)
-			entry->original[k] = entry->current[k] = poke->old[k];
+		learn_site(poke, entry);
 	}
 }
 
