@@ -20,6 +20,7 @@ struct oracle_byte {
 struct oracle {
 	struct rig *rig;
 	struct oracle_byte *bytes; /* of the whole fake memory */
+	uint8_t *seen;		   /* the memory as it was last looked at */
 	size_t *unsettled;	   /* those with more than one value */
 	size_t unsettled_count;
 	size_t deaf_sync; /* a control: the sync with this number does not happen */

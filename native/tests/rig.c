@@ -11,11 +11,15 @@ static int record_finish(const struct tp_poke *poke, void *ctx)
 	return (int)fake_record(ctx, FAKE_FINISH, poke->addr, poke, sizeof(*poke));
 }
 
+/** The engine writes page by page, unless TP_WINDOW_PAGES in the environment says more. */
 void rig_open(struct rig *rig, size_t pages)
 {
+	const char *window = getenv("TP_WINDOW_PAGES");
+
 	memset(rig, 0, sizeof(*rig));
 	fake_open(&rig->fake, pages);
 	rig->fake.owner = rig;
+	rig->engine.window_pages = window ? (unsigned int)atoi(window) : 0;
 	rig->engine.ops = &fake_ops;
 	rig->engine.ctx = &rig->fake;
 	rig->batch.finish = record_finish;

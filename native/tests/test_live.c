@@ -197,6 +197,7 @@ static int open_live(void)
 	write_text();
 	error = write_pad((uint64_t)live.text.rx + functions[2].offset);
 	live.engine.ops = &live_ops;
+	live.engine.window_pages = TP_WINDOW_PAGES; /* as in the agent */
 	for (size_t i = 0; i < SITES; i++) {
 		struct tp_poke *poke = &live.pokes[i];
 

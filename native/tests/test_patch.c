@@ -454,6 +454,24 @@ TEST(design_20000_sites_take_three_syncs_and_a_write_per_page_and_phase)
 	rig_close(&rig);
 }
 
+TEST(design_20000_sites_in_wide_windows_take_a_write_for_sixteen_pages)
+{
+	enum { SITES = 20000, PER_PAGE = 200, PAGES = SITES / PER_PAGE, WINDOWS = 7 };
+	struct rig rig;
+
+	rig_open(&rig, PAGES);
+	rig.engine.window_pages = TP_WINDOW_PAGES;
+	for (size_t i = 0; i < SITES; i++)
+		rig_flip(&rig, PAGE(i / PER_PAGE) + i % PER_PAGE * 20);
+	CHECK_EQ(rig_run(&rig), 0);
+	CHECK_EQ(rig.outcome.syncs, 2);
+	CHECK_EQ(rig.outcome.writes, 2 * WINDOWS);
+	CHECK_EQ(rig.outcome.pages, PAGES);
+	for (size_t i = 0; i < SITES; i++)
+		CHECK(rig_is_new(&rig, i));
+	rig_close(&rig);
+}
+
 TEST(design_outcome_of_every_site_is_told)
 {
 	struct rig rig;
@@ -506,6 +524,72 @@ TEST(design_known_table_follows_every_batch)
 	rig_close(&rig);
 }
 
+/* One batch of the only site, whose bytes in the memory are @there. */
+static int poke_once(struct rig *rig, size_t len, const uint8_t *there, const uint8_t *old,
+		     const uint8_t *new)
+{
+	rig->count = 0;
+	rig_add(rig, 32, len, old, new);
+	memcpy(rig->fake.bytes + 32, there, len);
+	return rig_run(rig);
+}
+
+static void check_known(const struct rig *rig, size_t len, const uint8_t *original,
+			const uint8_t *current)
+{
+	const struct tp_known *entry = rig_known(rig, 0);
+
+	CHECK_EQ(entry->len, len);
+	CHECK_BYTES(entry->original, original, len);
+	CHECK_BYTES(entry->current, current, len);
+	CHECK_EQ(entry->patched, memcmp(original, current, len) != 0);
+}
+
+TEST(design_longer_batch_widens_the_entry_and_keeps_its_first_original_bytes)
+{
+	struct rig rig;
+
+	rig_open(&rig, 1);
+	CHECK_EQ(poke_once(&rig, 1, RUN5, RUN5, FLIP5), 0);
+	check_known(&rig, 1, RUN5, FLIP5);
+	CHECK_EQ(poke_once(&rig, 5, FLIP5, FLIP5, JMP5), 0);
+	check_known(&rig, 5, RUN5, JMP5);
+	CHECK_EQ(poke_once(&rig, 1, JMP5, JMP5, BYTES(0xc3)), 0); /* keeps the longer entry */
+	check_known(&rig, 5, RUN5, BYTES(0xc3, 0x11, 0x22, 0x33, 0x44));
+	rig_close(&rig);
+}
+
+TEST(design_refused_batch_says_nothing_about_first_bytes)
+{
+	struct rig rig;
+
+	rig_open(&rig, 1);
+	CHECK_EQ(poke_once(&rig, 5, RUN5, NOP5, JMP5), -EINVAL); /* wrong about all five */
+	CHECK_EQ(poke_once(&rig, 1, RUN5, RUN5, FLIP5), 0);
+	check_known(&rig, 1, RUN5, FLIP5);
+	CHECK_EQ(poke_once(&rig, 5, FLIP5, CALL5, JMP5), -EINVAL); /* about the last four */
+	check_known(&rig, 1, RUN5, FLIP5);
+	CHECK_EQ(poke_once(&rig, 5, FLIP5, FLIP5, RUN5), 0);
+	check_known(&rig, 5, RUN5, RUN5);
+	rig_close(&rig);
+}
+
+TEST(lineage_h15_other_code_at_a_known_address_has_its_own_first_bytes)
+{
+	struct rig rig;
+
+	rig_open(&rig, 1);
+	CHECK_EQ(poke_once(&rig, 5, NOP5, NOP5, JMP5), 0);
+	CHECK_EQ(poke_once(&rig, 5, RUN5, RUN5, FLIP5), 0); /* another module, patched ours gone */
+	check_known(&rig, 5, RUN5, FLIP5);
+	CHECK_EQ(poke_once(&rig, 5, FLIP5, FLIP5, RUN5), 0);
+	CHECK_EQ(poke_once(&rig, 1, BYTES(0x90), BYTES(0x90), BYTES(0xc3)), 0);
+	check_known(&rig, 5, RUN5, BYTES(0xc3, 0x90, 0x90, 0x90, 0x90));
+	CHECK_EQ(poke_once(&rig, 1, BYTES(0xf4), BYTES(0xf4), BYTES(0xc3)), 0);
+	check_known(&rig, 1, BYTES(0xf4), BYTES(0xc3));
+	rig_close(&rig);
+}
+
 TEST(design_batch_of_some_of_the_known_sites_changes_only_their_entries)
 {
 	enum { SITES = 30 };
@@ -524,6 +608,8 @@ TEST(design_batch_of_some_of_the_known_sites_changes_only_their_entries)
 				memset(rig.pokes[used].new_ + 1, 0x42, 15);
 			used++;
 		}
+	for (size_t i = 0; i < SITES; i++)
+		rig.known.entries[i].written = 1;
 	rig.batch.count = used;
 	CHECK_EQ(tp_run_batch(&rig.engine, &rig.batch), 0);
 	for (size_t i = 0; i < SITES; i++) {

@@ -124,6 +124,67 @@ TEST(design_widest_window_is_a_page_and_a_tail_over_its_end)
 	rig_close(&rig);
 }
 
+/* A nop5 on each of @pages pages; the writes of one pass over them. */
+static size_t writes_of(size_t pages, unsigned int window_pages, size_t missing)
+{
+	struct rig rig;
+	size_t writes;
+
+	CHECK_NOTE("%zu pages, windows of %u", pages, window_pages);
+	rig_open(&rig, pages);
+	rig.engine.window_pages = window_pages;
+	for (size_t i = 0; i < pages; i++)
+		if (i != missing)
+			rig_nop5(&rig, PAGE(i) + 100);
+	CHECK_EQ(run_pass(&rig, &add_int3), 0);
+	CHECK_EQ(rig.outcome.pages, pages - (missing < pages));
+	writes = rig.fake.count[FAKE_WRITE];
+	CHECK_EQ(rig_int3s(&rig), rig.count);
+	rig_close(&rig);
+	return writes;
+}
+
+TEST(design_pages_that_touch_go_in_one_write_up_to_the_width_of_a_window)
+{
+	CHECK_EQ(writes_of(40, 0, SIZE_MAX), 40);
+	CHECK_EQ(writes_of(40, 1, SIZE_MAX), 40);
+	CHECK_EQ(writes_of(40, 2, SIZE_MAX), 20);
+	CHECK_EQ(writes_of(40, 16, SIZE_MAX), 3);
+	CHECK_EQ(writes_of(40, 1000, SIZE_MAX), 3); /* never more than its buffer */
+}
+
+TEST(design_page_without_a_site_ends_the_window_before_it)
+{
+	CHECK_EQ(writes_of(10, 16, 4), 2);
+	CHECK_EQ(writes_of(40, 16, 15), 3);
+	CHECK_EQ(writes_of(40, 16, 14), 3);
+}
+
+TEST(design_widest_window_of_many_pages_fits_wherever_it_starts_in_a_cache_line)
+{
+	static const uint8_t nop15[16] = { 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x2e, 0x0f,
+					   0x1f, 0x84, 0,    0,	   0,	 0,    0 };
+
+	for (size_t start = 0; start < 2 * TP_LINE_BYTES; start++) {
+		struct rig rig;
+
+		CHECK_NOTE("starts at %zu", start);
+		rig_open(&rig, TP_WINDOW_PAGES + 1);
+		rig.engine.window_pages = TP_WINDOW_PAGES;
+		rig_add(&rig, start, 1, BYTES(0x90), BYTES(0xc3));
+		for (size_t i = 1; i < TP_WINDOW_PAGES; i++)
+			rig_nop5(&rig, PAGE(i) - 3);
+		rig_add(&rig, PAGE(TP_WINDOW_PAGES) - 1, 15, nop15,
+			BYTES(0xe9, 1, 2, 3, 4, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc,
+			      0xcc, 0xcc));
+		CHECK_EQ(rig_run(&rig), 0);
+		CHECK_EQ(rig.outcome.writes, 3);
+		for (size_t i = 0; i < rig.count; i++)
+			CHECK(rig_is_new(&rig, i));
+		rig_close(&rig);
+	}
+}
+
 TEST(pitfall_24_bytes_between_the_sites_are_read_just_before_and_kept)
 {
 	struct rig rig;
