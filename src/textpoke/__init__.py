@@ -51,15 +51,17 @@ if TYPE_CHECKING:
     from textpoke.leave import DetachReport
     from textpoke.model import Module, Site, SiteKind
     from textpoke.poke import Batch, Outcome, Poke
-    from textpoke.tracer import Target, Trace, attach, launch, this_process
+    from textpoke.trace import Trace
+    from textpoke.tracer import Target, attach, launch, this_process
 
 _HOME = {
     **dict.fromkeys(("TextPokeIter", "text_poke_bp", "text_poke_bp_list"), "bp"),
     **dict.fromkeys(("Batch", "Outcome", "Poke"), "poke"),
     **dict.fromkeys(("Module", "Site", "SiteKind"), "model"),
-    **dict.fromkeys(("Target", "Trace", "attach", "launch", "this_process"), "tracer"),
+    **dict.fromkeys(("Target", "attach", "launch", "this_process"), "tracer"),
     "Capture": "capture",
     "DetachReport": "leave",
+    "Trace": "trace",
 }
 
 __all__ = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent inside a target: load it, find one that is there, give it commands.
+"""The agent inside a target: find one that is there, connect to it, give it commands.
 
 Only this module and `poke` change a target. `Agent` is one connection; it holds the target's lock,
 so that a second tool gets a clear `TargetBusy` and never patches beside us.
@@ -34,20 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from textpoke._native import Pointer
-    from textpoke.model import Mapping, Thread
 
 NAME = "textpoke"
-DEFAULT_RING_BYTES = 1 << 20
-DEFAULT_RINGS = 128
-DEFAULT_REQUEST_BYTES = 32 << 20
 _MAGIC = int.from_bytes(b"TEXTPOKE", "little")
-_SYSCALL = b"\x0f\x05"
-_START_TIMEOUT_S = 5.0
 _COMMAND_TIMEOUT_S = 30.0
-_RETRIES = 20
-_FUTEX = 202
-# read, poll, select, pause, nanosleep, accept, wait4, waitid, clock_nanosleep, accept4
-_RESTARTED = frozenset((0, 7, 23, 34, 35, 43, 61, 247, 230, 288))
 _MASKING_S = 0.1
 
 
@@ -79,7 +69,7 @@ class AgentInfo:
 
 @dataclass(slots=True)
 class Agent:
-    """A connection to the agent of one process; made by `load` or `open_existing`."""
+    """A connection to the agent of one process; made by `inject.load` or `open_existing`."""
 
     pid: int
     mem_fd: int
@@ -205,7 +195,7 @@ def find_agent(pid: int) -> AgentInfo | None:
     for thread in target.read_threads(pid):
         if thread.name != NAME:
             continue
-        shared_fd = _open_shared(pid, thread.tid)
+        shared_fd = open_shared(pid, thread.tid)
         if shared_fd >= 0:
             header = os.pread(shared_fd, ffi.sizeof("struct tp_wire"), 0)
             base = _field(header, "image_base")
@@ -213,7 +203,8 @@ def find_agent(pid: int) -> AgentInfo | None:
     return None
 
 
-def _open_shared(pid: int, tid: int) -> int:
+def open_shared(pid: int, tid: int) -> int:
+    """The memfd that the agent's thread `tid` shares with tools; -1 when there is none."""
     folder = f"/proc/{pid}/task/{tid}/fd"
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
@@ -283,55 +274,6 @@ def _lock_owner(fd: int) -> str:
     return "another textpoke"
 
 
-def load(
-    pid: int,
-    *,
-    ring_bytes: int = DEFAULT_RING_BYTES,
-    rings: int = DEFAULT_RINGS,
-    held: Pointer | None = None,
-) -> Agent:
-    """Load the agent into process `pid` and connect to it.
-
-    Args:
-        pid: The target; our own pid loads it into this process.
-        ring_bytes: Bytes of events in one thread's ring, a power of two from 64 KiB.
-        rings: Threads that can record at the same time.
-        held: A launched program that is already stopped (`launch`).
-
-    Raises:
-        TargetError: This process cannot be traced; nothing was left in it.
-        AgentFailed, AgentTimeout: A step of the agent's start failed.
-    """
-    started = time.perf_counter()
-    agent = open_target(pid)
-    agent.held = held
-    try:
-        existing = find_agent(pid)
-        if existing is not None:
-            _connect(agent, existing.tid, existing.shared_fd, existing.image_base)
-            return agent
-        if held is not None:
-            target.require_attachable(pid, held=True)
-        else:
-            outlast_masking(lambda: target.require_attachable(pid))
-        checked = time.perf_counter()
-        injected = _inject(agent, ring_bytes, rings)
-        done = time.perf_counter()
-        _wait_ready(agent)
-        shared_fd = _open_shared(pid, agent.tid)
-        if shared_fd < 0:
-            raise AgentFailed("opening the shared memory object", errno.ENOENT)
-        _connect(agent, agent.tid, shared_fd, injected.base)
-        _hand_over_files(agent)
-    except BaseException:
-        agent.close()
-        raise
-    agent.timings.checks_ms = (checked - started) * 1e3
-    agent.timings.inject_ms = (done - checked) * 1e3
-    agent.timings.start_ms = (time.perf_counter() - done) * 1e3
-    return agent
-
-
 def open_existing(pid: int) -> Agent | None:
     """Connect to the agent that is in process `pid`; None when there is none."""
     agent = open_target(pid)
@@ -340,29 +282,11 @@ def open_existing(pid: int) -> Agent | None:
         if info is None:
             agent.close()
             return None
-        _connect(agent, info.tid, info.shared_fd, info.image_base)
+        connect(agent, info.tid, info.shared_fd, info.image_base)
     except BaseException:
         agent.close()
         raise
     return agent
-
-
-def outlast_masking(check: Callable[[], None]) -> None:
-    """Run `check` again for a while if it finds SIGTRAP blocked.
-
-    libcs block all signals for a moment in every thread that is born (pitfalls 3); only a thread
-    that keeps SIGTRAP blocked is a reason to refuse.
-    """
-    deadline = time.monotonic() + _MASKING_S
-    while True:
-        try:
-            check()
-        except UnsupportedTarget as exc:
-            if exc.reason != "sigtrap-blocked" or time.monotonic() > deadline:
-                raise
-            time.sleep(0.002)
-        else:
-            return
 
 
 def connect_to_look(pid: int) -> Agent | None:
@@ -377,7 +301,7 @@ def connect_to_look(pid: int) -> Agent | None:
             agent.close()
             return None
         agent.mem_fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        _connect(agent, info.tid, info.shared_fd, info.image_base)
+        connect(agent, info.tid, info.shared_fd, info.image_base)
     except PermissionError as exc:
         agent.close()
         raise AttachDenied(pid, [f"{exc.filename}: {exc.strerror}"]) from exc
@@ -387,7 +311,13 @@ def connect_to_look(pid: int) -> Agent | None:
     return agent
 
 
-def _connect(agent: Agent, tid: int, shared_fd: int, image_base: int) -> None:
+def connect(agent: Agent, tid: int, shared_fd: int, image_base: int) -> None:
+    """Map what the agent shares and check its layout; closes `shared_fd`.
+
+    Raises:
+        AgentVersion: Another textpoke's agent.
+        AgentFailed: The layout makes no sense.
+    """
     try:
         seals = fcntl.fcntl(shared_fd, fcntl.F_GET_SEALS)
         size = os.fstat(shared_fd).st_size
@@ -421,136 +351,19 @@ def _check_wire(wire: Pointer, size: int) -> None:
         raise AgentFailed("checking the shared memory object", errno.EBADMSG)
 
 
-def _inject(agent: Agent, ring_bytes: int, rings: int) -> Pointer:
-    image = load_image()
-    request = ffi.new("struct tp_inject *")
-    keep = [
-        ffi.from_buffer("uint8_t[]", image.data),
-        ffi.new("uint64_t[]", [word for pair in image.relocations for word in pair]),
-    ]
-    request.image = keep[0]
-    request.image_file_bytes = len(image.data)
-    request.image_bytes = image.size
-    request.head_offset = image.head_offset
-    request.entry_offset = image.entry_offset
-    request.relocations = keep[1]
-    request.relocation_count = len(image.relocations)
-    request.mem_fd = agent.mem_fd
-    request.ring_count = rings
-    request.ring_bytes = ring_bytes
-    request.request_bytes = DEFAULT_REQUEST_BYTES
-    out = ffi.new("struct tp_injected *")
-    if agent.pid == os.getpid():
-        _check_injection(agent, lib.tp_inject_self(request, out))
-    else:
-        request.syscall_at = find_syscall(agent.mem_fd, target.read_maps(agent.pid))
-        _inject_remote(agent, request, out)
-    agent.tid = out.agent_tid
-    agent.image_at = out.base + image.head_offset
-    agent.timings.hold_ns = out.hold_ns
-    return out
+def outlast_masking(check: Callable[[], None]) -> None:
+    """Run `check` again for a while if it finds SIGTRAP blocked.
 
-
-def _inject_remote(agent: Agent, request: Pointer, out: Pointer) -> None:
-    if agent.held is not None:
-        request.local_tid = _local_tid(agent.pid, agent.pid)
-        _check_injection(agent, lib.tp_inject(agent.held, request, out))
-        return
-    error = -errno.EAGAIN
-    for attempt in range(_RETRIES):
-        for thread in borrow_order(agent.pid):
-            request.local_tid = _local_tid(agent.pid, thread.tid)
-            error = lib.tp_inject_thread(agent.pid, thread.tid, request, out)
-            if error not in (-errno.EAGAIN, -errno.ESRCH):
-                _check_injection(agent, error)
-                return
-        time.sleep(0.001 * attempt)
-    _check_injection(agent, error)
-
-
-def _check_injection(agent: Agent, error: int) -> None:
-    if error >= 0:
-        return
-    if has_ended(agent.pidfd) or error == -errno.ESRCH:
-        raise TargetExited(agent.pid, "attach")
-    if error in (-errno.EPERM, -errno.EACCES):
-        raise AttachDenied(agent.pid, [f"ptrace: {os.strerror(-error)}"])
-    if error == -errno.ETIMEDOUT:
-        raise AgentTimeout("stopping one thread of the target", _START_TIMEOUT_S)
-    raise AgentFailed("loading the agent", -error)
-
-
-def borrow_order(pid: int) -> list[Thread]:
-    """Threads of `pid`, best one to hold first: asleep in a call that restarts by itself.
-
-    A futex wait is woken and resumed by the kernel with nothing lost; a running thread has no
-    call to interrupt; the rest may be in a call that answers EINTR (pitfalls 7).
+    libcs block all signals for a moment in every thread that is born (pitfalls 3); only a thread
+    that keeps SIGTRAP blocked is a reason to refuse.
     """
-
-    def rank(thread: Thread) -> int:
-        try:
-            with open(f"/proc/{pid}/task/{thread.tid}/syscall", encoding="ascii") as file:
-                word = file.read().split()[0]
-        except (OSError, IndexError):
-            return 9
-        if word == "running":
-            return 1
-        number = int(word)
-        return 0 if number == _FUTEX else 2 if number in _RESTARTED else 3
-
-    threads = [t for t in target.read_threads(pid) if t.name != NAME and t.state in "RS"]
-    return sorted(threads, key=rank)
-
-
-def _local_tid(pid: int, tid: int) -> int:
-    with open(f"/proc/{pid}/task/{tid}/status", encoding="utf-8", errors="replace") as status:
-        for line in status:
-            if line.startswith("NSpid:"):
-                return int(line.split()[-1])
-    return tid
-
-
-def find_syscall(mem_fd: int, maps: Iterable[Mapping]) -> int:
-    """Address of a `syscall` instruction in any r-x mapping, the vdso first.
-
-    Raises AgentFailed when the program has none.
-    """
-    code = [m for m in maps if "r" in m.perms and "x" in m.perms and m.path != "[vsyscall]"]
-    for mapping in sorted(code, key=lambda m: m.path != "[vdso]"):
-        with contextlib.suppress(OSError):
-            at = os.pread(mem_fd, mapping.end - mapping.start, mapping.start).find(_SYSCALL)
-            if at >= 0:
-                return mapping.start + at
-    raise AgentFailed("finding a syscall instruction in the target", errno.ENOENT)
-
-
-def _wait_ready(agent: Agent) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
+    deadline = time.monotonic() + _MASKING_S
     while True:
-        head = agent.image()
-        if head.state == lib.TP_AGENT_READY:
-            agent.tid = target_tid(agent.pid, agent.tid)
+        try:
+            check()
+        except UnsupportedTarget as exc:
+            if exc.reason != "sigtrap-blocked" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.002)
+        else:
             return
-        if head.state == lib.TP_AGENT_FAILED:
-            code = -head.error
-            raise AgentFailed(f"start of the agent, step {head.step} ({error_text(code)})", code)
-        if time.monotonic() > deadline:
-            raise AgentTimeout("start of the agent", _START_TIMEOUT_S)
-        time.sleep(0.0001)
-
-
-def target_tid(pid: int, tid: int) -> int:
-    """The agent's thread id as this tool sees it; `tid` is what clone gave inside the target."""
-    if os.path.exists(f"/proc/{pid}/task/{tid}"):
-        return tid
-    return next((t.tid for t in target.read_threads(pid) if t.name == NAME), tid)
-
-
-def _hand_over_files(agent: Agent) -> None:
-    """Pass the mem and status files over; a kernel before 6.9 lets the agent open its own."""
-    status_fd = os.open(f"/proc/{agent.pid}/status", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        sent = lib.tp_send_fds(agent.tid, agent.image().socket_fd, agent.mem_fd, status_fd)
-    finally:
-        os.close(status_fd)
-    agent.require("handing over the mem file", lib.TP_CMD_FDS, int(sent == 0))

@@ -13,17 +13,23 @@ import os
 import struct
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from textpoke import target
-from textpoke._errors import AgentFailed, ModuleUnavailable, TargetExited, TextpokeError
-from textpoke._native import ffi, lib
-from textpoke.agent import Agent, error_text, find_syscall
+from textpoke._errors import (
+    AgentFailed,
+    ModuleUnavailable,
+    NoSuchTarget,
+    TargetExited,
+    TextpokeError,
+)
+from textpoke._native import lib
+from textpoke.agent import Agent, error_text
 from textpoke.poke import Outcome, restore_all
+from textpoke.unload import Removal, remove
 
 if TYPE_CHECKING:
-    from textpoke._native import Pointer
     from textpoke.model import Mapping
 
 PAGE = 4096
@@ -32,12 +38,6 @@ _KNOWN = struct.Struct("<Q16s16sBBB5x")  # struct tp_known
 _TRIES = 60
 _PAUSE_S = 0.01
 _PR_SET_PTRACER = 0x59616D61
-_BUSY = {
-    lib.TP_BUSY_RIP: "runs in our code",
-    lib.TP_BUSY_SITE: "stands behind a patched site",
-    lib.TP_BUSY_PENDING: "has a SIGTRAP pending",
-    lib.TP_BUSY_STACK: "will return to our code",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,14 @@ class DetachReport:
     def clean(self) -> bool:
         """True when nothing of ours is left and every byte of ours is as it was."""
         return not self.residue
+
+    def note(self, removal: Removal) -> None:
+        """Add what became of handler and mappings."""
+        self.handler_restored = removal.handler_restored
+        self.unmapped = removal.unmapped
+        self.hold_ms = removal.hold_ms
+        if removal.residue:
+            self.residue.append(removal.residue)
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
@@ -179,7 +187,7 @@ def detach(agent: Agent) -> DetachReport:
     """
     try:
         return _detach(agent)
-    except TargetExited:
+    except (TargetExited, NoSuchTarget):
         return DetachReport()
     finally:
         agent.close()
@@ -228,7 +236,7 @@ def _remove_agent(agent: Agent, known: list[KnownSite], report: DetachReport) ->
     if agent.pid == os.getpid():
         _leave_by_helper(agent, known, report)
     else:
-        leave_target(agent, head, known, report)
+        report.note(remove(agent, head, [site.address for site in known]))
 
 
 def _thread_is_gone(agent: Agent) -> bool:
@@ -237,86 +245,6 @@ def _thread_is_gone(agent: Agent) -> bool:
             return True
         time.sleep(0.001)
     return False
-
-
-def our_ranges(head: Pointer) -> list[tuple[int, int]]:
-    """[start, end) of every mapping of ours in the target: first those that hold code, the image last of them."""
-    ranges = [
-        (region.start, region.start + region.bytes)
-        for region in (head.regions[i] for i in range(head.region_count))
-    ]
-    ranges.append((head.base, head.base + head.image_bytes))
-    ranges.append((head.shared_base, head.shared_base + head.shared_bytes))
-    ranges.append((head.slots_base, head.slots_base + head.slots_bytes))
-    if head.known_bytes:
-        known = head.known_base // PAGE * PAGE
-        ranges.append((known, known + head.known_bytes))
-    return ranges
-
-
-def leave_target(agent: Agent, head: Pointer, known: list[KnownSite], report: DetachReport) -> None:
-    """Stop all threads, look, give SIGTRAP back, unmap; retried while a thread is inside."""
-    for attempt in range(_TRIES):
-        left = ffi.new("struct tp_left *")
-        error = _leave_once(agent, head, known, left)
-        report.hold_ms = left.hold_ns / 1e6
-        if error != -errno.EAGAIN:
-            break
-        time.sleep(_PAUSE_S * (1 + attempt / 10))
-    if error == 0:
-        report.handler_restored = bool(left.handler_restored)
-        report.unmapped = left.unmapped
-        if not left.handler_restored:
-            report.residue += _taken_handler(agent.pid)
-    elif error == -errno.EAGAIN:
-        why = _BUSY.get(left.busy_why, "is inside")
-        report.residue.append(
-            f"thread {left.busy_tid} {why} ({left.busy_at:#x}): handler and agent pages stay"
-        )
-    elif error == -errno.ESRCH:
-        agent.require_alive("detach")
-        report.residue.append("no thread to unmap the agent's pages with: they stay")
-    else:
-        report.residue.append(f"agent pages stay: {error_text(-error)}")
-
-
-def _taken_handler(pid: int) -> list[str]:
-    return [f"pid {pid} has put its own SIGTRAP handler over ours: left as it is"]
-
-
-def _leave_once(agent: Agent, head: Pointer, known: list[KnownSite], left: Pointer) -> int:
-    maps = target.read_maps(agent.pid)
-    ranges = our_ranges(head)
-    stacks = [m for m in maps if "w" in m.perms and not _inside(ranges, m.start)]
-    request = ffi.new("struct tp_leave *")
-    keep = [
-        ffi.new("uint64_t[]", [word for pair in ranges for word in pair]),
-        ffi.new("uint64_t[]", [site.address for site in known]),
-        ffi.new("uint64_t[]", [word for m in stacks for word in (m.start, m.end)]),
-    ]
-    request.pid = agent.pid
-    # Any program's own instruction will do, but not one in what we are about to unmap.
-    request.syscall_at = find_syscall(
-        agent.mem_fd, [m for m in maps if not _inside(ranges, m.start)]
-    )
-    request.ranges, request.range_count = keep[0], len(ranges)
-    request.code_count = head.region_count + 1
-    request.sites, request.site_count = keep[1], len(known)
-    request.stacks, request.stack_count = keep[2], len(stacks)
-    request.handler, request.restorer = head.handler, head.restorer
-    request.old_action = agent.image_at + _offset_of("old_action")
-    request.scratch = agent.image_at + _offset_of("regions")
-    request.mem_fd = agent.mem_fd
-    request.unmap = 1
-    return int(lib.tp_leave(request, left))
-
-
-def _inside(ranges: list[tuple[int, int]], address: int) -> bool:
-    return any(start <= address < end for start, end in ranges)
-
-
-def _offset_of(name: str) -> int:
-    return int(ffi.offsetof("struct tp_image", name))
 
 
 def _leave_by_helper(agent: Agent, known: list[KnownSite], report: DetachReport) -> None:
@@ -335,13 +263,9 @@ def _leave_by_helper(agent: Agent, known: list[KnownSite], report: DetachReport)
     ctypes.CDLL(None).prctl(_PR_SET_PTRACER, child.pid, 0, 0, 0)
     answer, _ = child.communicate(b"\n".join(str(s.address).encode() for s in known))
     try:
-        left = json.loads(answer)
+        report.note(Removal(**json.loads(answer)))
     except ValueError:
         report.residue.append(f"handler and agent pages stay: helper ended with {child.returncode}")
-        return
-    report.handler_restored, report.unmapped = left["handler_restored"], left["unmapped"]
-    report.hold_ms = left["hold_ms"]
-    report.residue += left["residue"]
 
 
 def main(words: list[str]) -> int:
@@ -355,36 +279,8 @@ def main(words: list[str]) -> int:
     addresses = [int(word) for word in sys.stdin.read().split()]
     mem_fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
     agent = Agent(pid, mem_fd, os.pidfd_open(pid), -1, image_at)
-    report = DetachReport()
-    sites = [KnownSite(address, b"", b"", patched=False) for address in addresses]
-    leave_target(agent, agent.image(), sites, report)
-    json.dump(report.as_dict(), sys.stdout)
+    json.dump(asdict(remove(agent, agent.image(), addresses)), sys.stdout)
     return 0
-
-
-def interior_sites(agent: Agent, addresses: list[int], size: int) -> set[int]:
-    """Which sites of `size` bytes have a thread in their interior, or may get one back?
-
-    Looks at every thread's rip and stack; `addresses` must be sorted.
-
-    Raises:
-        AgentFailed: The threads could not be stopped.
-    """
-    maps = [m for m in target.read_maps(agent.pid) if "w" in m.perms]
-    inside = ffi.new("uint8_t[]", max(len(addresses), 1))
-    error = lib.tp_look_inside(
-        agent.pid,
-        ffi.new("uint64_t[]", addresses),
-        len(addresses),
-        ffi.new("uint64_t[]", [word for m in maps for word in (m.start, m.end)]),
-        len(maps),
-        size,
-        inside,
-    )
-    if error:
-        agent.require_alive("a look at its threads")
-        raise AgentFailed("looking where the target's threads are", -error)
-    return {address for i, address in enumerate(addresses) if inside[i]}
 
 
 def quietly(agent: Agent) -> None:

@@ -13,6 +13,7 @@ from textpoke._errors import (
     BatchFailed,
     BatchRefused,
     BytesDiffer,
+    NoSuchTarget,
     TargetExited,
     UnsupportedTarget,
 )
@@ -22,7 +23,7 @@ from textpoke.model import Site
 from textpoke.proc import read_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from textpoke._native import Pointer
@@ -188,9 +189,13 @@ def restore_all(agent: Agent, *, strangers: int = 1000) -> tuple[Outcome, int]:
 def require_trap_safe(agent: Agent) -> None:
     """Refuse when a thread of the target blocks SIGTRAP: an int3 would kill the process.
 
-    Raises UnsupportedTarget ("sigtrap-blocked") naming the thread.
+    Raises UnsupportedTarget ("sigtrap-blocked") naming the thread, or TargetExited.
     """
-    for thread in read_threads(agent.pid):
+    try:
+        threads = read_threads(agent.pid)
+    except NoSuchTarget as exc:
+        raise TargetExited(agent.pid, "a batch") from exc
+    for thread in threads:
         blocked = thread.sig_blocked
         if agent.held is not None and thread.tid == agent.pid:
             blocked = int(lib.tp_held_mask(agent.held))  # the status shows all, blocked by us
@@ -321,11 +326,3 @@ class Batch:
     ) -> None:
         if exc_type is None and self._pokes:
             self.commit()
-
-
-def retry_when_gone(action: Callable[[], object]) -> None:
-    """Run `action`; a target that ended meanwhile needs no undo."""
-    try:
-        action()
-    except TargetExited:
-        return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public face: `attach`, `launch`, `this_process`, and the `Target` and `Trace` they give.
+"""The public face: `attach`, `launch`, `this_process`, and the `Target` they give.
 
 This module wires the others together and holds no logic of its own.
 """
@@ -11,292 +11,28 @@ import os
 import shutil
 import signal
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from textpoke import leave, sites, target
-from textpoke._errors import (
-    AgentFailed,
-    NotPatchable,
-    TargetExited,
-    TextpokeError,
-)
+from textpoke._errors import AgentFailed, NotPatchable
 from textpoke._native import ffi, lib
-from textpoke._version import __version__
-from textpoke.agent import DEFAULT_RING_BYTES, DEFAULT_RINGS, Agent, error_text, load
-from textpoke.capture import CaptureWriter
+from textpoke.agent import error_text
+from textpoke.inject import DEFAULT_RING_BYTES, DEFAULT_RINGS, load
 from textpoke.plan import MERGED_NOP, Method, Plan, Planner, Space
 from textpoke.poke import Batch, Outcome, Poke, Request, restore_all, run_request
 from textpoke.process_sites import process_sites
-from textpoke.ring import Drained, RingReader
+from textpoke.trace import Trace
+from textpoke.unload import interior_sites
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
+    from textpoke.agent import Agent
     from textpoke.model import Module, Site
 
-_DRAIN_S = 0.002
-_NOTE_S = 1.0
-_FINAL_DRAINS = 50
-
-
-def clock_point() -> dict[str, int]:
-    """One moment on three clocks: TSC ticks, monotonic and real time in nanoseconds."""
-    return {
-        "tsc": int(lib.tp_rdtsc()),
-        "monotonic_ns": time.monotonic_ns(),
-        "realtime_ns": time.time_ns(),
-    }
-
-
-@dataclass(slots=True)
-class Trace:
-    """One recording of function entries; a context manager that switches it on and off.
-
-    Attributes:
-        target: Where it runs.
-        chosen: The sites that are traced.
-        refused: (site, reason) of chosen sites for which no room was found.
-        totals: Everything drained so far.
-        on: Outcome of the batch that switched it on; `off` likewise.
-        switched_on: When the batch was done, on the clock of time.perf_counter().
-        merged: Outcome of the batch that made runs of NOPs one instruction, if one was needed.
-    """
-
-    target: Target
-    chosen: list[Site]
-    output: str | os.PathLike[str] | None = None
-    overwrite: bool = False
-    force: bool = False
-    command: Sequence[str] = ()
-    refused: list[tuple[Site, str]] = field(default_factory=list)
-    totals: Drained = field(default_factory=Drained)
-    on: Outcome | None = None
-    off: Outcome | None = None
-    merged: Outcome | None = None
-    timings_ms: dict[str, float] = field(default_factory=dict)
-    reason: str = "stopped"
-    switched_on: float = 0.0
-    _reader: RingReader | None = None
-    _writer: CaptureWriter | None = None
-    _off_request: Request | None = None
-    _names: dict[int, str] = field(default_factory=dict)
-    _lost_no_ring: int = 0
-    _next_note: float = 0.0
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if exc_type is not None:
-            self.reason = "interrupted" if exc_type is KeyboardInterrupt else "error"
-        self.stop()
-
-    @property
-    def lost(self) -> int:
-        """Events lost so far: full rings, and threads without a ring."""
-        return self.totals.lost + self.lost_no_ring
-
-    @property
-    def lost_no_ring(self) -> int:
-        """Events of threads for which no ring was left."""
-        return self._reader.lost_no_ring if self._reader else self._lost_no_ring
-
-    @property
-    def events(self) -> int:
-        """Events taken so far."""
-        return self.totals.events
-
-    def start(self) -> None:
-        """Plan, map what is needed, open the capture, switch on in one batch.
-
-        Raises:
-            CaptureExists, CaptureWrite: The output cannot be written; nothing was switched on.
-            BatchRefused, BatchFailed, UnsupportedTarget: The batch could not be run.
-        """
-        agent = self.target.agent
-        started = time.perf_counter()
-        plan = self.target.prepare(self.chosen)
-        self.refused = plan.refused
-        on_request = Request.of(_pokes(plan, on=True))
-        planned = time.perf_counter()
-        self._reader = RingReader(agent, -1, overwrite=self.overwrite)
-        if self.output is not None:
-            self._open_capture(plan)
-            self._reader.write_to(self._writer_fd())
-        agent.record(on=True, waiting=self._reader.waiting)
-        ready = time.perf_counter()
-        try:
-            self.merged = self.target.merge(plan)
-            self.on = run_request(agent, on_request)
-        except BaseException:
-            self._abandon()
-            raise
-        self.timings_ms = {
-            "plan": (planned - started) * 1e3,
-            "open": (ready - planned) * 1e3,
-            "batch": (time.perf_counter() - ready) * 1e3,
-        }
-        self.switched_on = time.perf_counter()
-        self._off_request = Request.of(_pokes(plan, on=False))
-
-    def drain(self) -> Drained:
-        """Take what the rings hold to the capture; call it every few milliseconds.
-
-        In overwrite mode nothing is taken before the end: the rings keep the last events.
-
-        Raises:
-            CaptureWrite: The capture cannot be written; tracing goes on until `stop`.
-        """
-        if self._reader is None or self.overwrite:
-            return Drained()
-        if time.monotonic() >= self._next_note:
-            self._note_progress()
-        return self._drain(final=False)
-
-    def run(self, seconds: float | None = None, stop: threading.Event | None = None) -> None:
-        """Drain until the time is over, `stop` is set or the target has ended."""
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while deadline is None or time.monotonic() < deadline:
-            self.drain()
-            if stop is not None and stop.is_set():
-                return
-            self.target.agent.require_alive("the recording")
-            time.sleep(_DRAIN_S)
-
-    def stop(self) -> None:
-        """Switch off in one batch, take the rest, finish the capture."""
-        if self._reader is None:
-            return
-        failure: TextpokeError | None = None
-        try:
-            if self._off_request is not None:
-                self.off = run_request(self.target.agent, self._off_request)
-            self.target.agent.record(on=False)
-        except TargetExited:
-            self.reason = "target exited"
-        except TextpokeError as exc:
-            failure = exc
-        try:
-            self._drain_rest()
-            self._finish_capture()
-        finally:
-            self._lost_no_ring = self._reader.lost_no_ring
-            self._reader = None
-        if failure is not None:
-            raise failure
-
-    def _drain(self, *, final: bool) -> Drained:
-        if self._reader is None:
-            return Drained()
-        try:
-            drained = self._reader.drain(final=final)
-        except OSError as exc:
-            self._reader.write_to(-1)
-            if self._writer is None:
-                raise
-            raise self._writer.failed(exc.errno or 0) from exc
-        self.totals.add(drained)
-        return drained
-
-    def _drain_rest(self) -> None:
-        # A thread may have reserved its last event and not yet written it.
-        for _ in range(_FINAL_DRAINS):
-            if not self._drain(final=False).incomplete:
-                break
-            time.sleep(_DRAIN_S)
-        self._drain(final=True)
-
-    def _writer_fd(self) -> int:
-        return self._writer.fd if self._writer is not None else -1
-
-    def _open_capture(self, plan: Plan) -> None:
-        assert self.output is not None  # noqa: S101
-        self._writer = CaptureWriter(self.output, force=self.force)
-        pid = self.target.pid
-        try:
-            self._writer.meta(
-                {
-                    "pid": pid,
-                    "exe": self.target.exe,
-                    "command": list(self.command) or self.target.command_line,
-                    "tracer": "function",
-                    "mode": "overwrite" if self.overwrite else "drop",
-                    "clock": clock_point(),
-                    "sites": [
-                        [p.return_address, p.site.module, p.site.function] for p in plan.sites
-                    ],
-                    "modules": [[m.name, m.path, m.bias] for m in self.target.modules],
-                    "cpus": os.cpu_count() or 0,
-                    "textpoke": __version__,
-                }
-            )
-            self._note_threads()
-        except BaseException:
-            self._writer.close()
-            raise
-
-    def _note_progress(self) -> None:
-        """Now and then a clock point and new threads: a capture that is cut off keeps both."""
-        self._next_note = time.monotonic() + _NOTE_S
-        if self._writer is not None:
-            self._note_threads()
-            self._writer.clock(clock_point())
-
-    def _note_threads(self) -> None:
-        if self._writer is None:
-            return
-        with contextlib.suppress(TextpokeError):
-            names = {t.tid: t.name for t in target.read_threads(self.target.pid)}
-            fresh = {tid: name for tid, name in names.items() if self._names.get(tid) != name}
-            if fresh:
-                self._names.update(fresh)
-                self._writer.threads(fresh)
-
-    def _finish_capture(self) -> None:
-        if self._writer is None or self._reader is None:
-            return
-        writer, self._writer = self._writer, None
-        with contextlib.closing(writer):
-            self._writer = writer
-            self._note_threads()
-            self._writer = None
-            writer.end(
-                {
-                    "clock": clock_point(),
-                    "events": self.totals.events,
-                    "lost": self.totals.lost,
-                    "lost_no_ring": self._reader.lost_no_ring,
-                    "reason": self.reason,
-                    "on": self.on.as_dict() if self.on else None,
-                    "off": self.off.as_dict() if self.off else None,
-                    "hold_ns": self.target.agent.timings.hold_ns,
-                }
-            )
-
-    def _abandon(self) -> None:
-        """Nothing was switched on: leave no capture that would say otherwise."""
-        with contextlib.suppress(TextpokeError):
-            self.target.agent.record(on=False)
-        if self._writer is not None:
-            self._writer.close()
-            with contextlib.suppress(OSError):
-                os.unlink(self._writer.path)
-        self._reader = self._writer = None
-
-
-def _pokes(plan: Plan, *, on: bool) -> Iterator[Poke]:
-    for planned in plan.sites:
-        old, new = (planned.off, planned.on) if on else (planned.on, planned.off)
-        yield Poke(planned.site.address, old, new, 0, str(planned.site))
+_LOOKS = 50
+_LOOK_S = 0.002
 
 
 class Target:
@@ -461,12 +197,12 @@ class Target:
     def _wait_outside(self, addresses: list[int]) -> None:
         if self.agent.held is not None:
             return  # launched and not yet running: its one thread stands at the entry point
-        for _ in range(_FINAL_DRAINS):
-            inside = leave.interior_sites(self.agent, addresses, len(MERGED_NOP))
+        for _ in range(_LOOKS):
+            inside = interior_sites(self.agent, addresses, len(MERGED_NOP))
             if not inside:
                 return
             addresses = sorted(inside)
-            time.sleep(_DRAIN_S)
+            time.sleep(_LOOK_S)
         raise AgentFailed(f"waiting for a thread to leave {addresses[0]:#x}", 11)
 
     def release(self) -> None:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from textpoke.tracer import Target, Trace
+    from textpoke.trace import Trace
+    from textpoke.tracer import Target
 
 _LIVE_S = 0.25
 _DRAIN_S = 0.002

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is written to a capture besides events while a trace runs: names, clocks, the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from typing import TYPE_CHECKING
+
+from textpoke import target
+from textpoke._errors import TargetError
+from textpoke._native import lib
+from textpoke.capture import CaptureWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from textpoke._errors import CaptureWrite
+
+_NOTE_S = 1.0
+
+
+def clock_point() -> dict[str, int]:
+    """One moment on three clocks: TSC ticks, monotonic and real time in nanoseconds."""
+    return {
+        "tsc": int(lib.tp_rdtsc()),
+        "monotonic_ns": time.monotonic_ns(),
+        "realtime_ns": time.time_ns(),
+    }
+
+
+class CaptureLog:
+    """The capture of one running trace.
+
+    Args:
+        path: The file.
+        pid: The target.
+        force: Overwrite an existing capture.
+
+    Raises:
+        CaptureExists, CaptureWrite: From every method: it cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], pid: int, *, force: bool) -> None:
+        self._writer = CaptureWriter(path, force=force)
+        self._pid = pid
+        self._names: dict[int, str] = {}
+        self._next_note = 0.0
+
+    @property
+    def fd(self) -> int:
+        """Where the ring reader appends blocks of events."""
+        return self._writer.fd
+
+    def begin(self, meta: Mapping[str, object]) -> None:
+        """Write the first block, and the names of the threads that there are."""
+        try:
+            self._writer.meta(meta)
+            self._note_threads()
+        except BaseException:
+            self._writer.close()
+            raise
+
+    def note(self) -> None:
+        """Once a second a clock point and new threads: a capture that is cut off keeps both."""
+        if time.monotonic() >= self._next_note:
+            self._next_note = time.monotonic() + _NOTE_S
+            self._note_threads()
+            self._writer.clock(clock_point())
+
+    def failed(self, code: int) -> CaptureWrite:
+        """The error to raise after a block of events could not be written; cuts the file back."""
+        return self._writer.failed(code)
+
+    def finish(self, end: Mapping[str, object]) -> None:
+        """Write the last block and close."""
+        with contextlib.closing(self._writer):
+            self._note_threads()
+            self._writer.end(end)
+
+    def discard(self) -> None:
+        """Nothing was recorded: remove the file."""
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            os.unlink(self._writer.path)
+
+    def _note_threads(self) -> None:
+        try:
+            names = {t.tid: t.name for t in target.read_threads(self._pid)}
+        except TargetError:  # it has ended: the names that we have are all there will be
+            return
+        fresh = {tid: name for tid, name in names.items() if self._names.get(tid) != name}
+        if fresh:
+            self._names.update(fresh)
+            self._writer.threads(fresh)

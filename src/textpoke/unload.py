@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking our code out of a process: stop every thread, look where it is, unmap (pitfalls 4)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from textpoke import target
+from textpoke._errors import AgentFailed, TargetExited
+from textpoke._native import ffi, lib
+from textpoke.agent import error_text, has_ended
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from textpoke._native import Pointer
+    from textpoke.agent import Agent
+    from textpoke.model import Mapping
+
+_SYSCALL = b"\x0f\x05"
+_TRIES = 60
+_PAUSE_S = 0.01
+_BUSY = {
+    lib.TP_BUSY_RIP: "runs in our code",
+    lib.TP_BUSY_SITE: "stands behind a patched site",
+    lib.TP_BUSY_PENDING: "has a SIGTRAP pending",
+    lib.TP_BUSY_STACK: "will return to our code",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What became of our handler and mappings.
+
+    Attributes:
+        handler_restored: SIGTRAP was given back to whoever had it.
+        unmapped: Mappings removed.
+        hold_ms: How long all threads were stopped.
+        residue: What had to stay, and why; "" when nothing did.
+    """
+
+    handler_restored: bool
+    unmapped: int
+    hold_ms: float
+    residue: str
+
+
+def find_syscall(mem_fd: int, maps: Iterable[Mapping]) -> int:
+    """Address of a `syscall` instruction in any r-x mapping, the vdso first.
+
+    Raises AgentFailed when the program has none.
+    """
+    code = [m for m in maps if "r" in m.perms and "x" in m.perms and m.path != "[vsyscall]"]
+    for mapping in sorted(code, key=lambda m: m.path != "[vdso]"):
+        with contextlib.suppress(OSError):
+            at = os.pread(mem_fd, mapping.end - mapping.start, mapping.start).find(_SYSCALL)
+            if at >= 0:
+                return mapping.start + at
+    raise AgentFailed("finding a syscall instruction in the target", errno.ENOENT)
+
+
+def our_ranges(head: Pointer) -> list[tuple[int, int]]:
+    """[start, end) of every mapping of ours in the target.
+
+    First those that hold code, the image last of them; then data.
+    """
+    ranges = [
+        (region.start, region.start + region.bytes)
+        for region in (head.regions[i] for i in range(head.region_count))
+    ]
+    ranges.append((head.base, head.base + head.image_bytes))
+    known = head.known_base // lib.TP_PAGE_BYTES * lib.TP_PAGE_BYTES
+    data = (
+        (head.shared_base, head.shared_bytes),
+        (head.slots_base, head.slots_bytes),
+        (known, head.known_bytes),
+    )
+    return ranges + [(start, start + size) for start, size in data if size]
+
+
+def remove(agent: Agent, head: Pointer, sites: list[int]) -> Removal:
+    """Stop all threads, look, give SIGTRAP back, unmap; again while a thread is inside.
+
+    Args:
+        agent: The connection; the agent's own thread must have ended.
+        head: Its image head, as it was last.
+        sites: Addresses of every site that was ever poked, sorted.
+
+    Raises:
+        TargetExited: The target has ended meanwhile.
+    """
+    for attempt in range(_TRIES):
+        left = ffi.new("struct tp_left *")
+        error = _remove_once(agent, head, sites, left)
+        if error != -errno.EAGAIN:
+            break
+        time.sleep(_PAUSE_S * (1 + attempt / 10))
+    if error == -errno.ESRCH and has_ended(agent.pidfd):
+        raise TargetExited(agent.pid, "detach")
+    residue = _why_left(agent.pid, error, left)
+    return Removal(bool(left.handler_restored), left.unmapped, left.hold_ns / 1e6, residue)
+
+
+def _why_left(pid: int, error: int, left: Pointer) -> str:
+    if error == 0:
+        taken = f"pid {pid} has put its own SIGTRAP handler over ours: left as it is"
+        return "" if left.handler_restored else taken
+    if error == -errno.EAGAIN:
+        why = _BUSY.get(left.busy_why, "is inside")
+        return f"thread {left.busy_tid} {why} ({left.busy_at:#x}): handler and agent pages stay"
+    if error == -errno.ESRCH:
+        return "no thread to unmap the agent's pages with: they stay"
+    return f"agent pages stay: {error_text(-error)}"
+
+
+def _remove_once(agent: Agent, head: Pointer, sites: list[int], left: Pointer) -> int:
+    maps = target.read_maps(agent.pid)
+    ranges = our_ranges(head)
+    stacks = [m for m in maps if "w" in m.perms and not _inside(ranges, m.start)]
+    request = ffi.new("struct tp_leave *")
+    keep = [
+        ffi.new("uint64_t[]", [word for pair in ranges for word in pair]),
+        ffi.new("uint64_t[]", sites),
+        ffi.new("uint64_t[]", [word for m in stacks for word in (m.start, m.end)]),
+    ]
+    request.pid = agent.pid
+    # Any program's own instruction will do, but not one in what we are about to unmap.
+    request.syscall_at = find_syscall(
+        agent.mem_fd, [m for m in maps if not _inside(ranges, m.start)]
+    )
+    request.ranges, request.range_count = keep[0], len(ranges)
+    request.code_count = head.region_count + 1
+    request.sites, request.site_count = keep[1], len(sites)
+    request.stacks, request.stack_count = keep[2], len(stacks)
+    request.handler, request.restorer = head.handler, head.restorer
+    request.old_action = agent.image_at + _offset_of("old_action")
+    request.scratch = agent.image_at + _offset_of("regions")
+    request.mem_fd = agent.mem_fd
+    request.unmap = 1
+    return int(lib.tp_leave(request, left))
+
+
+def _inside(ranges: list[tuple[int, int]], address: int) -> bool:
+    return any(start <= address < end for start, end in ranges)
+
+
+def _offset_of(name: str) -> int:
+    return int(ffi.offsetof("struct tp_image", name))
+
+
+def interior_sites(agent: Agent, addresses: list[int], size: int) -> set[int]:
+    """Which sites of `size` bytes have a thread in their interior, or may get one back?
+
+    Looks at every thread's rip and stack; `addresses` must be sorted.
+
+    Raises:
+        AgentFailed: The threads could not be stopped.
+    """
+    maps = [m for m in target.read_maps(agent.pid) if "w" in m.perms]
+    inside = ffi.new("uint8_t[]", max(len(addresses), 1))
+    error = lib.tp_look_inside(
+        agent.pid,
+        ffi.new("uint64_t[]", addresses),
+        len(addresses),
+        ffi.new("uint64_t[]", [word for m in maps for word in (m.start, m.end)]),
+        len(maps),
+        size,
+        inside,
+    )
+    if error:
+        agent.require_alive("a look at its threads")
+        raise AgentFailed("looking where the target's threads are", -error)
+    return {address for i, address in enumerate(addresses) if inside[i]}
