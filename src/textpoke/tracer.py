@@ -87,7 +87,9 @@ class Target:
     def all_sites(self) -> list[Site]:
         """Every site of every module, refused ones included, in address order."""
         if self._sites is None:
-            self._sites = process_sites(self.pid, self.modules)
+            found = process_sites(self.pid, self.modules)
+            self.agent.require_alive("the search for sites")
+            self._sites = found
         return self._sites
 
     def sites(self, include: str | Sequence[str] = (), exclude: Sequence[str] = ()) -> list[Site]:
