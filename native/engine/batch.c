@@ -74,11 +74,9 @@ int tp_fail(struct tp_batch *batch, enum tp_phase phase, int code, size_t i)
 /** True when bytes 1..len-1 of old and new are not the same: the site needs the tail phase. */
 bool tp_tail_differs(const struct tp_poke *poke)
 {
-	uint8_t old[16];
+	uint64_t low = (tp_word(poke->old) ^ tp_word(poke->new_)) & ~0xffull;
 
-	__builtin_memcpy(old, poke->old, sizeof(old));
-	old[0] = poke->new_[0];
-	return !tp_same_prefix(old, poke->new_, poke->len);
+	return !tp_same_rest(low, poke->old, poke->new_, poke->len);
 }
 
 /*

@@ -113,19 +113,26 @@ struct tp_engine {
 		__attribute__((aligned(TP_LINE_BYTES)));
 };
 
+static inline uint64_t tp_word(const uint8_t *bytes)
+{
+	uint64_t word;
+
+	__builtin_memcpy(&word, bytes, sizeof(word));
+	return word;
+}
+
+/** Do bytes [8, len) of two 16-byte fields agree, when @low is the difference of the first eight? */
+static inline bool tp_same_rest(uint64_t low, const uint8_t *a, const uint8_t *b, unsigned int len)
+{
+	if (len <= 8)
+		return !len || !(low << (64 - 8 * len));
+	return !low && !((tp_word(a + 8) ^ tp_word(b + 8)) << (128 - 8 * len));
+}
+
 /** Do the first @len bytes (up to 16) of two 16-byte fields agree? A few instructions, no loop. */
 static inline bool tp_same_prefix(const uint8_t *a, const uint8_t *b, unsigned int len)
 {
-	unsigned int bits = 8 * len;
-	uint64_t x[2], y[2];
-
-	__builtin_memcpy(x, a, sizeof(x));
-	__builtin_memcpy(y, b, sizeof(y));
-	x[0] ^= y[0];
-	x[1] ^= y[1];
-	if (bits <= 64)
-		return !bits || !(x[0] << (64 - bits));
-	return !x[0] && !(x[1] << (128 - bits));
+	return tp_same_rest(tp_word(a) ^ tp_word(b), a, b, len);
 }
 
 /* batch.c */

@@ -178,7 +178,10 @@ static void commit_site(const struct tp_poke *poke, struct tp_known *entry)
 	if (poke->outcome == TP_SITE_INT3 || poke->outcome == TP_SITE_TAIL)
 		entry->current[0] = TP_INT3;
 	entry->written = 1;
-	entry->patched = !tp_same_prefix(entry->current, entry->original, entry->len);
+	entry->patched = entry->current[0] != entry->original[0] ||
+			 !tp_same_prefix(bytes, entry->original, poke->len) ||
+			 (poke->len < entry->len &&
+			  !tp_same_prefix(entry->current, entry->original, entry->len));
 }
 
 /* Note in the table of known sites what the batch has left in the text; both are sorted. */

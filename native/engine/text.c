@@ -20,9 +20,13 @@ struct window {
 	uint64_t write_end;
 };
 
+#define IS_ONE_OF(poke, states) (1u << (poke)->outcome & (states))
+#define TRAPPED (1u << TP_SITE_INT3 | 1u << TP_SITE_TAIL)
+#define NEW_TAIL (1u << TP_SITE_TAIL | 1u << TP_SITE_WRITTEN | 1u << TP_SITE_DONE)
+
 static bool selected(const struct tp_poke *poke, const struct tp_pass *pass)
 {
-	return pass->from & (1u << poke->outcome);
+	return IS_ONE_OF(poke, pass->from & ~(1u << TP_SITE_SKIPPED));
 }
 
 /* Bytes [*from, *to) of the site are what this pass writes. */
@@ -54,15 +58,12 @@ static uint8_t expected_byte(const struct tp_poke *poke, size_t i)
 /* All of the site at once. @found has 16 readable bytes: windows have that much slack. */
 static bool holds_expected(const struct tp_poke *poke, const uint8_t *found)
 {
-	bool new_tail = poke->outcome == TP_SITE_TAIL || poke->outcome == TP_SITE_WRITTEN ||
-			poke->outcome == TP_SITE_DONE;
-	bool trapped = poke->outcome == TP_SITE_INT3 || poke->outcome == TP_SITE_TAIL;
-	uint8_t want[16];
+	const uint8_t *want = IS_ONE_OF(poke, NEW_TAIL) ? poke->new_ : poke->old;
+	uint64_t low = tp_word(want) ^ tp_word(found);
 
-	__builtin_memcpy(want, new_tail ? poke->new_ : poke->old, sizeof(want));
-	if (trapped)
-		want[0] = TP_INT3;
-	return tp_same_prefix(want, found, poke->len);
+	if (IS_ONE_OF(poke, TRAPPED))
+		low = (low & ~0xffull) | (found[0] ^ TP_INT3);
+	return tp_same_rest(low, want, found, poke->len);
 }
 
 static bool same_words(const uint8_t *a, const uint8_t *b, size_t bytes)
@@ -83,44 +84,56 @@ static bool same_words(const uint8_t *a, const uint8_t *b, size_t bytes)
 	return true;
 }
 
-/* May @poke go into the window that so far ends on @page? */
-static bool joins(const struct tp_engine *engine, const struct window *window, uint64_t page,
-		  const struct tp_poke *poke)
+/* May a site on @page go into the window that so far ends on @last_page? */
+static bool joins(const struct tp_engine *engine, const struct window *window, uint64_t last_page,
+		  uint64_t page)
 {
-	if (poke->addr / TP_PAGE_BYTES == page)
-		return true;
-	return poke->addr / TP_PAGE_BYTES == page + 1 && window->pages < engine->window_pages &&
+	return page == last_page + 1 && window->pages < engine->window_pages &&
 	       window->pages < TP_WINDOW_PAGES;
+}
+
+static void note_edit(struct window *window, const struct tp_poke *poke, const struct tp_pass *pass)
+{
+	size_t from, to;
+
+	edit_range(poke, pass, &from, &to);
+	if (from >= to)
+		return;
+	if (!window->write_end)
+		window->write_start = poke->addr + from;
+	window->write_end = poke->addr + to;
 }
 
 static struct window next_window(const struct tp_engine *engine, const struct tp_batch *batch,
 				 const struct tp_pass *pass, size_t first)
 {
-	struct window window = { .first = first, .last = first };
-	uint64_t page = 0;
+	struct window window = { .first = first };
+	const struct tp_poke *last = NULL;
+	uint64_t last_page = 0;
+	size_t i;
 
-	for (size_t i = first; i < batch->count; i++, window.last = i) {
+	for (i = first; i < batch->count; i++) {
 		const struct tp_poke *poke = &batch->pokes[i];
-		size_t from, to;
+		uint64_t page = poke->addr / TP_PAGE_BYTES;
 
-		if (!selected(poke, pass) || poke->outcome == TP_SITE_SKIPPED)
+		if (!selected(poke, pass))
 			continue;
-		if (!window.end) {
+		if (!last) {
 			window.start = poke->addr;
 			window.blame = i;
-		} else if (!joins(engine, &window, page, poke)) {
-			break;
 		}
-		window.pages += !window.end || poke->addr / TP_PAGE_BYTES != page;
-		page = poke->addr / TP_PAGE_BYTES;
-		window.end = poke->addr + poke->len;
-		edit_range(poke, pass, &from, &to);
-		if (from >= to)
-			continue;
-		if (!window.write_end)
-			window.write_start = poke->addr + from;
-		window.write_end = poke->addr + to;
+		if (!last || page != last_page) {
+			if (last && !joins(engine, &window, last_page, page))
+				break;
+			window.pages++;
+			last_page = page;
+		}
+		last = poke;
+		note_edit(&window, poke, pass);
 	}
+	window.last = i;
+	if (last)
+		window.end = last->addr + last->len;
 	return window;
 }
 
@@ -144,9 +157,8 @@ static int blame_unreadable(struct tp_engine *engine, struct tp_batch *batch,
 	for (size_t i = window->first; i < window->last; i++) {
 		const struct tp_poke *poke = &batch->pokes[i];
 
-		if (selected(poke, pass) && poke->outcome != TP_SITE_SKIPPED &&
-		    read_window(engine, batch, poke->addr, poke->addr + poke->len,
-				engine->readback))
+		if (selected(poke, pass) && read_window(engine, batch, poke->addr,
+							poke->addr + poke->len, engine->readback))
 			return tp_fail(batch, pass->phase, -EFAULT, i);
 	}
 	return tp_fail(batch, pass->phase, -EFAULT, window->blame);
@@ -199,7 +211,7 @@ static int prepare_window(struct tp_engine *engine, struct tp_batch *batch,
 		struct tp_poke *poke = &batch->pokes[i];
 		uint8_t *found = copy_of(engine->window, window->start, poke->addr);
 
-		if (!selected(poke, pass) || poke->outcome == TP_SITE_SKIPPED)
+		if (!selected(poke, pass))
 			continue;
 		if (undo)
 			check_still_ours(batch, poke, found[0]);
@@ -219,11 +231,13 @@ static int advance_sites(struct tp_batch *batch, const struct tp_pass *pass,
 		struct tp_poke *poke = &batch->pokes[i];
 		size_t from, to;
 
-		if (!selected(poke, pass) || poke->outcome == TP_SITE_SKIPPED)
+		if (!selected(poke, pass))
 			continue;
-		edit_range(poke, pass, &from, &to);
-		if (from < to && poke->addr + to > end)
-			return tp_fail(batch, pass->phase, error, i);
+		if (error) {
+			edit_range(poke, pass, &from, &to);
+			if (from < to && poke->addr + to > end)
+				return tp_fail(batch, pass->phase, error, i);
+		}
 		poke->outcome = pass->to;
 	}
 	return error ? tp_fail(batch, pass->phase, error, window->blame) : 0;
