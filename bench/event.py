@@ -15,7 +15,7 @@ from subject import CHUNK, Subject, complaints
 if TYPE_CHECKING:
     import argparse
 
-    from textpoke.tracer import Trace
+    from textpoke.trace import Trace
 
 ABOUT = """
 Threads call tiny functions, T threads N functions round robin, N = 1 (warm: caches and branch
@@ -26,7 +26,8 @@ so both see the same machine. Every figure is a median over the pairs.
 
   overwrite  rings keep the last events (flight recorder): the full price of an event, no reader.
              Older events are overwritten by design: events + overwritten must be all calls.
-  ring fits  as many calls as a ring has room for, drained afterwards: nothing may be lost
+  ring fits  as many calls as a ring has room for, drained afterwards: nothing may be lost; such
+             a run takes a millisecond, in which 1,000 functions are still new to the predictors
   drained    large rings, drained and thrown away while the threads run; losses are counted
   event ns   on minus off: what one event costs;  ratio: on by off
   exact      events + lost = calls, in every single run

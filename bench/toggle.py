@@ -32,6 +32,7 @@ Every figure is the median over switches on and off; the sites call a thunk that
   traps        threads that ran into an int3, mean per batch; syncs, writes: per batch
   calls        calls per second of the hot threads while all sites go on and off at 10 Hz (or as
                often as the method can: Hz), against the same without toggling before and after
+  per cpu      the same ratio by the threads' own CPU time: steadier where others want the CPU
 During the whole run proc/PID/maps is read: no mapping may ever be writable and executable.
 Programs are compiled once into build/bench/targets (20,000 functions: half a minute).
 """
@@ -109,8 +110,8 @@ class Row:
             "writes": median(s.writes for s in self.samples),
             "sites_per_page": self.sites_per_page(),
             "calls_ratio": calls.calls_ratio if calls else None,
-            "toggle_hz": calls.hz if calls else None,
             "calls_per_cpu_s_ratio": calls.cpu_ratio if calls else None,
+            "toggle_hz": calls.hz if calls else None,
             "calls_per_s": calls.calls_per_s if calls else None,
             "on_us": median(s.total_ns for s in self.samples[::2]) / 1e3,
             "off_us": median(s.total_ns for s in self.samples[1::2]) / 1e3,
@@ -139,7 +140,7 @@ class Row:
 
 HEAD = (
     *("kind", "N", "T", "method", "batch us", "wall us", "ns/site", "cold", "cold wall"),
-    *("traps", "syncs", "writes", "sites/page", "calls", "Hz"),
+    *("traps", "syncs", "writes", "sites/page", "calls", "per cpu", "Hz"),
 )
 
 
