@@ -94,9 +94,8 @@ static bool tail_is_safe(const struct tp_poke *poke, const struct tp_insn *old)
 }
 
 /* During the window old and new are both right; prefer what the site is turning into. */
-static int choose_emulation(struct tp_poke *poke)
+static int choose_emulation(struct tp_poke *poke, struct tp_insn old)
 {
-	struct tp_insn old = tp_classify(poke->old, poke->len, poke->addr);
 	struct tp_insn new = tp_classify(poke->new_, poke->len, poke->addr);
 	const struct tp_insn *chosen = new.kind != TP_INSN_OTHER ? &new : &old;
 	const struct tp_insn handler = { .kind = TP_INSN_HANDLER };
@@ -112,21 +111,33 @@ static int choose_emulation(struct tp_poke *poke)
 	return 0;
 }
 
+static bool is_relative(enum tp_insn_kind kind)
+{
+	return kind == TP_INSN_CALL || kind == TP_INSN_JMP || kind == TP_INSN_JCC;
+}
+
 /* Neighbours are often alike, thousands of NOP runs for one: decide once for all of them. */
 static bool emulate_like(struct tp_poke *poke, const struct tp_poke *other)
 {
-	unsigned int kind;
-
 	if (!other || poke->len != other->len || poke->handler || other->handler ||
 	    !tp_same_prefix(poke->old, other->old, poke->len) ||
 	    !tp_same_prefix(poke->new_, other->new_, poke->len))
 		return false;
-	kind = other->emulate & 0x0f;
 	poke->emulate = other->emulate;
 	poke->target = other->target;
-	if (kind == TP_INSN_CALL || kind == TP_INSN_JMP || kind == TP_INSN_JCC)
+	if (is_relative(other->emulate & 0x0f))
 		poke->target += poke->addr - other->addr;
 	return true;
+}
+
+/* What the site holds now: often the same NOP as at the last site, wherever that one is going. */
+static struct tp_insn classify_old(const struct tp_poke *poke, const struct tp_poke *last,
+				   const struct tp_insn *last_old)
+{
+	if (last && poke->len == last->len && !is_relative(last_old->kind) &&
+	    tp_same_prefix(poke->old, last->old, poke->len))
+		return *last_old;
+	return tp_classify(poke->old, poke->len, poke->addr);
 }
 
 /* Where the check of a sorted batch stands. */
@@ -135,6 +146,7 @@ struct cursor {
 	const struct tp_known *known;
 	const struct tp_known *known_end;
 	const struct tp_poke *last; /* the last site that was decided */
+	struct tp_insn last_old;    /* what it held */
 	bool tails_differ;
 };
 
@@ -162,10 +174,12 @@ static int check_poke(struct cursor *cursor, struct tp_poke *poke)
 	if (!is_known(cursor, poke->addr))
 		return -TP_EKNOWN;
 	if (!emulate_like(poke, cursor->last)) {
-		int error = choose_emulation(poke);
+		struct tp_insn old = classify_old(poke, cursor->last, &cursor->last_old);
+		int error = choose_emulation(poke, old);
 
 		if (error)
 			return error;
+		cursor->last_old = old;
 		cursor->tails_differ |= tp_tail_differs(poke);
 	}
 	cursor->last = poke;
