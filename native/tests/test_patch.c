@@ -97,6 +97,25 @@ TEST(seed_12_13_14_every_operation_of_one_five_byte_site)
 	rig_close(&rig);
 }
 
+TEST(seed_13_one_differing_tail_among_others_is_enough_for_the_second_sync)
+{
+	for (size_t turn = 0; turn < 3; turn++) {
+		struct rig rig;
+
+		CHECK_NOTE("turn %zu", turn);
+		rig_open(&rig, 1);
+		for (size_t i = 0; i < 3; i++)
+			if (i == turn)
+				rig_nop5(&rig, 32 * i);
+			else
+				rig_flip(&rig, 32 * i);
+		rig.fake.after = check_order_of_three;
+		CHECK_EQ(rig_run(&rig), 0);
+		CHECK_EQ(rig.outcome.syncs, 3);
+		rig_close(&rig);
+	}
+}
+
 TEST(design_nop_run_is_patched_by_two_one_byte_writes_and_two_syncs)
 {
 	struct rig rig;
@@ -564,7 +583,7 @@ TEST(design_refused_batch_says_nothing_about_first_bytes)
 	struct rig rig;
 
 	rig_open(&rig, 1);
-	CHECK_EQ(poke_once(&rig, 5, RUN5, NOP5, JMP5), -EINVAL); /* wrong about all five */
+	CHECK_EQ(poke_once(&rig, 5, RUN5, BYTES(0x90, 0x66, 0x90, 0x66, 0x90), RUN5), -EINVAL);
 	CHECK_EQ(poke_once(&rig, 1, RUN5, RUN5, FLIP5), 0);
 	check_known(&rig, 1, RUN5, FLIP5);
 	CHECK_EQ(poke_once(&rig, 5, FLIP5, CALL5, JMP5), -EINVAL); /* about the last four */
