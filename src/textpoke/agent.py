@@ -151,6 +151,7 @@ class Agent:
             except OSError as exc:
                 raise AgentFailed(f"filling the code at {start:#x}", exc.errno or 0) from exc
             if held != data:
+                self.image()  # says so when the target has ended
                 raise AgentFailed(f"filling the code at {start:#x}", errno.EIO)
 
     def record(self, *, on: bool, waiting: int = 0) -> None:

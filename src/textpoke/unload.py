@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from textpoke import target
 from textpoke._errors import AgentFailed, TargetExited
 from textpoke._native import ffi, lib
-from textpoke.agent import error_text, has_ended
+from textpoke.agent import error_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,14 +96,24 @@ def remove(agent: Agent, head: Pointer, sites: list[int]) -> Removal:
     """
     for attempt in range(_TRIES):
         left = ffi.new("struct tp_left *")
-        error = _remove_once(agent, head, sites, left)
+        try:
+            error = _remove_once(agent, head, sites, left)
+        except AgentFailed:
+            _require_memory(agent.pid)
+            raise
         if error != -errno.EAGAIN:
             break
         time.sleep(_PAUSE_S * (1 + attempt / 10))
-    if error == -errno.ESRCH and has_ended(agent.pidfd):
-        raise TargetExited(agent.pid, "detach")
+    if error:
+        _require_memory(agent.pid)
     residue = _why_left(agent.pid, error, left)
     return Removal(bool(left.handler_restored), left.unmapped, left.hold_ns / 1e6, residue)
+
+
+def _require_memory(pid: int) -> None:
+    # A process that ends loses its memory first; its pidfd tells later.
+    if not target.read_maps(pid):
+        raise TargetExited(pid, "detach")
 
 
 def _why_left(pid: int, error: int, left: Pointer) -> str:
