@@ -66,6 +66,8 @@ def _ring_bytes(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
+    from textpoke import tracer  # here, so that the time it takes counts as Python's own
+
     console = Console.from_args(args)
     stop = threading.Event()
     restore = _stop_on_signals(stop)
@@ -73,7 +75,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.output and os.path.lexists(args.output) and not args.force:
             raise CaptureExists(args.output)
-        target = _open(args)
+        if args.command:
+            target = tracer.launch(args.command, ring_bytes=args.buffer)
+        else:
+            target = tracer.attach(args.pid, ring_bytes=args.buffer)
         child = target.pid if args.command else 0
         try:
             trace = _record(args, console, target, stop, started)
@@ -88,14 +93,6 @@ def run(args: argparse.Namespace) -> int:
         return _child_status(child) if child else 0
     finally:
         restore()
-
-
-def _open(args: argparse.Namespace) -> Target:
-    from textpoke.tracer import attach, launch
-
-    if args.command:
-        return launch(args.command, ring_bytes=args.buffer)
-    return attach(args.pid, ring_bytes=args.buffer)
 
 
 def _stop_on_signals(stop: threading.Event) -> Callable[[], None]:
