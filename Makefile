@@ -38,9 +38,10 @@ test-python: build ## the Python tests alone (make test-python ARGS='tests/unit 
 test-real: build ## trace Redis built from Debian's source package (needs root and apt)
 	$(BIN)/python -m pytest -p no:cacheprovider tests/real
 
-bench: build ## measure the cost of toggling sites and of one event
+bench: build ## measure toggling, one event, and an attach against the alternatives (10 minutes)
 	$(BIN)/python bench/toggle.py
 	$(BIN)/python bench/event.py
+	$(BIN)/python bench/attach.py
 
 lint: $(STAMPS)/packages ## style, types, import order between modules, C format
 	$(BIN)/ruff check --quiet $(PYTHON_FILES)

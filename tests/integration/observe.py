@@ -6,8 +6,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,3 +202,56 @@ def untouched(process: subprocess.Popen[str]) -> Iterator[None]:
     for name in Facts.__dataclass_fields__:
         assert getattr(after, name) == getattr(before, name), name
     assert text_equals_files(process.pid)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """`textpoke record` in the background."""
+
+    process: subprocess.Popen[str]
+    errors: Path
+
+    def tell(self, line: str) -> None:
+        """Give the traced command a line."""
+        tell(self.process, line)
+
+    def interrupt(self, number: int = signal.SIGINT) -> Result:
+        """Send the tool a signal and wait for its end."""
+        self.process.send_signal(number)
+        return self.end()
+
+    def end(self) -> Result:
+        """Wait for its end, which must be near."""
+        out, _ = self.process.communicate(timeout=_PATIENCE_S)
+        return Result(self.process.returncode, out, self.errors.read_text())
+
+    def kill(self) -> None:
+        """End it as nobody can be prepared for."""
+        self.process.kill()
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def recording(*words: object, stdin: str = "") -> Iterator[Recording]:
+    """Run `textpoke record`; the block begins when the functions are traced."""
+    with tempfile.TemporaryDirectory() as directory:
+        errors = Path(directory) / "stderr"
+        with errors.open("w") as file:
+            process = subprocess.Popen(
+                command_line("record", *words),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                start_new_session=True,
+            )
+        try:
+            assert process.stdin is not None
+            process.stdin.write(stdin)
+            process.stdin.flush()
+            wait_until(lambda: process.poll() is not None or errors.stat().st_size, "it speaks")
+            assert errors.read_text().startswith("tracing "), errors.read_text()
+            yield Recording(process, errors)
+        finally:
+            process.kill()
+            process.communicate()
