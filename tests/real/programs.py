@@ -128,6 +128,12 @@ def _is_fixed(line: re.Match[str]) -> bool:
     return "x" in line[3] or line[6] not in ("", "[heap]", "[stack]")
 
 
+def held(pid: int) -> bool:
+    """Is any of its threads in the hands of a tracer?"""
+    states = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return any(not re.search(r"^TracerPid:\t0$", state, re.MULTILINE) for state in states)
+
+
 def differing_text(pid: int) -> list[str]:
     """Executable mappings that differ from their files: `detach`'s proof, done once more."""
     maps = Path(f"/proc/{pid}/maps").read_text()

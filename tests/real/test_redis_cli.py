@@ -10,11 +10,11 @@ import subprocess
 import time
 
 import pytest
-from programs import TEXTPOKE, VERB_TIMEOUT_S, Program, Seen, verb
+from programs import TEXTPOKE, VERB_TIMEOUT_S, Program, Seen, held, verb
 from redis_server import Load
 
 SITES = 3900
-KILLS_MS = (20, 40, 60, 80, 100, 140, 180, 240, 300, 400, 600)
+KILLS_MS = (0, 20, 40, 60, 80, 100, 140, 180, 240, 300, 500, 1500)
 
 
 @pytest.mark.timeout(300)
@@ -99,12 +99,12 @@ def test_a_tool_killed_during_record(redis, untouched, tmp_path):
 def test_a_tool_killed_between_attach_and_recording(redis, untouched, tmp_path, figure):
     pid = redis.pid
     unchanged = untouched(pid)
-    threads = len(Seen.now(pid).threads)
+    before = Seen.now(pid)
     left = []
     with Load(redis) as load:
         for kill_ms in KILLS_MS:
             with _record(pid, tmp_path / f"killed-{kill_ms}.tptrace") as tool:
-                tool.wait_for(lambda: len(Seen.now(pid).threads) > threads)
+                tool.wait_for(lambda: _is_in(pid, before) and not held(pid))
                 time.sleep(kill_ms / 1e3)
                 tool.process.send_signal(signal.SIGKILL)
                 tool.process.wait()
@@ -131,6 +131,10 @@ def test_a_second_tool_is_told_who_is_attached(redis, untouched, tmp_path):
         tool.process.send_signal(signal.SIGINT)
         assert tool.process.wait(VERB_TIMEOUT_S) == 0, tool.log.read_text()
     unchanged(None)
+
+
+def _is_in(pid: int, before: Seen) -> bool:
+    return len(Seen.now(pid).threads) > len(before.threads)
 
 
 def _record(pid: int, capture) -> Program:
