@@ -60,7 +60,8 @@ def report(workers: list[Worker]) -> None:
         for name in ("bytes", "round_trips", "wrong")
     }
     alive = sum(worker.is_alive() for worker in workers)
-    print(json.dumps({"at_s": time.monotonic(), "alive": alive, **sums}), flush=True)
+    times = {"at_s": time.monotonic(), "cpu_s": time.process_time()}
+    print(json.dumps({**times, "alive": alive, **sums}), flush=True)
 
 
 def main() -> int:

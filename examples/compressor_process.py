@@ -26,6 +26,7 @@ class Progress:
     """One line of the compressor."""
 
     at_s: float
+    cpu_s: float
     alive: int
     bytes: int
     round_trips: int
@@ -71,12 +72,12 @@ class Compressor:
         return self.speed(self.lines[first].at_s, self.lines[-1].at_s)
 
     def speed(self, start_s: float, end_s: float) -> float:
-        """Megabytes compressed, decompressed and compared per second between two times."""
+        """Megabytes compressed and decompressed per second of CPU time, between two times."""
         inside = [line for line in self.lines if start_s <= line.at_s <= end_s]
         if len(inside) < 2:
             return 0.0
         first, last = inside[0], inside[-1]
-        return (last.bytes - first.bytes) / 1e6 / (last.at_s - first.at_s)
+        return (last.bytes - first.bytes) / 1e6 / (last.cpu_s - first.cpu_s)
 
     def finish(self) -> int:
         """Ask it to end and return its exit code."""

@@ -120,7 +120,7 @@ def demo(story: Story, compressor: Compressor, capture: Path) -> bool:
             ("hold of one thread at attach", f"{us(target.hold_ns)} us", ""),
             ("events", f"{trace.events:,}", f"{trace.lost:,} lost"),
             *(
-                (f"compressor {when}", f"{speed:,.0f} MB/s", "")
+                (f"compressor {when}", f"{speed:,.0f} MB", "a CPU second")
                 for when, speed in zip(("before", "traced", "after"), speeds, strict=True)
             ),
         ]
@@ -159,9 +159,12 @@ def checks(
 def main() -> int:
     story = Story()
     try:
-        with story.step(f'build {zstd_library.PACKAGE}, CFLAGS="{zstd_library.CFLAGS}"') as say:
+        with story.step(f"build {zstd_library.PACKAGE} from its sources") as say:
             took_s = zstd_library.build()
-            say.append(f"{took_s:.0f} s" if took_s else "done before")
+            say += [
+                f"{took_s:.0f} s" if took_s else "done before",
+                f'CFLAGS="{zstd_library.CFLAGS}"',
+            ]
         with (
             tempfile.TemporaryDirectory(prefix="textpoke-demo-") as scratch,
             contextlib.closing(Compressor(zstd_library.DIRECTORY)) as compressor,
