@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
-from programs import BUILD_TIMEOUT_S, REPOSITORY, Seen, built, differing_text
+from processes import BUILD_TIMEOUT_S, REPOSITORY, Seen, built, differing_text
 from redis_server import Redis
 
 if TYPE_CHECKING:

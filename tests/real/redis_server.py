@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Self
 
-from programs import LOGS, Program, free_port
+from processes import LOGS, Program, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

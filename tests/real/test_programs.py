@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from programs import REPOSITORY, Program, Seen, built, differing_text, free_port, verb
+from processes import REPOSITORY, Program, Seen, built, differing_text, free_port, verb
 
 import textpoke
 

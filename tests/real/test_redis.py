@@ -10,7 +10,7 @@ import time
 from collections import Counter
 
 import pytest
-from programs import differing_text
+from processes import differing_text
 from redis_server import Load
 
 import textpoke

@@ -10,7 +10,7 @@ import subprocess
 import time
 
 import pytest
-from programs import TEXTPOKE, VERB_TIMEOUT_S, Program, Seen, held, verb
+from processes import TEXTPOKE, VERB_TIMEOUT_S, Program, Seen, held, verb
 from redis_server import Load
 
 SITES = 3900
