@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 NAME = "textpoke"
 _MAGIC = int.from_bytes(b"TEXTPOKE", "little")
 _COMMAND_TIMEOUT_S = 30.0
-_MASKING_S = 0.1
+_MASKING_S = 1.0  # a newborn may wait that long for a busy processor
+_MOST_MASKING_S = 5.0
 
 
 def error_text(code: int) -> str:
@@ -356,14 +357,20 @@ def outlast_masking(check: Callable[[], None]) -> None:
     """Run `check` again for a while if it finds SIGTRAP blocked.
 
     libcs block all signals for a moment in every thread that is born (pitfalls 3); only a thread
-    that keeps SIGTRAP blocked is a reason to refuse.
+    that keeps SIGTRAP blocked is a reason to refuse. Where many are born, it is another one at
+    every look: the time starts anew for each, within reason.
     """
-    deadline = time.monotonic() + _MASKING_S
+    blamed, start = "", time.monotonic()
+    since = start
     while True:
         try:
             check()
         except UnsupportedTarget as exc:
-            if exc.reason != "sigtrap-blocked" or time.monotonic() > deadline:
+            now = time.monotonic()
+            if exc.detail != blamed:
+                blamed, since = exc.detail, now
+            patience = _MASKING_S if now - start < _MOST_MASKING_S else 0.0
+            if exc.reason != "sigtrap-blocked" or now - since > patience:
                 raise
             time.sleep(0.002)
         else:
