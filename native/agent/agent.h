@@ -21,11 +21,12 @@ struct tpa_state {
 	struct tp_engine engine;
 	int mem_fd;
 	int status_fd;
+	int stat_fd;
 	int shared_fd;
 	int socket_fd;
 	int pid;
 	int ids_watched;
-	uint32_t ids[6]; /* ruid euid suid rgid egid sgid, as last seen */
+	uint32_t ids[6]; /* ruid euid suid rgid egid sgid of this thread */
 };
 
 extern struct tp_image tpa_image;

@@ -313,10 +313,11 @@ static int receive_fds(void)
 		    0x40000040); /* CLOEXEC, DONTWAIT */
 	if (sys_failed(done))
 		return (int)done;
-	if (message.control[0] != 16 + 2 * sizeof(int) || message.control[1] != (1ull << 32 | 1))
+	if (message.control[0] != 16 + 3 * sizeof(int) || message.control[1] != (1ull << 32 | 1))
 		return -TP_EMEMFILE;
 	tpa.mem_fd = fds[0];
 	tpa.status_fd = fds[1];
+	tpa.stat_fd = fds[2];
 	return 0;
 }
 
@@ -327,10 +328,12 @@ static int open_here(const char *path, int flags)
 
 static int take_fds(const uint64_t args[4])
 {
+	tpa.ids_watched = args[1] != 0;
 	if (args[0])
 		return receive_fds();
 	tpa.mem_fd = open_here("/proc/thread-self/mem", 02000002);
 	tpa.status_fd = open_here("/proc/self/status", 02000000);
+	tpa.stat_fd = open_here("/proc/self/stat", 02000000);
 	return tpa.mem_fd < 0 ? tpa.mem_fd : 0;
 }
 

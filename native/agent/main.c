@@ -24,7 +24,9 @@ struct tp_image tpa_image __attribute__((section(".tp_image"), aligned(TP_PAGE_B
 	.magic = TP_WIRE_MAGIC,
 	.version = TP_WIRE_VERSION,
 };
-struct tpa_state tpa = { .mem_fd = -1, .status_fd = -1, .shared_fd = -1, .socket_fd = -1 };
+struct tpa_state tpa = {
+	.mem_fd = -1, .status_fd = -1, .stat_fd = -1, .shared_fd = -1, .socket_fd = -1
+};
 
 void tpa_restorer(void);
 void tpa_thunk_function(void);

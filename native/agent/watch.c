@@ -18,6 +18,8 @@ void tpa_drop_privileges(void)
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct data[2] = { { 0 }, { 0 } };
 
+	sys3(__NR_getresuid, (long)&tpa.ids[0], (long)&tpa.ids[1], (long)&tpa.ids[2]);
+	sys3(__NR_getresgid, (long)&tpa.ids[3], (long)&tpa.ids[4], (long)&tpa.ids[5]);
 	if (sys0(__NR_geteuid) == 0) {
 		data[0].permitted = 1u << CAP_SETUID | 1u << CAP_SETGID;
 		data[0].effective = data[0].permitted;
@@ -88,19 +90,12 @@ static void follow_ids(const uint32_t ids[6])
 	tpa_copy(tpa.ids, ids, sizeof(tpa.ids));
 }
 
+/* In another user namespace than the tool's the file speaks of other numbers: not to be followed. */
 static void watch_ids(const char *text)
 {
 	uint32_t ids[6];
 
-	if (!read_ids(text, ids))
-		return;
-	if (!tpa.ids_watched) {
-		/* In another user namespace the file speaks of other numbers: do not follow those. */
-		sys3(__NR_getresuid, (long)&tpa.ids[0], (long)&tpa.ids[1], (long)&tpa.ids[2]);
-		sys3(__NR_getresgid, (long)&tpa.ids[3], (long)&tpa.ids[4], (long)&tpa.ids[5]);
-		tpa.ids_watched = same_ids(ids, tpa.ids) ? 1 : -1;
-	}
-	if (tpa.ids_watched == 1 && !same_ids(ids, tpa.ids))
+	if (tpa.ids_watched && read_ids(text, ids) && !same_ids(ids, tpa.ids))
 		follow_ids(ids);
 }
 
@@ -118,20 +113,39 @@ static int alone(const char *text)
 	return (*state == 'Z' || *state == 'X') && count <= 2;
 }
 
+/* Returns the length of the text, 0 when it cannot be read. */
+static long read_text(int fd, char text[STATUS_BYTES])
+{
+	long bytes = fd < 0 ? -1 : sys4(__NR_pread64, fd, (long)text, STATUS_BYTES - 1, 0);
+
+	if (sys_failed(bytes))
+		bytes = 0;
+	text[bytes] = 0;
+	return bytes;
+}
+
+/* What the leader left with: the last field of its stat file, in the form that wait(2) gives. */
+static int leader_status(void)
+{
+	char text[STATUS_BYTES];
+	const char *at = text + read_text(tpa.stat_fd, text);
+	uint32_t status;
+
+	while (at > text && at[-1] != ' ')
+		at--;
+	number(at, &status);
+	return (int)(status >> 8 & 0xff);
+}
+
 /** Called now and then by the agent's thread. */
 void tpa_watch(void)
 {
 	char text[STATUS_BYTES];
-	long bytes;
 
 	tpa_retire_rings();
-	if (tpa.status_fd < 0)
+	if (!read_text(tpa.status_fd, text))
 		return;
-	bytes = sys4(__NR_pread64, tpa.status_fd, (long)text, sizeof(text) - 1, 0);
-	if (sys_failed(bytes))
-		return;
-	text[bytes] = 0;
 	watch_ids(text);
-	if (alone(text)) /* a plain exit: the process then ends with its leader's status */
-		sys1(__NR_exit, 0);
+	if (alone(text)) /* who leaves last gives the whole process its status (since Linux 5.19) */
+		sys1(__NR_exit, leader_status());
 }

@@ -18,6 +18,7 @@
 #include <fcntl.h>
 
 #define SLICE_MS 50
+#define HANDED_FDS 3
 
 /* Our copy of a descriptor of thread @tid, which has an fd table of its own (Linux 6.9). */
 static int fetch_fd(pid_t tid, int remote_fd)
@@ -33,13 +34,13 @@ static int fetch_fd(pid_t tid, int remote_fd)
 	return error;
 }
 
-static int send_rights(int socket_fd, const int fds[2])
+static int send_rights(int socket_fd, const int fds[HANDED_FDS])
 {
 	char byte = 0;
 	struct iovec vector = { &byte, 1 };
 	union {
 		struct cmsghdr align;
-		char bytes[CMSG_SPACE(2 * sizeof(int))];
+		char bytes[CMSG_SPACE(HANDED_FDS * sizeof(int))];
 	} control = { 0 };
 	struct msghdr message = { .msg_iov = &vector,
 				  .msg_iovlen = 1,
@@ -49,15 +50,15 @@ static int send_rights(int socket_fd, const int fds[2])
 
 	header->cmsg_level = SOL_SOCKET;
 	header->cmsg_type = SCM_RIGHTS;
-	header->cmsg_len = CMSG_LEN(2 * sizeof(int));
-	memcpy(CMSG_DATA(header), fds, 2 * sizeof(int));
+	header->cmsg_len = CMSG_LEN(HANDED_FDS * sizeof(int));
+	memcpy(CMSG_DATA(header), fds, HANDED_FDS * sizeof(int));
 	return sendmsg(socket_fd, &message, MSG_NOSIGNAL) == 1 ? 0 : -errno;
 }
 
-/** Hand the target's mem and status files to the agent: it may be unable to open its own. */
-int tp_send_fds(pid_t tid, int remote_fd, int mem_fd, int status_fd)
+/** Hand the target's mem, status and stat files to the agent: it may be unable to open its own. */
+int tp_send_fds(pid_t tid, int remote_fd, int mem_fd, int status_fd, int stat_fd)
 {
-	const int fds[2] = { mem_fd, status_fd };
+	const int fds[HANDED_FDS] = { mem_fd, status_fd, stat_fd };
 	int socket_fd = fetch_fd(tid, remote_fd);
 	int error;
 

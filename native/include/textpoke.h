@@ -52,7 +52,7 @@ int64_t tp_remote_syscall(struct tp_held *held, uint64_t syscall_at, long nr, co
 int tp_release(struct tp_held *held);
 
 /* channel.c */
-int tp_send_fds(int tid, int remote_fd, int mem_fd, int status_fd);
+int tp_send_fds(int tid, int remote_fd, int mem_fd, int status_fd, int stat_fd);
 int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
 	       int pid, int tid);
 

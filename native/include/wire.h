@@ -107,7 +107,7 @@ struct tp_known {
 
 enum tp_command {
 	TP_CMD_NONE,
-	TP_CMD_FDS, /* take the mem and status files from the socket; arg0 = 1, or open them here */
+	TP_CMD_FDS, /* take the files from the socket, or open them here; arg0 = 1: they were sent; arg1 = 1: the tool counts users as the target does */
 	TP_CMD_MAP, /* map arg1 bytes of r-x memory at arg0, for pads and thunks */
 	TP_CMD_BATCH, /* run arg0 pokes of the request area; arg1 = enum tp_batch_flags; arg2 = is_handled, arg3 = finish */
 	TP_CMD_RESTORE, /* put every known site back */

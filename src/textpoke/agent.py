@@ -29,6 +29,7 @@ from textpoke._errors import (
 )
 from textpoke._native import ffi, lib
 from textpoke.agent_image import load_image
+from textpoke.proc import living_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -232,7 +233,7 @@ def open_target(pid: int) -> Agent:
     try:
         agent.pidfd = os.pidfd_open(pid)
         agent.lock_fd = _lock(pid)
-        agent.mem_fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+        agent.mem_fd = os.open(_mem_path(pid), os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:
         agent.close()
         target.require_attachable(pid)  # the kernel says no, proc says why
@@ -243,6 +244,11 @@ def open_target(pid: int) -> Agent:
         agent.close()
         raise
     return agent
+
+
+def _mem_path(pid: int) -> str:
+    # A first thread that has exited has no memory any more; the others go on with theirs.
+    return f"/proc/{pid}/{living_task(pid)}mem"
 
 
 def _lock(pid: int) -> int:
@@ -302,7 +308,7 @@ def connect_to_look(pid: int) -> Agent | None:
         if info is None:
             agent.close()
             return None
-        agent.mem_fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        agent.mem_fd = os.open(_mem_path(pid), os.O_RDONLY | os.O_CLOEXEC)
         connect(agent, info.tid, info.shared_fd, info.image_base)
     except PermissionError as exc:
         agent.close()

@@ -222,10 +222,19 @@ def target_tid(pid: int, tid: int) -> int:
 
 
 def _hand_over_files(agent: Agent) -> None:
-    """Pass the mem and status files over; a kernel before 6.9 lets the agent open its own."""
-    status_fd = os.open(f"/proc/{agent.pid}/status", os.O_RDONLY | os.O_CLOEXEC)
+    """Pass the files over that the agent needs; a kernel before 6.9 lets it open its own."""
+    with (
+        open(f"/proc/{agent.pid}/status", "rb") as status,
+        open(f"/proc/{agent.pid}/stat", "rb") as stat,
+    ):
+        fds = (agent.mem_fd, status.fileno(), stat.fileno())
+        sent = lib.tp_send_fds(agent.tid, agent.image().socket_fd, *fds)
+    same_ids = _user_namespace(f"{agent.pid}/task/{agent.tid}") == _user_namespace("self")
+    agent.require("handing over the mem file", lib.TP_CMD_FDS, int(sent == 0), int(same_ids))
+
+
+def _user_namespace(process: str) -> str:
     try:
-        sent = lib.tp_send_fds(agent.tid, agent.image().socket_fd, agent.mem_fd, status_fd)
-    finally:
-        os.close(status_fd)
-    agent.require("handing over the mem file", lib.TP_CMD_FDS, int(sent == 0))
+        return os.readlink(f"/proc/{process}/ns/user")
+    except FileNotFoundError:  # a kernel without them
+        return ""
