@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "guard.h"
 #include "held.h"
 #include "textpoke.h"
 
@@ -53,13 +54,10 @@ static void relocate(uint8_t *image, const struct tp_inject *in, uint64_t base)
 
 static int write_image(const struct tp_inject *in, uint64_t base, uint32_t tid_offset)
 {
-	uint8_t *image = malloc(in->image_file_bytes);
+	uint8_t *image = in->image; /* the caller's copy, ours to change */
 	struct tp_image *head;
 	ssize_t done;
 
-	if (!image)
-		return -ENOMEM;
-	memcpy(image, in->image, in->image_file_bytes);
 	relocate(image, in, base);
 	head = (struct tp_image *)(image + in->head_offset);
 	head->base = base;
@@ -69,7 +67,6 @@ static int write_image(const struct tp_inject *in, uint64_t base, uint32_t tid_o
 	head->request_bytes = in->request_bytes;
 	head->tid_offset = tid_offset;
 	done = pwrite(in->mem_fd, image, in->image_file_bytes, (off_t)base);
-	free(image);
 	return done == (ssize_t)in->image_file_bytes ? 0 : done < 0 ? -errno : -EIO;
 }
 
@@ -116,18 +113,36 @@ int tp_inject(struct tp_held *held, const struct tp_inject *in, struct tp_inject
 	return error;
 }
 
-/** tp_seize(), tp_inject() and tp_release() of thread @tid in one go: the hold stays short. */
-int tp_inject_thread(pid_t pid, pid_t tid, const struct tp_inject *in, struct tp_injected *out)
+struct thread_request {
+	pid_t pid;
+	pid_t tid;
+	const struct tp_inject *inject;
+};
+
+static int inject_thread(const void *in, void *out)
 {
+	const struct thread_request *request = in;
+	struct tp_injected *injected = out;
 	struct tp_held held;
-	int error = tp_seize(&held, pid, tid), released;
+	int error = tp_seize(&held, request->pid, request->tid), released;
 
 	if (error)
 		return error;
-	error = tp_inject(&held, in, out);
+	error = tp_inject(&held, request->inject, injected);
 	released = tp_release(&held);
-	out->hold_ns = tp_now_ns() - held.since_ns;
+	injected->hold_ns = held.until_ns - held.since_ns;
 	return error ? error : released;
+}
+
+/**
+ * tp_seize(), tp_inject() and tp_release() of thread @tid in one go: the hold stays short, and ends
+ * well even if the tool is killed meanwhile.
+ */
+int tp_inject_thread(pid_t pid, pid_t tid, const struct tp_inject *in, struct tp_injected *out)
+{
+	const struct thread_request request = { pid, tid, in };
+
+	return tp_guarded(inject_thread, &request, out);
 }
 
 /* tpa_bootstrap takes the registers of clone(2) and returns its result to the parent. */

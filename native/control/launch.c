@@ -102,7 +102,9 @@ static int hold_child(struct tp_held *held, int go_fd, int error_fd)
 	uint64_t entry;
 	int error;
 
-	if (ptrace(PTRACE_SEIZE, held->tid, 0, PTRACE_O_TRACEEXEC | PTRACE_O_TRACESYSGOOD))
+	/* Until it is released it is half ours: it shall not run on by itself if we are killed. */
+	if (ptrace(PTRACE_SEIZE, held->tid, 0,
+		   PTRACE_O_TRACEEXEC | PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL))
 		return -errno;
 	if (write(go_fd, "g", 1) != 1)
 		return -errno;
@@ -115,6 +117,8 @@ static int hold_child(struct tp_held *held, int go_fd, int error_fd)
 	if (error)
 		return error;
 	error = tp_save_thread(held);
+	if (!error)
+		error = tp_block_signals(held);
 	/* A signal-delivery stop: leave it by way of an event stop, like every other release. */
 	held->in_syscall_stop = true;
 	return error;

@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "guard.h"
 #include "held.h"
 #include "textpoke.h"
 
@@ -230,12 +231,14 @@ static int find_busy(const struct tp_leave *in, const struct world *world, struc
 	return 0;
 }
 
-static struct tp_held *borrow(struct world *world)
+static int borrow(struct world *world, struct tp_held **held)
 {
 	for (size_t i = 0; i < world->count; i++)
-		if (world->threads[i].stopped && world->threads[i].saved.cs == 0x33)
-			return &world->threads[i];
-	return NULL;
+		if (world->threads[i].stopped && world->threads[i].borrowable) {
+			*held = &world->threads[i];
+			return tp_block_signals(*held);
+		}
+	return -ESRCH;
 }
 
 /* Only if the kernel still calls our handler: the program may have taken SIGTRAP back itself. */
@@ -271,14 +274,12 @@ static int unmap_ranges(const struct tp_leave *in, struct tp_held *held, struct 
 	return 0;
 }
 
-/**
- * Stop every thread; if nobody is inside anything of ours, give SIGTRAP back and unmap.
- * Returns 0, -EAGAIN (out->busy_* says who), or -errno. Every thread runs again afterwards.
- */
-int tp_leave(const struct tp_leave *in, struct tp_left *out)
+static int leave(const void *request, void *result)
 {
+	const struct tp_leave *in = request;
+	struct tp_left *out = result;
 	struct world world = { .pid = in->pid };
-	struct tp_held *held;
+	struct tp_held *held = NULL;
 	int error;
 
 	memset(out, 0, sizeof(*out));
@@ -286,9 +287,8 @@ int tp_leave(const struct tp_leave *in, struct tp_left *out)
 	out->threads = world.count;
 	if (!error)
 		error = find_busy(in, &world, out);
-	held = borrow(&world);
-	if (!error && in->unmap && !held)
-		error = -ESRCH;
+	if (!error && in->unmap)
+		error = borrow(&world, &held);
 	if (!error && in->unmap)
 		error = give_back_sigtrap(in, held, out);
 	if (!error && in->unmap)
@@ -296,6 +296,16 @@ int tp_leave(const struct tp_leave *in, struct tp_left *out)
 	release_world(&world);
 	out->hold_ns = tp_now_ns() - world.since_ns;
 	return error;
+}
+
+/**
+ * Stop every thread; if nobody is inside anything of ours, give SIGTRAP back and unmap.
+ * Returns 0, -EAGAIN (out->busy_* says who), or -errno. Every thread runs again afterwards, even if
+ * the tool is killed meanwhile.
+ */
+int tp_leave(const struct tp_leave *in, struct tp_left *out)
+{
+	return tp_guarded(leave, in, out);
 }
 
 struct interior_search {

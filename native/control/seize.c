@@ -25,6 +25,7 @@
 
 #define STOP_TIMEOUT_S 5
 #define USER_CS_64 0x33
+#define RESET_ON_FORK 1 /* SCHED_FLAG_RESET_ON_FORK */
 #define PTRACE_GETSIGMASK_NR 0x420a
 #define PTRACE_SETSIGMASK_NR 0x420b
 
@@ -161,11 +162,36 @@ static void move_back(struct tp_held *held)
 	held->moved = held->urgent = false;
 }
 
+/*
+ * The stopped thread has to run a few times before it is free again. Where we may, let it not wait
+ * for the time slices of others: a lock that it holds is held as long as we hold it.
+ */
+static void lift(struct tp_held *held)
+{
+	struct tp_scheduling first = { .size = sizeof(first),
+				       .policy = SCHED_FIFO,
+				       .flags = RESET_ON_FORK, /* not for the agent's thread */
+				       .priority = 1 };
+
+	if (syscall(SYS_sched_getattr, held->tid, &held->scheduling, sizeof(first), 0) ||
+	    held->scheduling.policy != SCHED_OTHER)
+		return;
+	held->lifted = !syscall(SYS_sched_setattr, held->tid, &first, 0);
+}
+
+static void drop(struct tp_held *held)
+{
+	if (held->lifted)
+		syscall(SYS_sched_setattr, held->tid, &held->scheduling, 0);
+	held->lifted = false;
+}
+
 /** Seize held->tid and stop it. */
 int tp_stop_thread(struct tp_held *held)
 {
 	int status, error;
 
+	lift(held);
 	held->since_ns = tp_now_ns();
 	if (ptrace(PTRACE_SEIZE, held->tid, 0, PTRACE_O_TRACESYSGOOD))
 		return -errno;
@@ -239,11 +265,9 @@ static int inside_rseq(const struct tp_held *held)
 	return held->saved.rip - section[1] < section[2];
 }
 
-/** Remember registers and signal mask, then block every signal for the time of the hold. */
+/** Remember registers and signal mask. Returns -EAGAIN or -ENOEXEC for a thread not to borrow. */
 int tp_save_thread(struct tp_held *held)
 {
-	const uint64_t all = ~0ull;
-
 	if (ptrace(PTRACE_GETREGS, held->tid, 0, &held->saved) ||
 	    ptrace(PTRACE_GETSIGMASK_NR, held->tid, (void *)8, &held->saved_mask))
 		return -errno;
@@ -252,7 +276,17 @@ int tp_save_thread(struct tp_held *held)
 	if (inside_rseq(held))
 		return -EAGAIN;
 	fix_eintr(held);
-	return ptrace(PTRACE_SETSIGMASK_NR, held->tid, (void *)8, &all) ? -errno : 0;
+	held->borrowable = true;
+	return 0;
+}
+
+/** Before the thread is borrowed: signals wait until it has its own registers again. */
+int tp_block_signals(struct tp_held *held)
+{
+	const uint64_t all = ~0ull;
+
+	held->masked = !ptrace(PTRACE_SETSIGMASK_NR, held->tid, (void *)8, &all);
+	return held->masked ? 0 : -errno;
 }
 
 struct tp_held *tp_held_create(void)
@@ -288,6 +322,10 @@ int tp_seize(struct tp_held *held, pid_t pid, pid_t tid)
 	error = tp_stop_thread(held);
 	if (!error)
 		error = tp_save_thread(held);
+	if (!error)
+		error = tp_block_signals(held);
+	if (error)
+		drop(held);
 	if (error && held->stopped) {
 		ptrace(PTRACE_DETACH, tid, 0, 0);
 		held->stopped = false;
@@ -373,10 +411,13 @@ int tp_release(struct tp_held *held)
 		error = to_event_stop(held);
 	if (!error && ptrace(PTRACE_SETREGS, held->tid, 0, &held->saved))
 		error = -errno;
-	if (!error && ptrace(PTRACE_SETSIGMASK_NR, held->tid, (void *)8, &held->saved_mask))
+	if (!error && held->masked &&
+	    ptrace(PTRACE_SETSIGMASK_NR, held->tid, (void *)8, &held->saved_mask))
 		error = -errno;
+	drop(held);
 	if (held->stopped && ptrace(PTRACE_DETACH, held->tid, 0, 0) && !error)
 		error = -errno;
+	held->until_ns = tp_now_ns();
 	held->stopped = false;
 	move_back(held);
 	return error;

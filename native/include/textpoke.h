@@ -13,7 +13,7 @@
 
 /** What to load into a target, and where a system call can be borrowed. */
 struct tp_inject {
-	const uint8_t *image; /* file bytes of the agent, laid out by virtual address */
+	uint8_t *image; /* file bytes of the agent, laid out by virtual address */
 	uint64_t image_file_bytes;
 	uint64_t image_bytes;	     /* with bss, gate page and stack */
 	uint64_t head_offset;	     /* of struct tp_image */

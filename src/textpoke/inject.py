@@ -114,7 +114,7 @@ def _inject(agent: Agent, ring_bytes: int, rings: int) -> Pointer:
     image = load_image()
     request = ffi.new("struct tp_inject *")
     keep = [
-        ffi.from_buffer("uint8_t[]", image.data),
+        ffi.new("uint8_t[]", image.data),
         ffi.new("uint64_t[]", [word for pair in image.relocations for word in pair]),
     ]
     request.image = keep[0]

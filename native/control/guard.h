@@ -1,0 +1,8 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/** @file Work on a held thread, done by a process that outlives the tool. */
+#ifndef TP_GUARD_H
+#define TP_GUARD_H
+
+int tp_guarded(int (*work)(const void *in, void *out), const void *in, void *out);
+
+#endif
