@@ -75,6 +75,23 @@ static void release_world(struct world *world)
 	world->count = world->room = 0;
 }
 
+/* The kernel forbids (EPERM) to seize a thread that has exited: a first thread that is a zombie while
+ * others run on, or any thread for a moment. */
+static bool has_left(pid_t pid, pid_t tid)
+{
+	char path[64], text[512];
+	const char *state = NULL;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
+	file = fopen(path, "re");
+	if (file && fgets(text, sizeof(text), file))
+		state = strrchr(text, ')');
+	if (file)
+		fclose(file);
+	return !state || state[2] == 'Z' || state[2] == 'X';
+}
+
 /* One pass over the task list; returns how many threads it stopped. */
 static int stop_new_threads(struct world *world, DIR *tasks)
 {
@@ -97,6 +114,8 @@ static int stop_new_threads(struct world *world, DIR *tasks)
 			error = tp_save_thread(held);
 		if (error == -EAGAIN || error == -ENOEXEC)
 			error = 0; /* stopped all the same; not one to borrow */
+		if (error == -EPERM && has_left(world->pid, tid))
+			error = -ESRCH;
 		if (error && error != -ESRCH)
 			return error;
 		stopped++;
@@ -151,7 +170,7 @@ typedef bool word_fn(void *ctx, uint64_t word);
 
 /* Every aligned word from @rsp to the end of its mapping. Not the red zone: what a thread will
  * return to stands above. */
-static bool scan_stack(pid_t pid, uint64_t rsp, const uint64_t *stacks, uint64_t stack_count,
+static bool scan_stack(pid_t tid, uint64_t rsp, const uint64_t *stacks, uint64_t stack_count,
 		       word_fn *visit, void *ctx)
 {
 	uint64_t chunk[CHUNK_BYTES / 8];
@@ -166,7 +185,7 @@ static bool scan_stack(pid_t pid, uint64_t rsp, const uint64_t *stacks, uint64_t
 	while (at < end) {
 		size_t want = end - at < CHUNK_BYTES ? end - at : CHUNK_BYTES;
 		struct iovec local = { chunk, want }, remote = { (void *)at, want };
-		ssize_t got = process_vm_readv(pid, &local, 1, &remote, 1, 0);
+		ssize_t got = process_vm_readv(tid, &local, 1, &remote, 1, 0);
 
 		for (ssize_t k = 0; k < got / 8; k++)
 			if (visit(ctx, chunk[k]))
@@ -209,7 +228,7 @@ static enum tp_busy why_busy(const struct tp_leave *in, const struct tp_held *he
 	 * thread that is just there by itself moves on. Wait for it either way. */
 	if (i >= 0 && in->sites[i] == rip - 1 && held->saved.orig_rax == (unsigned long long)-1)
 		return TP_BUSY_SITE;
-	if (scan_stack(held->pid, held->saved.rsp, in->stacks, in->stack_count, word_is_ours,
+	if (scan_stack(held->tid, held->saved.rsp, in->stacks, in->stack_count, word_is_ours,
 		       &search)) {
 		*at = search.found;
 		return TP_BUSY_STACK;
@@ -340,8 +359,8 @@ int tp_look_inside(pid_t pid, const uint64_t *addresses, uint64_t count, const u
 		if (!world.threads[i].stopped)
 			continue;
 		mark_interior(&search, world.threads[i].saved.rip);
-		scan_stack(pid, world.threads[i].saved.rsp, stacks, stack_count, mark_interior,
-			   &search);
+		scan_stack(world.threads[i].tid, world.threads[i].saved.rsp, stacks, stack_count,
+			   mark_interior, &search);
 	}
 	release_world(&world);
 	return error;
