@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -15,6 +16,14 @@ from redis_server import Load
 
 SITES = 3900
 KILLS_MS = (0, 20, 40, 60, 80, 100, 140, 180, 240, 300, 500, 1500)
+
+ATTACH_KILLS, ATTACH_KILL_STEP_S = 30, 0.001
+ATTACH = """
+import os, sys, textpoke, textpoke.tracer
+os.write(1, b"now")
+textpoke.attach(int(sys.argv[1]))
+os.read(0, 1)
+"""
 
 
 @pytest.mark.timeout(300)
@@ -93,6 +102,27 @@ def test_a_tool_killed_during_record(redis, untouched, tmp_path):
     assert answer["clean"], answer
     assert answer["outcome"]["finished"] >= SITES
     assert "nothing is patched" in verb("status", "-p", pid).stdout
+
+
+@pytest.mark.timeout(300)
+def test_a_tool_killed_while_it_attaches(redis, untouched, figure):
+    pid = redis.pid
+    unchanged = untouched(pid)
+    agents = 0
+    with Load(redis) as load:
+        for turn in range(ATTACH_KILLS):
+            words = [sys.executable, "-c", ATTACH, str(pid)]
+            with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tool:
+                assert tool.stdout.read(1)
+                time.sleep(turn * ATTACH_KILL_STEP_S)
+                tool.kill()
+            agents += bool(json.loads(verb("status", "-p", pid, "--json").stdout)["agent_tid"])
+            assert redis.ask("PING") == "+PONG"
+            detached = verb("detach", "-p", pid)
+            assert detached.returncode == 0, detached
+            unchanged(None)
+    load.require_no_failure()
+    figure(f"{agents} of {ATTACH_KILLS} tools killed while they attached had brought an agent in")
 
 
 @pytest.mark.timeout(300)
