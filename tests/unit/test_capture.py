@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import contextlib
 import errno
 import os
 import resource
@@ -148,16 +149,21 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     assert caught.value.errno == errno.ENOENT
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk() -> Iterator[None]:
-    """No file may grow beyond 2,000 bytes: the kernel writes what fits, then says EFBIG."""
+    """No file may grow beyond 2,000 bytes: the kernel writes what fits, then says EFBIG.
+
+    No fixture: pytest's own report, which may go to a longer file, is written before teardown.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("small_disk")
+@small_disk()
 def test_a_full_disk_leaves_whole_blocks(path: Path) -> None:
     writer = CaptureWriter(path)
     writer.meta(captures.meta())
@@ -171,7 +177,7 @@ def test_a_full_disk_leaves_whole_blocks(path: Path) -> None:
     assert read_everything(path).threads == {1: "fits"}
 
 
-@pytest.mark.usefixtures("small_disk")
+@small_disk()
 def test_a_full_disk_under_the_native_writer(path: Path) -> None:
     with CaptureWriter(path) as writer:
         writer.meta(captures.meta())
