@@ -206,6 +206,21 @@ def find_agent(pid: int) -> AgentInfo | None:
     return None
 
 
+def find_remains(agent: Agent) -> bool:
+    """Look for an agent whose thread has ended but whose pages are there; sets `agent.image_at`.
+
+    So it is after a tool was killed between the agent's last command and the unmapping, or after
+    a detach that could not unmap.
+    """
+    for mapping in target.read_maps(agent.pid):
+        if mapping.path.startswith(f"/memfd:{NAME}"):
+            header = agent.read(mapping.start, ffi.sizeof("struct tp_wire"))
+            agent.image_at = _field(header, "image_base") + load_image().head_offset
+            head = agent.image()
+            return bool(head.magic == _MAGIC and head.version == lib.TP_WIRE_VERSION)
+    return False
+
+
 def open_shared(pid: int, tid: int) -> int:
     """The memfd that the agent's thread `tid` shares with tools; -1 when there is none."""
     folder = f"/proc/{pid}/task/{tid}/fd"

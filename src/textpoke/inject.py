@@ -30,7 +30,7 @@ from textpoke.agent import (
     outlast_masking,
 )
 from textpoke.agent_image import load_image
-from textpoke.unload import find_syscall, remove
+from textpoke.unload import find_syscall, remove, remove_remains
 
 if TYPE_CHECKING:
     from textpoke._native import Pointer
@@ -85,6 +85,8 @@ def _load(agent: Agent, ring_bytes: int, rings: int) -> None:
         target.require_attachable(agent.pid, held=True)
     else:
         outlast_masking(lambda: target.require_attachable(agent.pid))
+        if agent.pid != os.getpid():
+            remove_remains(agent)
     checked = time.perf_counter()
     injected = _inject(agent, ring_bytes, rings)
     done = time.perf_counter()

@@ -25,9 +25,9 @@ from textpoke._errors import (
     TextpokeError,
 )
 from textpoke._native import lib
-from textpoke.agent import Agent, error_text
+from textpoke.agent import Agent, error_text, open_target
 from textpoke.poke import Outcome, restore_all
-from textpoke.unload import Removal, remove
+from textpoke.unload import Removal, remove, remove_remains
 
 if TYPE_CHECKING:
     from textpoke.model import Mapping
@@ -191,6 +191,24 @@ def detach(agent: Agent) -> DetachReport:
         return DetachReport()
     finally:
         agent.close()
+
+
+def detach_remains(pid: int) -> DetachReport:
+    """Remove what is left in process `pid` of an agent whose thread has ended, if anything.
+
+    Raises:
+        TargetError: The process cannot be opened, or another textpoke is attached.
+    """
+    report = DetachReport()
+    agent = open_target(pid)
+    try:
+        removal = remove_remains(agent)
+        if removal is not None:
+            report.text = compare_text(agent)
+            report.note(removal)
+    finally:
+        agent.close()
+    return report
 
 
 def _detach(agent: Agent) -> DetachReport:

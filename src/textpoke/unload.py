@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import struct
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from textpoke import target
 from textpoke._errors import AgentFailed, TargetExited
 from textpoke._native import ffi, lib
-from textpoke.agent import error_text
+from textpoke.agent import error_text, find_remains
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from textpoke.model import Mapping
 
 _SYSCALL = b"\x0f\x05"
+_KNOWN_ADDRESS = struct.Struct("<Q40x")  # of struct tp_known
 _TRIES = 60
 _PAUSE_S = 0.01
 _BUSY = {
@@ -108,6 +110,18 @@ def remove(agent: Agent, head: Pointer, sites: list[int]) -> Removal:
         _require_memory(agent.pid)
     residue = _why_left(agent.pid, error, left)
     return Removal(bool(left.handler_restored), left.unmapped, left.hold_ns / 1e6, residue)
+
+
+def remove_remains(agent: Agent) -> Removal | None:
+    """Remove what is left of an agent whose thread has ended; None when there is nothing.
+
+    Raises as `remove`.
+    """
+    if not find_remains(agent):
+        return None
+    head = agent.image()
+    table = agent.read(head.known_base, head.known_count * _KNOWN_ADDRESS.size)
+    return remove(agent, head, [address for (address,) in _KNOWN_ADDRESS.iter_unpack(table)])
 
 
 def _require_memory(pid: int) -> None:

@@ -24,14 +24,14 @@ def add_arguments(parser: _parser.VerbParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns 0 when nothing is left, 1 with a residue."""
     from textpoke.agent import open_existing
-    from textpoke.leave import DetachReport, detach
+    from textpoke.leave import detach, detach_remains
 
     console = Console.from_args(args)
     agent = open_existing(args.pid)
-    report = detach(agent) if agent is not None else DetachReport()
+    report = detach(agent) if agent is not None else detach_remains(args.pid)
     if args.json:
         console.json({"agent": agent is not None, **report.as_dict()})
-    elif agent is None:
+    elif agent is None and not report.text.pages:
         console.out(f"pid {args.pid}: no textpoke agent, nothing to undo")
     else:
         for line in lines(report, args.pid):
