@@ -119,9 +119,8 @@ static bool is_relative(enum tp_insn_kind kind)
 /* Neighbours are often alike, thousands of NOP runs for one: decide once for all of them. */
 static bool emulate_like(struct tp_poke *poke, const struct tp_poke *other)
 {
-	if (!other || poke->len != other->len || poke->handler || other->handler ||
-	    !tp_same_prefix(poke->old, other->old, poke->len) ||
-	    !tp_same_prefix(poke->new_, other->new_, poke->len))
+	if (!other || poke->len != other->len || (poke->handler | other->handler) ||
+	    !tp_same_field(poke->old, other->old) || !tp_same_field(poke->new_, other->new_))
 		return false;
 	poke->emulate = other->emulate;
 	poke->target = other->target;

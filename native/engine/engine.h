@@ -135,6 +135,12 @@ static inline bool tp_same_prefix(const uint8_t *a, const uint8_t *b, unsigned i
 	return tp_same_rest(tp_word(a) ^ tp_word(b), a, b, len);
 }
 
+/** Are all bytes of two 16-byte fields the same? Cheaper than a prefix, where that is enough. */
+static inline bool tp_same_field(const uint8_t *a, const uint8_t *b)
+{
+	return !((tp_word(a) ^ tp_word(b)) | (tp_word(a + 8) ^ tp_word(b + 8)));
+}
+
 /* batch.c */
 void tp_sort_pokes(struct tp_poke *pokes, size_t count);
 bool tp_tail_differs(const struct tp_poke *poke);

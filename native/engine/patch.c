@@ -170,18 +170,19 @@ static void commit_site(const struct tp_poke *poke, struct tp_known *entry)
 {
 	const uint8_t *bytes = has_old_tail(poke) ? poke->old : poke->new_;
 
-	if (poke->len == entry->len)
+	entry->written = 1;
+	if (poke->len == entry->len && poke->outcome == TP_SITE_DONE) { /* nearly always */
 		__builtin_memcpy(entry->current, bytes, sizeof(entry->current));
-	else
-		for (size_t k = 0; k < poke->len; k++)
-			entry->current[k] = bytes[k];
+		entry->patched = !tp_same_prefix(bytes, entry->original, poke->len);
+		return;
+	}
+	for (size_t k = 0; k < poke->len; k++)
+		entry->current[k] = bytes[k];
 	if (poke->outcome == TP_SITE_INT3 || poke->outcome == TP_SITE_TAIL)
 		entry->current[0] = TP_INT3;
-	entry->written = 1;
-	entry->patched = entry->current[0] != entry->original[0] ||
-			 !tp_same_prefix(bytes, entry->original, poke->len) ||
-			 (poke->len < entry->len &&
-			  !tp_same_prefix(entry->current, entry->original, entry->len));
+	entry->patched = 0;
+	for (size_t k = 0; k < entry->len; k++)
+		entry->patched |= entry->current[k] != entry->original[k];
 }
 
 /* Note in the table of known sites what the batch has left in the text; both are sorted. */
@@ -228,7 +229,9 @@ static void learn_first_bytes(struct tp_engine *engine, const struct tp_batch *b
 			continue;
 		while (entry->addr != poke->addr)
 			entry++;
-		learn_site(poke, entry);
+		if (!entry->written || poke->len != entry->len ||
+		    !tp_same_field(entry->current, poke->old))
+			learn_site(poke, entry);
 	}
 }
 

@@ -92,16 +92,14 @@ static bool joins(const struct tp_engine *engine, const struct window *window, u
 	       window->pages < TP_WINDOW_PAGES;
 }
 
-static void note_edit(struct window *window, const struct tp_poke *poke, const struct tp_pass *pass)
+/* A site of one byte has no tail: only the others decide what the tail pass writes. */
+static void note_tail(struct window *window, const struct tp_poke *poke)
 {
-	size_t from, to;
-
-	edit_range(poke, pass, &from, &to);
-	if (from >= to)
+	if (poke->len < 2)
 		return;
 	if (!window->write_end)
-		window->write_start = poke->addr + from;
-	window->write_end = poke->addr + to;
+		window->write_start = poke->addr + 1;
+	window->write_end = poke->addr + poke->len;
 }
 
 static struct window next_window(const struct tp_engine *engine, const struct tp_batch *batch,
@@ -129,11 +127,17 @@ static struct window next_window(const struct tp_engine *engine, const struct tp
 			last_page = page;
 		}
 		last = poke;
-		note_edit(&window, poke, pass);
+		if (pass->edit == TP_EDIT_TAIL)
+			note_tail(&window, poke);
 	}
 	window.last = i;
-	if (last)
-		window.end = last->addr + last->len;
+	if (!last)
+		return window;
+	window.end = last->addr + last->len;
+	if (pass->edit == TP_EDIT_INT3 || pass->edit == TP_EDIT_FIRST) {
+		window.write_start = window.start;
+		window.write_end = last->addr + 1;
+	}
 	return window;
 }
 
@@ -179,13 +183,15 @@ static int fail_different(struct tp_batch *batch, const struct tp_pass *pass, si
 	return code;
 }
 
-/* What is undone must hold our first byte; where a stranger has replaced it, nothing of ours is left. */
-static void check_still_ours(struct tp_batch *batch, struct tp_poke *poke, uint8_t found)
+/* What is undone must hold our first byte; where a stranger has replaced it, nothing of ours is
+ * left. */
+static bool is_still_ours(struct tp_batch *batch, struct tp_poke *poke, uint8_t found)
 {
 	if (found == expected_byte(poke, 0))
-		return;
+		return true;
 	poke->outcome = TP_SITE_RESTORED;
 	batch->outcome->conflicts++;
+	return false;
 }
 
 static void edit_site(const struct tp_poke *poke, const struct tp_pass *pass, uint8_t *at)
@@ -206,19 +212,19 @@ static int prepare_window(struct tp_engine *engine, struct tp_batch *batch,
 			  const struct tp_pass *pass, const struct window *window)
 {
 	bool undo = pass->phase == TP_PHASE_RECOVER || pass->phase == TP_PHASE_ROLLBACK;
+	uint8_t *copy = copy_of(engine->window, window->start, window->start);
 
 	for (size_t i = window->first; i < window->last; i++) {
 		struct tp_poke *poke = &batch->pokes[i];
-		uint8_t *found = copy_of(engine->window, window->start, poke->addr);
+		uint8_t *found = copy + (poke->addr - window->start);
 
 		if (!selected(poke, pass))
 			continue;
-		if (undo)
-			check_still_ours(batch, poke, found[0]);
-		else if (!holds_expected(poke, found))
+		if (undo && !is_still_ours(batch, poke, found[0]))
+			continue;
+		if (!undo && !holds_expected(poke, found))
 			return fail_different(batch, pass, i, found);
-		if (selected(poke, pass))
-			edit_site(poke, pass, found);
+		edit_site(poke, pass, found);
 	}
 	return 0;
 }
