@@ -122,6 +122,7 @@ static bool emulate_like(struct tp_poke *poke, const struct tp_poke *other)
 	if (!other || poke->len != other->len || (poke->handler | other->handler) ||
 	    !tp_same_field(poke->old, other->old) || !tp_same_field(poke->new_, other->new_))
 		return false;
+	poke->flags |= TP_POKE_ALIKE;
 	poke->emulate = other->emulate;
 	poke->target = other->target;
 	if (is_relative(other->emulate & 0x0f))
@@ -147,13 +148,22 @@ struct cursor {
 	const struct tp_poke *last; /* the last site that was decided */
 	struct tp_insn last_old;    /* what it held */
 	bool tails_differ;
+	bool must_learn;
+	size_t skipped;
 };
 
-static bool is_known(struct cursor *cursor, uint64_t addr)
+static bool is_known(struct cursor *cursor, const struct tp_poke *poke)
 {
-	while (cursor->known < cursor->known_end && cursor->known->addr < addr)
-		cursor->known++;
-	return cursor->known < cursor->known_end && cursor->known->addr == addr;
+	const struct tp_known *entry = cursor->known;
+
+	while (entry < cursor->known_end && entry->addr < poke->addr)
+		entry++;
+	cursor->known = entry;
+	if (entry == cursor->known_end || entry->addr != poke->addr)
+		return false;
+	if (!entry->written || entry->len != poke->len || !tp_same_field(entry->current, poke->old))
+		cursor->must_learn = true;
+	return true;
 }
 
 static int check_poke(struct cursor *cursor, struct tp_poke *poke)
@@ -162,15 +172,18 @@ static int check_poke(struct cursor *cursor, struct tp_poke *poke)
 
 	if (null == TP_POKE_NO_OLD || null == TP_POKE_NO_NEW)
 		return -TP_ENULL;
-	poke->outcome = null ? TP_SITE_SKIPPED : TP_SITE_PENDING;
-	if (null)
+	if (null) {
+		poke->outcome = TP_SITE_SKIPPED;
+		cursor->skipped++;
+		cursor->last = NULL;
 		return 0;
+	}
 	if (poke->len < 1 || poke->len > TP_MAX_INSN)
 		return -TP_ELENGTH;
 	if (poke->addr < cursor->end || poke->addr + poke->len < poke->addr)
 		return -TP_EOVERLAP;
 	cursor->end = poke->addr + poke->len;
-	if (!is_known(cursor, poke->addr))
+	if (!is_known(cursor, poke))
 		return -TP_EKNOWN;
 	if (!emulate_like(poke, cursor->last)) {
 		struct tp_insn old = classify_old(poke, cursor->last, &cursor->last_old);
@@ -193,6 +206,7 @@ static bool begin_pokes(struct tp_batch *batch)
 
 	for (size_t i = 0; i < batch->count; i++) {
 		batch->pokes[i].outcome = TP_SITE_PENDING;
+		batch->pokes[i].flags &= (uint8_t)~TP_POKE_ALIKE;
 		sorted &= batch->pokes[i].addr >= last;
 		last = batch->pokes[i].addr;
 	}
@@ -219,5 +233,7 @@ int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
 			return tp_fail(batch, TP_PHASE_CHECK, error, i);
 	}
 	batch->tails_differ = cursor.tails_differ;
+	batch->must_learn = cursor.must_learn;
+	batch->skipped = cursor.skipped;
 	return 0;
 }

@@ -69,6 +69,8 @@ struct tp_batch {
 	void *finish_ctx;
 	bool all_or_nothing;
 	bool tails_differ; /* filled by the check: the tail phase is needed */
+	bool must_learn;   /* likewise: the known table lacks a site's first bytes */
+	size_t skipped;	   /* likewise: records that are already there */
 	struct tp_outcome *outcome;
 };
 
@@ -140,6 +142,26 @@ static inline bool tp_same_field(const uint8_t *a, const uint8_t *b)
 {
 	return !((tp_word(a) ^ tp_word(b)) | (tp_word(a + 8) ^ tp_word(b + 8)));
 }
+
+/**
+ * Length, flags, outcome and emulation of a poke as one word. Neighbours that are alike and have the
+ * same word need the same work, so a loop over thousands of them decides once.
+ */
+static inline uint32_t tp_kind(const struct tp_poke *poke)
+{
+	uint32_t kind;
+
+	__builtin_memcpy(&kind, &poke->len, sizeof(kind));
+	return kind;
+}
+
+static inline bool tp_is_like(const struct tp_poke *poke, uint32_t last_kind)
+{
+	return tp_kind(poke) == last_kind && (poke->flags & TP_POKE_ALIKE);
+}
+
+_Static_assert(offsetof(struct tp_poke, len) == 28 && offsetof(struct tp_poke, emulate) == 31,
+	       "tp_kind() is these four bytes");
 
 /* batch.c */
 void tp_sort_pokes(struct tp_poke *pokes, size_t count);

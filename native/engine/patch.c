@@ -229,9 +229,7 @@ static void learn_first_bytes(struct tp_engine *engine, const struct tp_batch *b
 			continue;
 		while (entry->addr != poke->addr)
 			entry++;
-		if (!entry->written || poke->len != entry->len ||
-		    !tp_same_field(entry->current, poke->old))
-			learn_site(poke, entry);
+		learn_site(poke, entry);
 	}
 }
 
@@ -253,7 +251,8 @@ int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch)
 		error = run_phase(engine, batch, &verify);
 	if (error)
 		return error;
-	learn_first_bytes(engine, batch);
+	if (batch->must_learn)
+		learn_first_bytes(engine, batch);
 	count_traps(engine, outcome, -1);
 	tp_publish(engine, batch);
 	error = three_phases(engine, batch);

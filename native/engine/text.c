@@ -107,6 +107,7 @@ static struct window next_window(const struct tp_engine *engine, const struct tp
 {
 	struct window window = { .first = first };
 	const struct tp_poke *last = NULL;
+	uint32_t last_kind = ~0u;
 	uint64_t last_page = 0;
 	size_t i;
 
@@ -114,8 +115,11 @@ static struct window next_window(const struct tp_engine *engine, const struct tp
 		const struct tp_poke *poke = &batch->pokes[i];
 		uint64_t page = poke->addr / TP_PAGE_BYTES;
 
-		if (!selected(poke, pass))
-			continue;
+		if (tp_kind(poke) != last_kind) {
+			if (!selected(poke, pass))
+				continue;
+			last_kind = tp_kind(poke);
+		}
 		if (!last) {
 			window.start = poke->addr;
 			window.blame = i;
@@ -207,24 +211,54 @@ static void edit_site(const struct tp_poke *poke, const struct tp_pass *pass, ui
 			at[k] = bytes[k];
 }
 
-/* The old code is checked again under the protocol, in every pass; then edited in our copy. */
+static int prepare_site(struct tp_batch *batch, const struct tp_pass *pass, size_t i,
+			uint8_t *found)
+{
+	struct tp_poke *poke = &batch->pokes[i];
+
+	if (pass->phase == TP_PHASE_RECOVER || pass->phase == TP_PHASE_ROLLBACK) {
+		if (!is_still_ours(batch, poke, found[0]))
+			return 0;
+	} else if (!holds_expected(poke, found)) {
+		return fail_different(batch, pass, i, found);
+	}
+	edit_site(poke, pass, found);
+	return 0;
+}
+
+/*
+ * The old code is checked again under the protocol, in every pass; then edited in our copy. A site
+ * like the one before it must hold the same first eight bytes and gets the same first byte; where
+ * that does not decide (longer sites, tails, undo), each goes its own way.
+ */
 static int prepare_window(struct tp_engine *engine, struct tp_batch *batch,
 			  const struct tp_pass *pass, const struct window *window)
 {
-	bool undo = pass->phase == TP_PHASE_RECOVER || pass->phase == TP_PHASE_ROLLBACK;
 	uint8_t *copy = copy_of(engine->window, window->start, window->start);
+	bool by_word = pass->phase < TP_PHASE_RECOVER && pass->edit != TP_EDIT_TAIL;
+	uint64_t held = 0;
+	uint32_t last_kind = ~0u;
+	uint8_t edited = 0;
 
 	for (size_t i = window->first; i < window->last; i++) {
 		struct tp_poke *poke = &batch->pokes[i];
 		uint8_t *found = copy + (poke->addr - window->start);
+		uint64_t word = tp_word(found);
+		int error;
 
+		if (tp_is_like(poke, last_kind) && !((word ^ held) << (64 - 8 * poke->len))) {
+			found[0] = edited;
+			continue;
+		}
+		last_kind = ~0u;
 		if (!selected(poke, pass))
 			continue;
-		if (undo && !is_still_ours(batch, poke, found[0]))
-			continue;
-		if (!undo && !holds_expected(poke, found))
-			return fail_different(batch, pass, i, found);
-		edit_site(poke, pass, found);
+		error = prepare_site(batch, pass, i, found);
+		if (error)
+			return error;
+		held = word;
+		edited = found[0];
+		last_kind = by_word && poke->len <= 8 ? tp_kind(poke) : ~0u;
 	}
 	return 0;
 }
@@ -233,20 +267,35 @@ static int prepare_window(struct tp_engine *engine, struct tp_batch *batch,
 static int advance_sites(struct tp_batch *batch, const struct tp_pass *pass,
 			 const struct window *window, uint64_t end, int error)
 {
-	for (size_t i = window->first; i < window->last; i++) {
+	uint32_t last_kind = ~0u;
+	size_t done = 0;
+	size_t i;
+
+	for (i = window->first; i < window->last; i++) {
 		struct tp_poke *poke = &batch->pokes[i];
 		size_t from, to;
 
+		if (!error && tp_kind(poke) == last_kind) {
+			poke->outcome = pass->to;
+			done++;
+			continue;
+		}
 		if (!selected(poke, pass))
 			continue;
+		last_kind = tp_kind(poke);
 		if (error) {
 			edit_range(poke, pass, &from, &to);
 			if (from < to && poke->addr + to > end)
-				return tp_fail(batch, pass->phase, error, i);
+				break;
 		}
 		poke->outcome = pass->to;
+		done++;
 	}
-	return error ? tp_fail(batch, pass->phase, error, window->blame) : 0;
+	if (pass->to == TP_SITE_DONE)
+		batch->outcome->finished += done;
+	if (!error)
+		return 0;
+	return tp_fail(batch, pass->phase, error, i < window->last ? i : window->blame);
 }
 
 static int read_back(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass,
@@ -320,8 +369,16 @@ static int finish_window(struct tp_batch *batch, const struct tp_pass *pass,
 /** Take every site that @pass is for through it, window by window, in address order. */
 int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass)
 {
+	/* With nobody to call, a written site is a finished one. */
+	bool nobody = pass->call_finish && !batch->finish;
+	struct tp_pass to_the_end = *pass;
 	struct window window = { 0 };
 	int error = 0;
+
+	if (nobody) {
+		to_the_end.to = TP_SITE_DONE;
+		pass = &to_the_end;
+	}
 
 	while (!error && window.last < batch->count) {
 		window = next_window(engine, batch, pass, window.last);
@@ -336,7 +393,7 @@ int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct t
 			if (pass->edit == TP_EDIT_INT3)
 				batch->outcome->pages += window.pages;
 		}
-		if (!error && pass->call_finish)
+		if (!error && pass->call_finish && (!nobody || batch->skipped))
 			error = finish_window(batch, pass, &window);
 	}
 	return error;

@@ -30,6 +30,7 @@ enum {
 enum tp_poke_flags {
 	TP_POKE_NO_OLD = 1 << 0, /* the seed's NULL opcodes: "already there" */
 	TP_POKE_NO_NEW = 1 << 1,
+	TP_POKE_ALIKE = 1 << 7, /* filled by the engine: length and bytes of the poke before it */
 };
 
 /** Where one site of a batch stands. */
