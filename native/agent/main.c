@@ -18,6 +18,7 @@
 #define SEALS (0x2 | 0x4) /* F_SEAL_SHRINK | F_SEAL_GROW: the tool maps it without fear of SIGBUS */
 #define MFD_FLAGS (0x1 | 0x2)  /* CLOEXEC | ALLOW_SEALING */
 #define HIGHEST_PRIORITY (-20) /* while a batch waits, the program's threads run into its int3s */
+#define FAR_BYTES (16ull << 30)
 #define WATCH_NS 250000000
 
 struct tp_image tpa_image __attribute__((section(".tp_image"), aligned(TP_PAGE_BYTES))) = {
@@ -79,6 +80,14 @@ static void fill_wire(struct tp_wire *wire, uint64_t bytes)
 	wire->magic = TP_WIRE_MAGIC;
 }
 
+/* A hint: gigabytes of rings just below the libraries would stand where their pads belong. */
+static uint64_t far_away(uint64_t bytes)
+{
+	uint64_t distance = FAR_BYTES + bytes;
+
+	return tpa_image.base > 2 * distance ? (tpa_image.base - distance) & -4096ul : 0;
+}
+
 /* Kept open: its link in our fd table is how a later tool finds the object. */
 static void map_shared(void)
 {
@@ -88,7 +97,7 @@ static void map_shared(void)
 	tpa.shared_fd = (int)step(sys2(__NR_memfd_create, (long)TP_NAME, MFD_FLAGS));
 	step(sys2(__NR_ftruncate, tpa.shared_fd, (long)bytes));
 	step(sys3(__NR_fcntl, tpa.shared_fd, F_ADD_SEALS_NR, SEALS));
-	at = step(sys6(__NR_mmap, 0, (long)bytes, 3, 1, tpa.shared_fd, 0));
+	at = step(sys6(__NR_mmap, (long)far_away(bytes), (long)bytes, 3, 1, tpa.shared_fd, 0));
 	step(sys3(__NR_madvise, at, (long)bytes, MADV_DONTFORK_NR));
 	step(sys3(__NR_madvise, at, (long)bytes, MADV_DONTDUMP_NR));
 	tpa.wire = (struct tp_wire *)at;

@@ -30,7 +30,7 @@ from textpoke.poke import Outcome, restore_all
 from textpoke.unload import Removal, remove, remove_remains
 
 if TYPE_CHECKING:
-    from textpoke.model import Mapping
+    from textpoke.model import Mapping, Module
 
 PAGE = 4096
 _CHUNK = 1 << 20
@@ -145,7 +145,9 @@ def _known(address: int, original: bytes, current: bytes, size: int, patched: in
 def compare_text(agent: Agent) -> TextCheck:
     """Compare every text page of the process with the file behind it."""
     check = TextCheck()
-    for module in target.read_modules(agent.pid):
+    modules = target.read_modules(agent.pid)
+    check.skipped += _files_without_module(agent, modules)
+    for module in modules:
         try:
             path = target.open_module(agent.pid, module)
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -159,6 +161,17 @@ def compare_text(agent: Agent) -> TextCheck:
         finally:
             os.close(fd)
     return check
+
+
+def _files_without_module(agent: Agent, modules: list[Module]) -> list[str]:
+    """Mapped code whose file could not be opened: it cannot be compared, and that must be said."""
+    opened = {mapping.start for module in modules for mapping in module.mappings}
+    lost = {
+        mapping.path
+        for mapping in target.read_maps(agent.pid)
+        if "x" in mapping.perms and mapping.inode and mapping.start not in opened
+    }
+    return [f"{path}: its file cannot be opened" for path in sorted(lost)]
 
 
 def _compare_mapping(agent: Agent, mapping: Mapping, fd: int, check: TextCheck) -> None:

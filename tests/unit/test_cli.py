@@ -426,7 +426,7 @@ def test_doctor_s_verdict(
 
 
 def test_doctor_insists_on_what_attach_insists_on() -> None:
-    names = {name for name, _ in checks._CHECKS}
+    names = {row[0] for row in checks._CHECKS}
     assert doctor._ADVICE == checks._NOT_FATAL
     assert names > doctor._ADVICE | doctor._OF_MACHINE
 
