@@ -71,6 +71,9 @@ def load(
         existing = find_agent(pid)
         if existing is not None:
             connect(agent, existing.tid, existing.shared_fd, existing.image_base)
+            _wait_ready(agent)
+            if agent.image().socket_fd >= 0:  # a tool was killed before it could
+                _hand_over_files(agent)
             return agent
         _load(agent, ring_bytes, rings)
     except BaseException:
