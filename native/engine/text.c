@@ -243,16 +243,18 @@ static int prepare_window(struct tp_engine *engine, struct tp_batch *batch,
 	for (size_t i = window->first; i < window->last; i++) {
 		struct tp_poke *poke = &batch->pokes[i];
 		uint8_t *found = copy + (poke->addr - window->start);
-		uint64_t word = tp_word(found);
+		uint64_t word;
 		int error;
 
-		if (tp_is_like(poke, last_kind) && !((word ^ held) << (64 - 8 * poke->len))) {
+		if (tp_is_like(poke, last_kind) &&
+		    !((tp_word(found) ^ held) << (64 - 8 * poke->len))) {
 			found[0] = edited;
 			continue;
 		}
 		last_kind = ~0u;
-		if (!selected(poke, pass))
+		if (!selected(poke, pass)) /* it may stand far outside of the window */
 			continue;
+		word = tp_word(found);
 		error = prepare_site(batch, pass, i, found);
 		if (error)
 			return error;
