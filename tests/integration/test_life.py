@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import programs
 import pytest
-from observe import ask, hear_until_end, maps, tell, untouched
+from observe import ask, hear_until_end, maps, tell, text_equals_files, untouched
 
 import textpoke
 from textpoke.report.counts import count
@@ -201,7 +201,7 @@ def test_toggling_under_hot_threads_breaks_no_result(counter: Counter, build: st
     process = counter(build)
     assert ask(process, "hot 2") == "hot"
     with untouched(process), textpoke.attach(process.pid) as target:
-        for _ in range(ROUNDS // 4):
+        for _ in range(ROUNDS):
             with target.trace() as trace:
                 pass
             assert trace.on is not None
@@ -228,6 +228,29 @@ def test_a_recording_under_hot_threads_counts_what_it_says(
     assert counted.events == trace.events > 0
     assert counted.unknown == 0
     assert {t.tid for t in counted.threads} == {row[0] for row in rows}
+
+
+@pytest.mark.parametrize("way", ["unload", "reload"])
+def test_a_library_that_is_closed_while_it_is_traced_is_left_alone(
+    counter: Counter, way: str
+) -> None:
+    process = counter("object")
+    with textpoke.attach(process.pid) as target:
+        trace = target.trace()
+        trace.start()
+        tell(process, "phase 10 1")
+        hear_until_end(process)
+        assert ask(process, way) == "reloaded"
+        with contextlib.suppress(textpoke.BatchRefused):  # the sites are no longer what they were
+            trace.stop()
+        report = target.detach()
+    assert report.left_alone == 3
+    assert report.residue == []
+    assert text_equals_files(process.pid)
+    if way == "reload":
+        assert ask(process, "ping") == "pong"
+    tell(process, "quit 0")
+    assert process.wait() == 0
 
 
 @pytest.mark.parametrize("build", SYNCS)

@@ -284,6 +284,34 @@ def test_the_tool_is_killed_at_any_time(
     assert json.loads(left.out)["clean"]
 
 
+@pytest.mark.parametrize("call", ["ptrace", "syscall"])
+def test_the_tool_is_killed_at_every_step(
+    counter: subprocess.Popen[str],
+    compile_target: Compile,
+    output: Path,
+    call: str,
+) -> None:
+    """At every call of ptrace (a thread is held) and of syscall (a command is on its way)."""
+    killer = compile_target("killer.c", "-shared", "-fPIC")
+    words = ("record", "-q", "-f", "-p", counter.pid, "-o", output, "-d", "10ms")
+    step, killed = 0, True
+    while killed:
+        step += 1
+        prefix = ("env", f"LD_PRELOAD={killer}", f"KILL_IN={call}", f"KILL_AT={step}")
+        with untouched(counter):
+            result = textpoke(*words, prefix=prefix)
+            killed = result.code == -signal.SIGKILL
+            assert killed or result.code == 0, result
+            work(counter)
+            if step % 2:  # a new recording must cope as well
+                again = textpoke(*words)
+                assert again.code == 0, (step, again)
+            left = textpoke("detach", "-p", counter.pid, "--json")
+            assert left.code == 0, (step, left)
+            assert json.loads(left.out)["clean"], (step, left)
+    assert step > 5
+
+
 def test_a_second_tool_finds_the_target_busy(
     counter: subprocess.Popen[str], tmp_path: Path
 ) -> None:

@@ -5,7 +5,8 @@
  *
  * With -DENTRY_BYTES="0x0f, ..." the traced functions begin with those bytes; with -DPART_OBJECT
  * it is a shared object with the functions alone, with -DPART_MAIN the program that opens it.
- * Lines it understands: "ping", "phase CALLS THREADS", "hot THREADS", "stop", "quit STATUS".
+ * Lines it understands: "ping", "phase CALLS THREADS", "hot THREADS", "stop", "unload",
+ * "reload", "quit STATUS".
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -107,7 +108,42 @@ PLAIN static void finish(void)
 	say("end");
 }
 
-PLAIN static void obey(const char *line)
+#ifdef PART_MAIN
+static void *object;
+
+PLAIN static traced_fn *find_top(const char *path)
+{
+	object = dlopen(path, RTLD_NOW);
+
+	if (!object) {
+		say("%s", dlerror());
+		exit(1);
+	}
+	return (traced_fn *)dlsym(object, "top");
+}
+
+/* The functions go away, and perhaps come back to the very same place. */
+PLAIN static void reload(const char *path)
+{
+	dlclose(object);
+	if (path)
+		run_top = find_top(path);
+	say("reloaded");
+}
+#else
+PLAIN static traced_fn *find_top(const char *path)
+{
+	(void)path;
+	return top;
+}
+
+PLAIN static void reload(const char *path)
+{
+	say("%s", path ? "not loaded" : "not unloaded");
+}
+#endif
+
+PLAIN static void obey(const char *line, const char *path)
 {
 	struct tally mine = { 0 };
 	unsigned long calls;
@@ -124,35 +160,20 @@ PLAIN static void obey(const char *line)
 		finish();
 	} else if (!strcmp(line, "ping")) {
 		say("%s", run_top(&mine, 5) == expected(5) ? "pong" : "wrong");
+	} else if (!strcmp(line, "unload")) {
+		reload(NULL);
+	} else if (!strcmp(line, "reload")) {
+		reload(path);
 	} else if (sscanf(line, "quit %d", &count) == 1) {
 		exit(count);
 	}
 }
-
-#ifdef PART_MAIN
-PLAIN static traced_fn *find_top(const char *path)
-{
-	void *object = dlopen(path, RTLD_NOW);
-
-	if (!object) {
-		say("%s", dlerror());
-		exit(1);
-	}
-	return (traced_fn *)dlsym(object, "top");
-}
-#else
-PLAIN static traced_fn *find_top(const char *path)
-{
-	(void)path;
-	return top;
-}
-#endif
 
 PLAIN int main(int argc, char **argv)
 {
 	run_top = find_top(argc > 1 ? argv[1] : NULL);
 	say_ready();
 	for (;;)
-		obey(hear());
+		obey(hear(), argv[1]);
 }
 #endif
