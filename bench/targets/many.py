@@ -36,6 +36,7 @@ _PAGE_BYTES = 4096
 _HEAD = struct.Struct("<QQQ104x")
 _TALLY = struct.Struct("<QQQQQQ80x")
 _READ_TRIES = 1000
+_READ_PAUSE_S = 0.0002
 _START_S = 10.0
 _PIECE = 2500  # functions in one file, so that all cores compile
 
@@ -163,6 +164,7 @@ class Many:
             seq, *rest = _TALLY.unpack_from(self._map, offset)
             if seq % 2 == 0 and _TALLY.unpack_from(self._map, offset)[0] == seq:
                 return Tally(*rest)
+            time.sleep(_READ_PAUSE_S)  # the thread may have lost its processor while it wrote
         raise RuntimeError(f"thread {thread} of pid {self.pid} does not stop writing")
 
     def tallies(self) -> list[Tally]:
