@@ -15,7 +15,7 @@
     |   |-- NoSites            LookupError          .where .hint
     |   `-- NotPatchable                            .site .reason
     |-- PokeError
-    |   |-- BatchRefused                            .reason
+    |   |-- BatchRefused                            .reason .fail_count .fail_addr
     |   |   `-- BytesDiffer                         .address .symbol .expected .found .owner
     |   `-- BatchFailed                             .phase .fail_count .fail_addr .recovered
     |-- AgentError
@@ -182,11 +182,16 @@ class PokeError(TextpokeError):
 
 
 class BatchRefused(PokeError):
-    """A batch was refused before anything was written."""
+    """A batch was refused before anything was written.
+
+    `fail_count` and `fail_addr` name the site as in BatchFailed; 0 when it is no site's fault.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"batch refused, nothing was written: {reason}")
         self.reason = reason
+        self.fail_count = 0
+        self.fail_addr = 0
 
 
 class BytesDiffer(BatchRefused):

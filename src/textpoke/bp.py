@@ -106,7 +106,7 @@ def text_poke_bp_list(target: HasAgent, iterator: TextPokeIter[T]) -> Outcome:
         _finish(iterator, records, site_outcomes(agent, request))
         raise
     except BatchRefused as exc:
-        iterator.fail_addr = getattr(exc, "address", 0)
+        iterator.fail_count, iterator.fail_addr = exc.fail_count, exc.fail_addr
         raise
     _finish(iterator, records, site_outcomes(agent, request))
     return outcome

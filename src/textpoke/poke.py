@@ -252,6 +252,12 @@ def _failure(pid: int, code: int, raw: Pointer, pokes: Sequence[Poke]) -> Except
 
 
 def _refusal(code: int, raw: Pointer, pokes: Sequence[Poke], at: str) -> BatchRefused:
+    refusal = _named_refusal(code, raw, pokes, at)
+    refusal.fail_count, refusal.fail_addr = int(raw.fail_count), int(raw.fail_addr)
+    return refusal
+
+
+def _named_refusal(code: int, raw: Pointer, pokes: Sequence[Poke], at: str) -> BatchRefused:
     if code != errno.EINVAL:
         return BatchRefused(f"{at}: {error_text(code)}")
     expected = bytes(ffi.buffer(raw.expected))[: raw.fail_len]
