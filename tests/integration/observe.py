@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 AGENT = "textpoke"
 SIGTRAP_BIT = 1 << 4
 EXIT_CANNOT_TRACE = 3
+# For root: its user id and none of its powers.
+POWERLESS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
 _PATIENCE_S = 20.0
 
 

@@ -266,7 +266,7 @@ def test_a_batch_costs_syncs_and_writes_by_the_page(counter: Counter, build: str
         assert outcome is not None
         assert outcome.sites == outcome.finished == 3
         assert outcome.syncs == phases
-        assert outcome.writes == phases * outcome.pages
+        assert outcome.writes <= phases * outcome.pages
         assert outcome.conflicts == 0
 
 

@@ -394,7 +394,7 @@ def test_iter_refusal_names_the_address_and_calls_no_finish(pokes: Pokes) -> Non
     )
     with pytest.raises(textpoke.BytesDiffer):
         pokes.poke(records)
-    assert records.fail_addr == pokes.address(4)
+    assert (records.fail_count, records.fail_addr) == (4, pokes.address(4))
     assert finished == []
     assert pokes.results() == OLD
 

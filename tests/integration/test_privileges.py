@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import programs
 import pytest
-from observe import agent_task, ask, recording, status, untouched, wait_until
+from observe import POWERLESS, agent_task, ask, recording, status, untouched, wait_until
+from observe import textpoke as cli
 
 import textpoke
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
-    from pathlib import Path
 
     from conftest import Compile, Start
 
@@ -135,6 +137,18 @@ def test_a_program_in_a_root_directory_without_proc(program: Program, tmp_path: 
     assert target.report.residue == []
 
 
+def test_no_power_is_needed_for_a_program_of_ones_own(
+    compile_target: Compile, start_target: Start, tmp_path: Path
+) -> None:
+    program = compile_target("privileges.c", *programs.PIE)
+    process = start_target(Path("setpriv"), *POWERLESS[1:], str(program))
+    with untouched(process):
+        words = ("-p", process.pid, "-o", tmp_path / "x.tptrace", "-d", "100ms", "--json")
+        result = cli("record", *words, prefix=POWERLESS)
+    assert result.code == 0, result
+    assert json.loads(result.out)["detach"]["clean"]
+
+
 def has_mdwe() -> bool:
     """Tell whether the kernel knows PR_SET_MDWE (Linux 6.3)."""
     return tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) >= (6, 3)
@@ -150,7 +164,7 @@ def test_a_program_in_a_pid_namespace_of_its_own(
     compile_target: Compile, start_target: Start
 ) -> None:
     path = compile_target("privileges.c", *programs.PIE)
-    outer = start_target("unshare", "--pid", "--fork", "--kill-child", str(path))
+    outer = start_target(Path("unshare"), "--pid", "--fork", "--kill-child", str(path))
     [pid] = map(int, children(outer.pid))
     with textpoke.attach(pid) as target:
         with target.trace("work") as trace:

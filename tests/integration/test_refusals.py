@@ -16,6 +16,7 @@ import programs
 import pytest
 from observe import (
     EXIT_CANNOT_TRACE,
+    POWERLESS,
     ask,
     is_one_error_line,
     status,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 AS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not AS_ROOT, reason="only root can change its user and its root")
-# A tool with root's user id and none of root's powers.
-POWERLESS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all")
 
 
 @pytest.fixture

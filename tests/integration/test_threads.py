@@ -72,6 +72,25 @@ def test_too_many_threads_lose_events_and_count_them(threads: Threads) -> None:
     assert trace.events + trace.lost == 200 * 25
 
 
+def test_a_thread_without_an_fs_base_is_counted_as_lost(threads: Threads) -> None:
+    process = threads("churn")
+    with untouched(process), textpoke.attach(process.pid) as target:
+        with target.trace() as trace:
+            ask(process, "bare 1000")
+        assert trace.lost_no_ring == 1000
+
+
+def test_two_threads_with_one_fs_base_are_a_sight_we_survive(threads: Threads) -> None:
+    process = threads("churn")
+    with untouched(process), textpoke.attach(process.pid) as target:
+        for _ in range(10):
+            with target.trace() as trace:
+                ask(process, "twin 1000")
+            assert trace.events + trace.lost > 0
+    assert target.report is not None
+    assert target.report.residue == []
+
+
 def test_threads_come_and_go_while_sites_are_toggled(threads: Threads) -> None:
     process = threads("churn")
     tell(process, "churn 4 4 1")

@@ -79,6 +79,20 @@ def test_a_program_that_takes_sigtrap_away_is_poked_no_more(
         assert report.handler_restored
 
 
+def test_a_thread_that_blocks_sigtrap_later_is_never_poked(
+    traps: subprocess.Popen[str],
+) -> None:
+    with untouched(traps), textpoke.attach(traps.pid) as target:
+        ask(traps, "block")
+        with pytest.raises(textpoke.UnsupportedTarget) as caught:
+            target.trace().start()
+        assert caught.value.reason == "sigtrap-blocked"
+        ask(traps, "unblock")
+        with target.trace() as trace:
+            ask(traps, "unblock")
+        assert trace.events == 1
+
+
 def test_a_handler_put_over_ours_is_left_where_it_is(traps: subprocess.Popen[str]) -> None:
     with textpoke.attach(traps.pid) as target:
         ask(traps, "take")

@@ -72,8 +72,10 @@ PLAIN static pid_t make(char how)
 			return -1;
 	} else {
 		child = vfork();
-		if (!child)
+		if (!child) {
+			work(1); /* in its parent's memory: its parent's call */
 			_exit(0);
+		}
 	}
 	return child;
 }

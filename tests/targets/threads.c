@@ -2,12 +2,15 @@
 /**
  * @file
  * A program whose threads come and go. The first argument says how it ends or lives:
- * "churn" (lines "churn THREADS ABREAST CALLS", "exit": the only thread leaves by a raw exit,
- * "exec", "ping"), "leave" (the first thread leaves by a raw exit, a second works on until the end of stdin and
+ * "churn" (lines "churn THREADS ABREAST CALLS", "exit": the only thread leaves by a raw exit, "bare
+ * CALLS" and "twin CALLS": a thread without an fs base, or with its parent's, "exec", "ping"), "leave" (the first thread leaves by a raw exit, a second works on until the end of stdin and
  * leaves likewise), "leader-exits" (the first thread leaves, a second obeys lines).
  */
 #define _GNU_SOURCE
+#include <asm/prctl.h>
 #include <pthread.h>
+#include <sched.h>
+#include <sys/wait.h>
 
 #include "target.h"
 
@@ -50,8 +53,39 @@ PLAIN static void churn(int count, int abreast)
 	say("end");
 }
 
+/* A thread that libc knows nothing of: without an fs base, or with its parent's. It may call
+ * nothing of libc, whose functions look there. */
+PLAIN static int bare_life(void *without)
+{
+	if (without)
+		__asm__ volatile("syscall"
+				 :
+				 : "a"(SYS_arch_prctl), "D"(ARCH_SET_FS), "S"(0)
+				 : "rcx", "r11", "memory");
+	for (int i = 0; i < calls; i++)
+		work(1);
+	return 0;
+}
+
+PLAIN static void live_bare(const char *how)
+{
+	static char stack[1 << 16] __attribute__((aligned(16)));
+	static volatile int alive;
+	const int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD |
+			  CLONE_SYSVSEM | CLONE_CHILD_CLEARTID;
+
+	alive = 1;
+	clone(bare_life, stack + sizeof(stack), flags, strcmp(how, "bare") ? NULL : stack, NULL,
+	      NULL, &alive);
+	while (alive)
+		work(1);
+	say("done");
+}
+
 PLAIN static void obey(void)
 {
+	char how[8];
+
 	int count, abreast;
 
 	for (;;) {
@@ -59,6 +93,8 @@ PLAIN static void obey(void)
 
 		if (sscanf(line, "churn %d %d %d", &count, &abreast, &calls) == 3)
 			churn(count, abreast);
+		else if (sscanf(line, "%7s %d", how, &calls) == 2)
+			live_bare(how);
 		else if (!strcmp(line, "exit"))
 			syscall(SYS_exit, 7);
 		else if (!strcmp(line, "exec"))

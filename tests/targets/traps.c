@@ -75,6 +75,15 @@ PLAIN static void trap_every_way(void)
 	say("end");
 }
 
+PLAIN static void mask(int how)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTRAP);
+	pthread_sigmask(how, &set, NULL);
+}
+
 PLAIN static void on_storm(int signal)
 {
 	(void)signal;
@@ -115,6 +124,8 @@ PLAIN int main(void)
 			sigaction(SIGTRAP, &taken, NULL), say("given");
 		else if (!strcmp(line, "trap"))
 			trap_every_way();
+		else if (!strcmp(line, "block") || !strcmp(line, "unblock"))
+			mask(line[0] == 'b' ? SIG_BLOCK : SIG_UNBLOCK), say("masked");
 		else if (!strcmp(line, "storm"))
 			start_storm();
 		else if (!strcmp(line, "count"))
