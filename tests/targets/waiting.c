@@ -160,11 +160,11 @@ PLAIN static double seconds(void)
 /* Nobody can wake it: it must have slept for the whole time. */
 TRACED long wait_nanosleep(void)
 {
-	struct timespec span = { 1, 500000000 };
+	struct timespec span = { 2, 500000000 };
 	double start = seconds();
 	long result = nanosleep(&span, NULL);
 
-	shared->woken = seconds() - start >= 1.5;
+	shared->woken = seconds() - start >= 2.5;
 	return result;
 }
 
