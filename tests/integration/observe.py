@@ -200,6 +200,8 @@ def untouched(process: subprocess.Popen[str]) -> Iterator[None]:
     assert process.poll() is None
     # A thread that was joined may still be seen for a moment.
     wait_until(lambda: tasks(process.pid) == list(before.tasks), "the threads are those of before")
+    # A call that waits for signals unblocks them only once it has been entered again.
+    wait_until(lambda: facts(process.pid).blocked == before.blocked, "it blocks what it blocked")
     after = facts(process.pid)
     for name in Facts.__dataclass_fields__:
         assert getattr(after, name) == getattr(before, name), name
