@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := build/stamps
 WERROR ?= true
+# Other people's test suites under toggling: full (ten minutes), or short.
+SUITES ?= full
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -13,11 +15,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := meson.build meson.options pyproject.toml LICENSE $(wildcard README.md) \
 	$(shell find src native \( -name __pycache__ -o -path native/tests \) -prune -o -print)
 PYTHON_FILES := src tests tools $(wildcard bench examples)
-C_FILES = $(shell find native tests/targets -name '*.[ch]')
+C_FILES = $(shell find native tests/targets tests/fuzz -name '*.[ch]')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help build demo test test-c test-python test-real bench lint format clean
+.PHONY: help build demo test test-c test-python test-real proof proof-library fuzz stress soak kills steps \
+	bench lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -32,16 +35,43 @@ test: test-c lint test-python ## C tests under ASan and UBSan, lint, unit and in
 test-c: build/sanitize/build.ninja ## the C unit tests alone
 	$(BIN)/meson test -C build/sanitize --print-errorlogs --quiet
 
-test-python: build ## the Python tests alone (make test-python ARGS='tests/unit -k name')
+test-python: build proof-library ## the Python tests alone (make test-python ARGS='tests/unit -k name')
 	$(BIN)/python -m pytest -p no:cacheprovider $(ARGS)
 
-test-real: build ## trace Redis built from Debian's source package (needs root and apt)
-	$(BIN)/python -m pytest -p no:cacheprovider tests/real
+test-real: build ## real programs, and Redis's and CPython's own tests under toggling (needs root and apt)
+	@test $(SUITES) = full || echo "SUITES=$(SUITES): few of Redis's own tests, and none of CPython's: its build takes minutes"
+	SUITES=$(SUITES) $(BIN)/python -m pytest -p no:cacheprovider tests/real \
+		$(if $(filter-out full,$(SUITES)),--ignore=tests/real/test_python_suite.py) $(ARGS)
+
+proof: proof-library ## the engine under fetch model and fault injection (ARGS=5000: so many batches)
+	$(BIN)/python tests/proof/run.py $(ARGS)
+
+CASES ?= 1000000
+fuzz: build build/sanitize/build.ninja ## feed everything that reads strangers' bytes damaged ones (CASES=1000000 each)
+	$(BIN)/meson compile -C build/sanitize fuzz_ring_read fuzz_classify >build/fuzz.log || { cat build/fuzz.log; exit 1; }
+	$(BIN)/python tests/fuzz/fuzz.py --cases $(CASES) $(ARGS)
 
 bench: build ## measure toggling, one event, and an attach against the alternatives (10 minutes)
 	$(BIN)/python bench/toggle.py
 	$(BIN)/python bench/event.py
 	$(BIN)/python bench/attach.py
+
+SECONDS ?= 600
+CYCLES ?= 1000
+KILLS ?= 200
+SHARE ?= 1.0
+
+stress: build ## toggle sites under load, soak, random kills (make stress SECONDS=60 does a tenth of all)
+	$(BIN)/python tests/stress/run.py all --seconds $(SECONDS)
+
+soak: build ## 1,000 attach-detach cycles on one loaded process (CYCLES=n)
+	$(BIN)/python tests/stress/run.py soak --cycles $(CYCLES)
+
+kills: build ## kill 200 tools and 200 targets at random moments (KILLS=n)
+	$(BIN)/python tests/stress/run.py kills --kills $(KILLS)
+
+steps: build ## kill the tool, then its target, at every step of record and detach (SHARE=0.1 for a tenth)
+	$(BIN)/python tests/stress/run.py steps --share $(SHARE)
 
 lint: $(STAMPS)/packages ## style, types, import order between modules, C format
 	$(BIN)/ruff check --quiet $(PYTHON_FILES)
@@ -88,4 +118,12 @@ $(STAMPS)/installed: $(STAMPS)/wheel
 build/sanitize/build.ninja: $(STAMPS)/packages
 	$(BIN)/meson setup --reconfigure build/sanitize -Dbuildtype=debug -Doptimization=1 -Dwerror=$(WERROR) \
 		-Db_sanitize=address,undefined -Db_lundef=false >build/sanitize.log || { cat build/sanitize.log; exit 1; }
+	@touch $@
+
+proof-library: build/proof/build.ninja
+	@$(BIN)/meson compile -C build/proof proof >build/proof.log || { cat build/proof.log; exit 1; }
+
+build/proof/build.ninja: $(STAMPS)/packages
+	$(BIN)/meson setup --reconfigure build/proof -Dbuildtype=release -Doptimization=2 \
+		-Dwerror=$(WERROR) >build/proof.log || { cat build/proof.log; exit 1; }
 	@touch $@

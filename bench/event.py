@@ -178,9 +178,8 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Measure all rows; returns 1 when something is wrong, not when it is slow."""
     args = arguments()
-    facts, rdtsc_ns = common.machine(), common.rdtsc_ns()
+    facts, clocks = common.machine(), [common.rdtsc_ns()]
     common.say_machine(facts)
-    print(f"rdtsc here: {rdtsc_ns:.1f} ns, once in every event")
     rows: list[Row] = []
     subjects: list[Subject] = []
     for kind in args.kinds:
@@ -190,10 +189,16 @@ def main() -> int:
                 for mode in modes(quick=args.quick):
                     subject = Subject(kind, sites, threads, quota=0, ring_bytes=mode.ring_bytes)
                     subjects.append(subject)
+                    clocks.append(common.rdtsc_ns())
                     with subject:
                         rows.append(measure(subject, mode, args.pairs or (3 if args.quick else 9)))
     aims, problems = goals(rows), complaints(subjects)
-    print("\n" + common.table(HEAD, [row.cells() for row in rows]))
+    rdtsc_ns = median(clocks)
+    print(
+        f"\nrdtsc alone, once in every event: {rdtsc_ns:.1f} ns (median of {len(clocks)} looks,"
+        f" {min(clocks):.1f} to {max(clocks):.1f}, between the rows)\n"
+    )
+    print(common.table(HEAD, [row.cells() for row in rows]))
     common.say_goals(aims)
     print("\n".join(problems), file=sys.stderr, end="\n" if problems else "")
     result = {"machine": facts, "quick": args.quick, "rdtsc_ns": rdtsc_ns, "problems": problems}

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Self
 from targets.many import CHUNK, ENDLESS, Many
 
 from textpoke import tracer
-from textpoke.poke import Outcome, Poke, Request, run_request
+from textpoke.engine import run_request
+from textpoke.modes import Mode
+from textpoke.poke import Outcome, Poke, Request
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -117,7 +119,7 @@ class Subject:
         """Switch all sites on or off."""
         request = self.on if on else self.off
         start = time.perf_counter_ns()
-        outcome = run_request(self.target.agent, request, one_by_one=one_by_one)
+        outcome = run_request(self.target.agent, request, mode=Mode.INT3, one_by_one=one_by_one)
         wall_ns = time.perf_counter_ns() - start
         return Sample(outcome.total_ns, wall_ns, outcome, outcome.writes)
 

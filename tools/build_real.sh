@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Build a program from Debian's source package with NOPs at every function's entry, once:
-#     tools/build_real.sh redis|lua|memcached      leaves it in build/real/NAME
+# Build a program, most from Debian's source packages, with NOPs at every function's entry, once:
+#     tools/build_real.sh redis|lua|memcached|python|musl|go      leaves it in build/real/NAME
 # Needs root (apt installs what the build needs) and Debian or a distribution made from it.
 # The machine's own list of package sources is read and left as it is.
 set -eu
@@ -33,9 +33,10 @@ own_apt() { # apt-get that knows source packages, from the machine's own mirrors
 		-o APT::Sandbox::User=root "$@"
 }
 
+# shellcheck disable=SC1091
+codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+
 know_sources() {
-	# shellcheck disable=SC1091
-	codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
 	# shellcheck disable=SC1091
 	keys=/usr/share/keyrings/$(. /etc/os-release && echo "$ID")-archive-keyring.gpg
 	[ -e "$keys" ] && signed="[signed-by=$keys]" || signed=
@@ -46,19 +47,22 @@ know_sources() {
 }
 
 fetch() { # unpack the source package $1 into the directory $2
-	own_apt source --only-source "$1" >/dev/null || { know_sources && own_apt source --only-source "$1"; }
+	own_apt source --only-source "$1" >/dev/null || { know_sources && own_apt source --only-source "$1"; } ||
+		own_apt source --only-source "$1/$codename" # a mirror may lack the newest update
 	for unpacked in "$1"-*/; do
 		mv "$unpacked" "$2"
 	done
 }
 
 build_redis() {
-	need gcc make dpkg-dev libc6-dev pkg-config liblzf-dev
+	need gcc make dpkg-dev libc6-dev pkg-config liblzf-dev tcl # its own tests are in Tcl
 	fetch redis source
 	make -C source/src -j"$jobs" redis-server redis-benchmark redis-cli \
 		MALLOC=libc BUILD_TLS=no USE_SYSTEMD=no OPTIMIZATION=-O2 \
 		CFLAGS="$flags -I/usr/include/liblzf" LDFLAGS=-llzf
 	cp source/src/redis-server source/src/redis-benchmark source/src/redis-cli .
+	ln -s redis-server source/src/redis-check-aof # as `make install` does
+	ln -s redis-server source/src/redis-check-rdb
 }
 
 build_lua() { # as Debian links it, and once more at a fixed address
@@ -82,17 +86,50 @@ build_memcached() {
 	cp memcached ..
 }
 
-case $name in redis | lua | memcached) ;; *) fail 'it builds redis, lua and memcached' ;; esac
+build_python() { # static, neither profiled nor linked as one, with what its own tests need of libraries
+	need gcc make dpkg-dev libc6-dev pkg-config zlib1g-dev libffi-dev
+	fetch python3.11 source
+	cd source
+	CFLAGS=$flags ./configure --without-ensurepip --disable-shared
+	make -j"$jobs" sharedmods
+	find . -name '*.o' -delete
+}
+
+# shellcheck disable=SC2086
+build_musl() { # tests/targets/counter.c on another libc
+	need musl-tools
+	musl-gcc $flags -fno-pie -static ../../../tests/targets/counter.c -o counter-static
+	musl-gcc $flags -fPIE -static-pie ../../../tests/targets/counter.c -o counter-static-pie
+}
+
+build_go() { # without any C, and with a C function and glibc, both static
+	need gcc libc6-dev golang-go
+	cp ../../../tests/real/churn*.go .
+	export GOCACHE="$PWD/cache" GO111MODULE=off GOFLAGS=-p=2 CGO_CFLAGS="$flags"
+	CGO_ENABLED=0 go build -o churn-pure churn.go churn_pure.go
+	CGO_ENABLED=1 go build -ldflags '-linkmode external -extldflags -static' \
+		-o churn-cgo churn.go churn_cgo.go
+	rm -rf cache
+}
+
+case $name in
+redis | lua | memcached | python | musl | go) ;;
+*) fail 'it builds redis, lua, memcached, python, musl and go' ;;
+esac
 mkdir -p "$real"
 exec 9>"$real/lock"
 flock 9
-stamp=$(cksum <"$0")
+stamp=$({ sed -n "/^build_$name()/,/^}/p" "$0" && echo "$flags"; } | cksum)
 [ "$(cat "$work/stamp" 2>/dev/null)" = "$stamp" ] && exit 0
 [ "$(id -u)" = 0 ] || fail 'root is needed: apt installs what the build needs'
 command -v apt-get >/dev/null || fail 'apt-get is needed: the sources are Debian packages'
 rm -rf "$work" "$work.new"
 mkdir -p "$work.new"
-if ! (cd "$work.new" && set -e && "build_$name") >"$log" 2>&1; then
+set +e # in a condition the shell would ignore it inside, and build on after a failure
+(cd "$work.new" && set -e && "build_$name") >"$log" 2>&1
+failed=$?
+set -e
+if [ "$failed" != 0 ]; then
 	tail -n 20 "$log" >&2
 	fail "the build failed, see $log"
 fi

@@ -22,6 +22,8 @@ struct tpa_state {
 	int mem_fd;
 	int status_fd;
 	int stat_fd;
+	int task_fd;	   /* the directory of the program's threads */
+	uint32_t seen_tid; /* ours in that directory: another pid namespace counts differently */
 	int shared_fd;
 	int socket_fd;
 	int pid;
@@ -46,9 +48,13 @@ void tpa_pause(void);
 /* handler.c */
 int tpa_install_handler(void);
 int tpa_handler_is_ours(void);
+int tpa_a_handler_forbids_traps(int room);
 
 /* commands.c */
 int tpa_run_command(struct tp_wire *wire);
+int tpa_undo(uint32_t modes, enum tp_mode how, int room, uint64_t *strangers,
+	     struct tp_outcome *outcome);
+int tpa_any_patched(uint32_t modes);
 
 /* ring_write.c */
 struct tp_ring *tpa_ring_claim(uint64_t fs_base);
@@ -60,5 +66,9 @@ struct tp_ring *tpa_ring(uint32_t i);
 /* watch.c */
 void tpa_drop_privileges(void);
 void tpa_watch(void);
+const char *tpa_field(const char *text, const char *name);
+
+/* orphan.c */
+void tpa_watch_tool(void);
 
 #endif

@@ -19,6 +19,7 @@ struct job {
 	struct tp_batch batch;
 	struct tp_outcome outcome;
 	uint64_t bytes;
+	int room; /* on alternate stacks, for a trap: the caller answers for it */
 	struct tp_poke pokes[];
 };
 
@@ -65,6 +66,7 @@ static struct job *new_job(uint64_t count)
 	if (!job)
 		return NULL;
 	job->batch = (struct tp_batch){ 0 };
+	job->room = 0;
 	job->outcome = (struct tp_outcome){ 0 };
 	job->batch.pokes = job->pokes;
 	job->batch.count = count;
@@ -142,8 +144,10 @@ static int run_job(struct job *job)
 
 	if (tpa.mem_fd < 0)
 		return -TP_EMEMFILE;
-	if (!tpa_handler_is_ours())
+	if (job->batch.mode == TP_MODE_INT3 && !tpa_handler_is_ours())
 		return -TP_EHANDLER;
+	if (job->batch.mode == TP_MODE_INT3 && tpa_a_handler_forbids_traps(job->room))
+		return -TP_EMASKING;
 	tp_sort_pokes(job->pokes, job->batch.count);
 	error = learn_sites(job);
 	if (error)
@@ -225,6 +229,8 @@ static int run_batch(struct tp_wire *wire, const uint64_t args[4])
 		return -ENOMEM;
 	tpa_copy(job->pokes, request, count * sizeof(struct tp_poke));
 	job->batch.all_or_nothing = args[1] & TP_BATCH_ALL_OR_NOTHING;
+	job->batch.mode = (enum tp_mode)(args[1] >> TP_BATCH_MODE_SHIFT & 0xff);
+	job->room = (args[1] & TP_BATCH_ROOM) != 0;
 	job->batch.is_handled = (bool (*)(uint64_t))args[2];
 	job->batch.finish = (int (*)(const struct tp_poke *, void *))args[3];
 	error = args[1] & TP_BATCH_ONE_BY_ONE ? run_one_by_one(job) : run_job(job);
@@ -242,16 +248,20 @@ static struct tp_poke undo_of(const struct tp_known *entry, uint32_t index)
 	return poke;
 }
 
-static struct job *undo_job(void)
+/* Of the sites that were last written in one of @modes. */
+static struct job *undo_job(uint32_t modes)
 {
 	uint64_t count = known_block ? known_block->table.count : 0, used = 0;
 	struct job *job = new_job(count);
 
-	for (uint64_t i = 0; job && i < count; i++)
-		if (known_block->entries[i].patched) {
-			job->pokes[used] = undo_of(&known_block->entries[i], (uint32_t)used);
-			used++;
-		}
+	for (uint64_t i = 0; job && i < count; i++) {
+		const struct tp_known *entry = &known_block->entries[i];
+
+		if (!entry->patched || !(modes & 1u << entry->mode))
+			continue;
+		job->pokes[used] = undo_of(entry, (uint32_t)used);
+		used++;
+	}
 	if (job)
 		job->batch.count = used;
 	return job;
@@ -266,33 +276,68 @@ static void forget_failed_site(const struct tp_outcome *outcome)
 		entry->patched = 0;
 }
 
-/* Put every known site back. args[0] bounds the strangers' sites that are left out. */
-static int restore_all(struct tp_wire *wire, const uint64_t args[4])
+/**
+ * Put the sites back that were last written in one of @modes (a bit each), in mode @how. Sites that
+ * strangers have changed are left out: at most *@strangers, which then says how many it were.
+ */
+int tpa_undo(uint32_t modes, enum tp_mode how, int room, uint64_t *strangers,
+	     struct tp_outcome *outcome)
 {
-	uint64_t forgotten = 0;
+	uint64_t most = *strangers;
 
-	for (;;) {
-		struct job *job = undo_job();
+	for (*strangers = 0;;) {
+		struct job *job = undo_job(modes);
 		int error;
 
 		if (!job)
 			return -ENOMEM;
+		job->batch.mode = how;
+		job->room = room;
 		error = job->batch.count ? run_job(job) : 0;
-		wire->outcome = job->outcome;
-		wire->args[0] = forgotten;
-		if (!error || job->outcome.phase != TP_PHASE_VERIFY || forgotten++ >= args[0]) {
+		*outcome = job->outcome;
+		if (!error || job->outcome.phase != TP_PHASE_VERIFY || *strangers >= most) {
 			end_job(job);
 			return error;
 		}
+		++*strangers;
 		forget_failed_site(&job->outcome);
 		end_job(job);
 	}
 }
 
+/* args[0] bounds the strangers' sites that are left out, args[1] is the mode. */
+static int restore_all(struct tp_wire *wire, const uint64_t args[4])
+{
+	uint64_t strangers = args[0];
+	struct tp_outcome outcome = { 0 };
+	int error;
+
+	if (args[1] >= TP_MODES)
+		return -TP_EMODE;
+	error = tpa_undo(~0u, (enum tp_mode)args[1], args[2] == TP_BATCH_ROOM, &strangers,
+			 &outcome);
+	wire->outcome = outcome;
+	wire->args[0] = strangers;
+	return error;
+}
+
+/** Has any site, last written in one of @modes, other bytes than it had before us? */
+int tpa_any_patched(uint32_t modes)
+{
+	uint64_t count = known_block ? known_block->table.count : 0;
+
+	for (uint64_t i = 0; i < count; i++)
+		if (known_block->entries[i].patched && modes & 1u << known_block->entries[i].mode)
+			return 1;
+	return 0;
+}
+
+#define FD_WORDS (2 + (TP_HANDED_FDS * sizeof(int) + 7) / 8)
+
 struct fd_message {
 	uint64_t header[7]; /* struct msghdr */
 	uint64_t vector[2];
-	uint64_t control[4];
+	uint64_t control[FD_WORDS];
 	char byte;
 };
 
@@ -313,11 +358,13 @@ static int receive_fds(void)
 		    0x40000040); /* CLOEXEC, DONTWAIT */
 	if (sys_failed(done))
 		return (int)done;
-	if (message.control[0] != 16 + 3 * sizeof(int) || message.control[1] != (1ull << 32 | 1))
+	if (message.control[0] != 16 + TP_HANDED_FDS * sizeof(int) ||
+	    message.control[1] != (1ull << 32 | 1))
 		return -TP_EMEMFILE;
 	tpa.mem_fd = fds[0];
 	tpa.status_fd = fds[1];
 	tpa.stat_fd = fds[2];
+	tpa.task_fd = fds[3];
 	return 0;
 }
 
@@ -329,11 +376,13 @@ static int open_here(const char *path, int flags)
 static int take_fds(const uint64_t args[4])
 {
 	tpa.ids_watched = args[1] != 0;
+	tpa.seen_tid = args[0] ? (uint32_t)args[2] : tpa_image.tid;
 	if (args[0])
 		return receive_fds();
 	tpa.mem_fd = open_here("/proc/thread-self/mem", 02000002);
 	tpa.status_fd = open_here("/proc/self/status", 02000000);
 	tpa.stat_fd = open_here("/proc/self/stat", 02000000);
+	tpa.task_fd = open_here("/proc/self/task", 02200000);
 	return tpa.mem_fd < 0 ? tpa.mem_fd : 0;
 }
 
@@ -390,6 +439,9 @@ int tpa_run_command(struct tp_wire *wire)
 		return restore_all(wire, args);
 	case TP_CMD_RECORD:
 		return record(args);
+	case TP_CMD_KEEP:
+		tpa_image.keep = args[0] != 0;
+		return 0;
 	case TP_CMD_QUIT:
 		return quit();
 	default:

@@ -8,7 +8,9 @@
 
 enum {
 	SIGTRAP_NR = 5,
+	SIGNALS = 64,
 	SI_KERNEL_CODE = 0x80,
+	SIG_IGN_VALUE = 1,
 	SA_SIGINFO_FLAG = 0x4,
 	SA_RESTORER_FLAG = 0x04000000,
 	SA_ONSTACK_FLAG = 0x08000000,
@@ -79,9 +81,9 @@ static void chain(int signal, struct signal_info *info, struct signal_frame *fra
 	handler_fn *handler = (handler_fn *)old->handler;
 	uint64_t mask = frame->mask | old->mask;
 
-	if (old->handler == 1 && info->code != SI_KERNEL_CODE)
+	if (old->handler == SIG_IGN_VALUE && info->code != SI_KERNEL_CODE)
 		return; /* SIG_IGN */
-	if (old->handler <= 1) {
+	if (old->handler <= SIG_IGN_VALUE) {
 		die_by_sigtrap();
 		return;
 	}
@@ -117,7 +119,46 @@ int tpa_handler_is_ours(void)
 	return now.handler == (uint64_t)tpa_sigtrap;
 }
 
-/** Take SIGTRAP and remember its last owner. Returns 0 or -errno. */
+/* A runtime's handlers of faults are the end in any case; libc's own signals (32 to 34) run libc. */
+#define ROOM_ENOUGH \
+	(BIT(4) | BIT(6) | BIT(7) | BIT(8) | BIT(11) | BIT(31) | BIT(32) | BIT(33) | BIT(34))
+
+static int forbids_traps(const struct kernel_sigaction *action, int signal, int room)
+{
+	if (action->handler <= SIG_IGN_VALUE)
+		return 0;
+	if (action->mask & BIT(SIGTRAP_NR) ||
+	    (signal == SIGTRAP_NR && !(action->flags & SA_NODEFER_FLAG)))
+		return 1;
+	return !room && action->flags & SA_ONSTACK_FLAG && !(BIT(signal) & ROOM_ENOUGH);
+}
+
+/**
+ * True when an int3 that some handler of the program met could kill it, and it may begin at any
+ * moment: the handler runs with SIGTRAP blocked (sigfillset in sa_mask is common; its handler of
+ * SIGTRAP itself, which we chain to, counts), or on an alternate stack, which may have no room for
+ * a second frame, unless the caller knows that there is @room.
+ */
+int tpa_a_handler_forbids_traps(int room)
+{
+	for (int signal = 1; signal <= SIGNALS; signal++) {
+		struct kernel_sigaction action = { 0 };
+
+		if (signal == SIGTRAP_NR)
+			action = *old_action();
+		else if (sys_failed(
+				 sys4(__NR_rt_sigaction, signal, 0, (long)&action, SIGMASK_BYTES)))
+			continue;
+		if (forbids_traps(&action, signal, room))
+			return 1;
+	}
+	return 0;
+}
+
+/**
+ * Take SIGTRAP and remember its last owner. A program that ignores the signal keeps that: its
+ * children inherit it, and batches without traps remain. Returns 0 or -errno.
+ */
 int tpa_install_handler(void)
 {
 	struct kernel_sigaction action = {
@@ -126,9 +167,11 @@ int tpa_install_handler(void)
 		.restorer = (uint64_t)tpa_restorer,
 		.mask = HANDLER_MASK,
 	};
-	long ret = sys4(__NR_rt_sigaction, SIGTRAP_NR, (long)&action, (long)old_action(),
-			SIGMASK_BYTES);
+	long ret = sys4(__NR_rt_sigaction, SIGTRAP_NR, 0, (long)old_action(), SIGMASK_BYTES);
 
+	if (sys_failed(ret) || old_action()->handler == SIG_IGN_VALUE)
+		return (int)ret;
+	ret = sys4(__NR_rt_sigaction, SIGTRAP_NR, (long)&action, (long)old_action(), SIGMASK_BYTES);
 	tpa_image.handler = action.handler;
 	tpa_image.handler_installed = !sys_failed(ret);
 	return (int)ret;

@@ -21,16 +21,25 @@
 #define FAR_BYTES (16ull << 30)
 #define WATCH_NS 250000000
 
+void tpa_thunk_function(void);
+void tpa_thunk_function_end(void);
+
 struct tp_image tpa_image __attribute__((section(".tp_image"), aligned(TP_PAGE_BYTES))) = {
 	.magic = TP_WIRE_MAGIC,
 	.version = TP_WIRE_VERSION,
+	.thunk_function = (uint64_t)tpa_thunk_function,
+	.thunk_function_end = (uint64_t)tpa_thunk_function_end,
+	.gate = (uint64_t)&tpa_gate,
+	.ring_claim = (uint64_t)tpa_ring_claim,
 };
-struct tpa_state tpa = {
-	.mem_fd = -1, .status_fd = -1, .stat_fd = -1, .shared_fd = -1, .socket_fd = -1
-};
+struct tpa_state tpa = { .mem_fd = -1,
+			 .status_fd = -1,
+			 .stat_fd = -1,
+			 .task_fd = -1,
+			 .shared_fd = -1,
+			 .socket_fd = -1 };
 
 void tpa_restorer(void);
-void tpa_thunk_function(void);
 
 static void leave(uint32_t state, long error)
 {
@@ -140,7 +149,6 @@ static void start(void)
 	tpa.pid = (int)sys0(__NR_getpid);
 	tpa_image.tid = (uint32_t)sys0(__NR_gettid);
 	tpa_image.restorer = (uint64_t)tpa_restorer;
-	tpa_image.thunk_function = (uint64_t)tpa_thunk_function;
 	sys2(__NR_prctl, PR_SET_NAME_NR, (long)TP_NAME);
 	sys5(__NR_prctl, PR_SET_VMA_NR, 0, (long)tpa_image.base, tpa_image.image_bytes,
 	     (long)TP_NAME);

@@ -11,6 +11,7 @@
 #define PROT_RW 3
 #define MAP_PRIVATE_ANON 0x22
 #define CLOCK_MONOTONIC_ID 1
+#define READ_TRIES 5
 
 struct io_vector {
 	uint64_t base;
@@ -63,19 +64,39 @@ void tpa_pause(void)
 	sys2(__NR_nanosleep, (long)span, 0);
 }
 
+/* A module may be closed while it is patched: nothing of ours is left then, and no harm done. */
+static int is_unmapped(uint64_t addr, size_t len)
+{
+	uint64_t start = addr & -(uint64_t)TP_PAGE_BYTES;
+	uint8_t resident[TP_WINDOW_PAGES + 1];
+
+	return addr + len - start <= sizeof(resident) * TP_PAGE_BYTES &&
+	       sys3(__NR_mincore, (long)start, (long)(addr + len - start), (long)resident) ==
+		       -12; /* ENOMEM */
+}
+
 /* process_vm_readv answers EFAULT where a load would fault; execute-only text needs the file. */
-static int read_text(void *ctx, uint64_t addr, void *buf, size_t len)
+static bool can_read(uint64_t addr, void *buf, size_t len)
 {
 	struct io_vector local = { (uint64_t)buf, len };
 	struct io_vector remote = { addr, len };
-	long done;
 
+	return sys6(__NR_process_vm_readv, tpa.pid, (long)&local, 1, (long)&remote, 1, 0) ==
+		       (long)len ||
+	       sys4(__NR_pread64, tpa.mem_fd, (long)buf, (long)len, (long)addr) == (long)len;
+}
+
+/* A module may be mapped anew between a look that failed and the question why: look again. */
+static int read_text(void *ctx, uint64_t addr, void *buf, size_t len)
+{
 	(void)ctx;
-	done = sys6(__NR_process_vm_readv, tpa.pid, (long)&local, 1, (long)&remote, 1, 0);
-	if (done == (long)len)
-		return 0;
-	done = sys4(__NR_pread64, tpa.mem_fd, (long)buf, (long)len, (long)addr);
-	return done == (long)len ? 0 : -14; /* EFAULT */
+	for (int i = 0; i < READ_TRIES; i++) {
+		if (can_read(addr, buf, len))
+			return 0;
+		if (is_unmapped(addr, len))
+			return -6; /* ENXIO */
+	}
+	return -14; /* EFAULT */
 }
 
 static long write_text(void *ctx, uint64_t addr, const void *buf, size_t len)

@@ -4,6 +4,8 @@
  * Giving a thread its ring: the slow path of the thunk, once a thread. Runs on the program's own
  * threads, so: no locks, no allocation, and a nested signal handler may do the same meanwhile.
  */
+#include <linux/futex.h>
+
 #include "agent.h"
 
 struct tp_ring *tpa_ring(uint32_t i)
@@ -45,21 +47,27 @@ static struct tp_ring *take_free_ring(void)
 }
 
 /*
+ * Is there readable memory that holds @value? A wait for it that ends at once tells, and no filter
+ * forbids a thread that: the program may have put itself under seccomp since we came.
+ */
+static int holds(uint64_t at, uint32_t value)
+{
+	const uint64_t at_once[2] = { 0, 0 };
+
+	return sys6(__NR_futex, (long)at, FUTEX_WAIT_PRIVATE, value, (long)at_once, 0, 0) ==
+	       -110; /* ETIMEDOUT */
+}
+
+/*
  * libc keeps the thread id at a fixed place behind the fs base. Where this thread's is readable and
  * right, the thunk compares it on every event, and a reused stack is noticed at once. Elsewhere it
  * compares with the ring's own copy, which tpa_retire_rings() clears when the thread is gone.
  */
 static uint64_t where_tid_is(struct tp_ring *ring, uint64_t fs_base, uint32_t tid)
 {
-	uint32_t value = 0;
 	uint64_t at = fs_base + tpa_image.tid_offset;
-	uint64_t local[2] = { (uint64_t)&value, sizeof(value) };
-	uint64_t remote[2] = { at, sizeof(value) };
-	long done = 0;
 
-	if (tpa_image.tid_offset)
-		done = sys6(__NR_process_vm_readv, tpa.pid, (long)local, 1, (long)remote, 1, 0);
-	if (done == sizeof(value) && value == tid)
+	if (tpa_image.tid_offset && holds(at, tid))
 		return at;
 	ring->padding0[0] = tid;
 	return (uint64_t)&ring->padding0[0];

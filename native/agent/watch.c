@@ -8,7 +8,7 @@
 
 #include "agent.h"
 
-#define STATUS_BYTES 1024
+#define STATUS_BYTES 2048
 #define PR_GET_DUMPABLE_NR 3
 #define PR_SET_DUMPABLE_NR 4
 
@@ -27,7 +27,8 @@ void tpa_drop_privileges(void)
 	sys2(__NR_capset, (long)&header, (long)data);
 }
 
-static const char *field(const char *text, const char *name)
+/** What follows @name at the start of a line of @text, or NULL. */
+const char *tpa_field(const char *text, const char *name)
 {
 	for (const char *line = text; *line; line++) {
 		size_t i = 0;
@@ -56,7 +57,7 @@ static const char *number(const char *text, uint32_t *value)
 
 static int read_ids(const char *text, uint32_t ids[6])
 {
-	const char *uid = field(text, "Uid:"), *gid = field(text, "Gid:");
+	const char *uid = tpa_field(text, "Uid:"), *gid = tpa_field(text, "Gid:");
 
 	if (!uid || !gid)
 		return 0;
@@ -102,7 +103,7 @@ static void watch_ids(const char *text)
 /* The program's last thread has left by a raw exit: the leader is a zombie and only we remain. */
 static int alone(const char *text)
 {
-	const char *state = field(text, "State:"), *threads = field(text, "Threads:");
+	const char *state = tpa_field(text, "State:"), *threads = tpa_field(text, "Threads:");
 	uint32_t count = 0;
 
 	if (!state || !threads)
@@ -137,15 +138,29 @@ static int leader_status(void)
 	return (int)(status >> 8 & 0xff);
 }
 
+/* The program has filtered system calls since we came, perhaps ours too: no more than must be. */
+static int is_filtered(const char *text)
+{
+	const char *at = tpa_field(text, "Seccomp:");
+	uint32_t mode = 0;
+
+	if (at)
+		number(at, &mode);
+	return mode != 0;
+}
+
 /** Called now and then by the agent's thread. */
 void tpa_watch(void)
 {
 	char text[STATUS_BYTES];
+	bool known = read_text(tpa.status_fd, text) != 0;
 
-	tpa_retire_rings();
-	if (!read_text(tpa.status_fd, text))
-		return;
-	watch_ids(text);
-	if (alone(text)) /* who leaves last gives the whole process its status (since Linux 5.19) */
+	if (known && alone(text)) /* who leaves last gives the whole process its status (5.19) */
 		sys1(__NR_exit, leader_status());
+	if (known && is_filtered(text))
+		return;
+	tpa_retire_rings();
+	tpa_watch_tool();
+	if (known)
+		watch_ids(text);
 }

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -18,7 +19,7 @@
 #include <fcntl.h>
 
 #define SLICE_MS 50
-#define HANDED_FDS 3
+#define IDLE_MS 5000
 
 /* Our copy of a descriptor of thread @tid, which has an fd table of its own (Linux 6.9). */
 static int fetch_fd(pid_t tid, int remote_fd)
@@ -34,13 +35,27 @@ static int fetch_fd(pid_t tid, int remote_fd)
 	return error;
 }
 
-static int send_rights(int socket_fd, const int fds[HANDED_FDS])
+/* Is the far end of the socket in thread @tid's own process? The target says which of its sockets it
+ * is and may lie; what we send as root must not go to a stranger. */
+static int is_its_own(int socket_fd, pid_t tid)
+{
+	struct ucred peer = { 0 };
+	socklen_t bytes = sizeof(peer);
+	char path[64];
+
+	if (getsockopt(socket_fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes))
+		return 0;
+	snprintf(path, sizeof(path), "/proc/%d/task/%d", peer.pid, tid);
+	return peer.pid > 0 && access(path, F_OK) == 0;
+}
+
+static int send_rights(int socket_fd, const int fds[TP_HANDED_FDS])
 {
 	char byte = 0;
 	struct iovec vector = { &byte, 1 };
 	union {
 		struct cmsghdr align;
-		char bytes[CMSG_SPACE(HANDED_FDS * sizeof(int))];
+		char bytes[CMSG_SPACE(TP_HANDED_FDS * sizeof(int))];
 	} control = { 0 };
 	struct msghdr message = { .msg_iov = &vector,
 				  .msg_iovlen = 1,
@@ -50,21 +65,20 @@ static int send_rights(int socket_fd, const int fds[HANDED_FDS])
 
 	header->cmsg_level = SOL_SOCKET;
 	header->cmsg_type = SCM_RIGHTS;
-	header->cmsg_len = CMSG_LEN(HANDED_FDS * sizeof(int));
-	memcpy(CMSG_DATA(header), fds, HANDED_FDS * sizeof(int));
-	return sendmsg(socket_fd, &message, MSG_NOSIGNAL) == 1 ? 0 : -errno;
+	header->cmsg_len = CMSG_LEN(TP_HANDED_FDS * sizeof(int));
+	memcpy(CMSG_DATA(header), fds, TP_HANDED_FDS * sizeof(int));
+	return sendmsg(socket_fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == 1 ? 0 : -errno;
 }
 
 /** Hand the target's mem, status and stat files to the agent: it may be unable to open its own. */
-int tp_send_fds(pid_t tid, int remote_fd, int mem_fd, int status_fd, int stat_fd)
+int tp_send_fds(pid_t tid, int remote_fd, const int fds[TP_HANDED_FDS])
 {
-	const int fds[HANDED_FDS] = { mem_fd, status_fd, stat_fd };
 	int socket_fd = fetch_fd(tid, remote_fd);
 	int error;
 
 	if (socket_fd < 0)
 		return socket_fd;
-	error = send_rights(socket_fd, fds);
+	error = is_its_own(socket_fd, tid) ? send_rights(socket_fd, fds) : -EPERM;
 	close(socket_fd);
 	return error;
 }
@@ -86,15 +100,33 @@ static int wait_done(struct tp_wire *wire, uint32_t seen)
 	return (int)syscall(SYS_futex, &wire->done_seq, FUTEX_WAIT, seen, &span, NULL, 0);
 }
 
+/* Does the agent's thread sleep where it waits for commands? A working one runs, or waits elsewhere. */
+static int is_idle(pid_t pid, pid_t tid)
+{
+	char path[64], text[32];
+	FILE *file;
+	int idle = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/syscall", pid, tid);
+	file = fopen(path, "re");
+	if (file && fgets(text, sizeof(text), file))
+		idle = strtol(text, NULL, 10) == SYS_futex && text[0] != 'r';
+	if (file)
+		fclose(file);
+	return idle;
+}
+
 /**
  * Run one command on the agent. Returns its result, -ESRCH when the agent's thread @tid has ended, or
- * -ETIMEDOUT; @timeout_ms < 0 waits for ever.
+ * -ETIMEDOUT; @timeout_ms < 0 waits for ever. An agent that does nothing all the while has lost the
+ * command, by a target that writes where it should not: IDLE_MS are enough for that.
  */
 int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
 	       int pid, int tid)
 {
 	uint32_t seq = __atomic_load_n(&wire->command_seq, __ATOMIC_SEQ_CST) + 1;
 	uint64_t start = tp_now_ns();
+	uint64_t busy = start;
 	int ended = 0;
 
 	wire->command = command;
@@ -110,6 +142,12 @@ int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int
 			return -ESRCH;
 		if (timeout_ms >= 0 && tp_now_ns() - start > (uint64_t)timeout_ms * 1000000ull)
 			return -ETIMEDOUT;
-		ended = wait_done(wire, done) && has_ended(pid, tid);
+		if (tp_now_ns() - busy > IDLE_MS * 1000000ull)
+			return -ETIMEDOUT;
+		if (!wait_done(wire, done))
+			continue;
+		ended = has_ended(pid, tid);
+		if (!is_idle(pid, tid))
+			busy = tp_now_ns();
 	}
 }

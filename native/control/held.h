@@ -24,6 +24,7 @@ struct tp_scheduling {
 struct tp_held {
 	pid_t pid;
 	pid_t tid;
+	int patience_ms; /* to wait for a stop; 0: the usual */
 	bool stopped;
 	bool in_syscall_stop; /* regs are not the thread's own any more */
 	bool fixed_eintr;
@@ -47,6 +48,7 @@ int tp_stop_thread(struct tp_held *held);
 int tp_wait_stop(struct tp_held *held, int *status);
 int tp_save_thread(struct tp_held *held);
 int tp_block_signals(struct tp_held *held);
+int tp_check_memory(const struct tp_held *held, int mem_fd, uint64_t syscall_at);
 uint64_t tp_status_mask(pid_t pid, pid_t tid, const char *field);
 
 #endif

@@ -7,10 +7,12 @@
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "guard.h"
@@ -20,6 +22,9 @@
 /* Not CLONE_FILES: the thread is born with its own copy of the fd table (pitfalls 1). */
 #define AGENT_CLONE_FLAGS \
 	(CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS)
+
+#define NEWBORN_PAUSE_NS 50000
+#define NEWBORN_NS 2000000000ull
 
 static bool is_errno(int64_t value)
 {
@@ -97,6 +102,9 @@ int tp_inject(struct tp_held *held, const struct tp_inject *in, struct tp_inject
 
 	memset(out, 0, sizeof(*out));
 	out->fixed_eintr = held->fixed_eintr;
+	error = tp_check_memory(held, in->mem_fd, in->syscall_at);
+	if (error)
+		return error;
 	base = tp_remote_syscall(held, in->syscall_at, SYS_mmap, map);
 	if (is_errno(base))
 		return (int)base;
@@ -119,6 +127,23 @@ struct thread_request {
 	const struct tp_inject *inject;
 };
 
+/*
+ * Until it has run, the agent's thread bears the name of the program's, and nobody who looks for it
+ * can find it. We hold the tool's lock, also when the tool is dead: keep it until then, or the next
+ * tool loads a second agent.
+ */
+static void await_newborn(const struct tp_inject *in, uint64_t base)
+{
+	off_t at = (off_t)(base + in->head_offset + offsetof(struct tp_image, step));
+	const struct timespec pause = { .tv_nsec = NEWBORN_PAUSE_NS };
+	uint64_t since = tp_now_ns();
+	uint32_t step = 0;
+
+	while (pread(in->mem_fd, &step, sizeof(step), at) == sizeof(step) && !step &&
+	       tp_now_ns() - since < NEWBORN_NS)
+		nanosleep(&pause, NULL);
+}
+
 static int inject_thread(const void *in, void *out)
 {
 	const struct thread_request *request = in;
@@ -131,6 +156,8 @@ static int inject_thread(const void *in, void *out)
 	error = tp_inject(&held, request->inject, injected);
 	released = tp_release(&held);
 	injected->hold_ns = held.until_ns - held.since_ns;
+	if (!error)
+		await_newborn(request->inject, injected->base);
 	return error ? error : released;
 }
 

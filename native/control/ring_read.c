@@ -15,7 +15,8 @@
 
 #define BLOCK_MAGIC 0x4b425054u /* "TPBK" */
 #define BLOCK_EVENTS 2u
-#define DEAD_NS 1000000000ull /* a thunk may still be writing its last event */
+#define DEAD_NS 1000000000ull  /* a thunk may still be writing its last event */
+#define MOST_LOST (1ull << 48) /* of one ring in one drain; more is a target that lies */
 
 struct block_header {
 	uint32_t magic;
@@ -136,6 +137,11 @@ static void free_dead_ring(struct tp_rings *rings, uint32_t i, struct tp_drained
 	out->rings_freed++;
 }
 
+static uint64_t plausible(uint64_t lost)
+{
+	return lost < MOST_LOST ? lost : MOST_LOST;
+}
+
 static int drain_ring(struct tp_rings *rings, uint32_t i, int final, struct tp_drained *out)
 {
 	struct tp_ring *ring = ring_at(rings, i);
@@ -151,9 +157,10 @@ static int drain_ring(struct tp_rings *rings, uint32_t i, int final, struct tp_d
 		return 0;
 	}
 	if (head - tail > capacity) { /* overwritten, or a target that lies */
-		lost += head - tail - capacity;
+		lost = plausible(lost) + plausible(head - tail - capacity);
 		tail = head - capacity;
 	}
+	lost = plausible(lost);
 	if (head - tail > out->fullest)
 		out->fullest = head - tail;
 	whole = copy_whole(rings, events, tail, head);
@@ -173,13 +180,22 @@ static int drain_ring(struct tp_rings *rings, uint32_t i, int final, struct tp_d
 	return error;
 }
 
+/* Whole rings of 2^n events, all of them inside of what is mapped? */
+static int is_sane(const struct tp_rings *rings)
+{
+	uint64_t bytes = (uint64_t)rings->ring_count * rings->ring_stride;
+
+	return rings->ring_bytes >= TP_PAGE_BYTES &&
+	       !(rings->ring_bytes & (rings->ring_bytes - 1)) &&
+	       rings->ring_stride == TP_PAGE_BYTES + rings->ring_bytes &&
+	       rings->ring_offset % TP_PAGE_BYTES == 0 && rings->ring_offset <= rings->map_bytes &&
+	       bytes <= rings->map_bytes - rings->ring_offset;
+}
+
 /** Begin at what is in the rings now: earlier events belong to another session. */
 int tp_rings_start(struct tp_rings *rings)
 {
-	uint64_t end = rings->ring_offset + (uint64_t)rings->ring_count * rings->ring_stride;
-
-	if (end > rings->map_bytes || rings->ring_stride != TP_PAGE_BYTES + rings->ring_bytes ||
-	    rings->ring_bytes % TP_PAGE_BYTES || (rings->ring_bytes & (rings->ring_bytes - 1)))
+	if (!is_sane(rings))
 		return -EINVAL;
 	for (uint32_t i = 0; i < rings->ring_count; i++) {
 		struct tp_ring *ring = ring_at(rings, i);

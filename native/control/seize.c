@@ -17,15 +17,17 @@
 #include <string.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "textpoke.h"
 
-#define STOP_TIMEOUT_S 5
+#define STOP_TIMEOUT_MS 5000
 #define USER_CS_64 0x33
-#define RESET_ON_FORK 1 /* SCHED_FLAG_RESET_ON_FORK */
+#define KERNEL_WORKER (0x10 | 0x4000) /* PF_IO_WORKER | PF_USER_WORKER */
+#define RESET_ON_FORK 1		      /* SCHED_FLAG_RESET_ON_FORK */
 #define PTRACE_GETSIGMASK_NR 0x420a
 #define PTRACE_SETSIGMASK_NR 0x420b
 
@@ -43,12 +45,13 @@ static void on_alarm(int signal)
 }
 
 /*
- * Block until the thread stops or @timer_ns is over: polling would take the very processor that the
+ * Block until the thread stops or the time is over: polling would take the very processor that the
  * tracee needs to reach its stop. A timer signal of our own thread ends the wait.
  */
-static int wait_blocking(pid_t tid, int *status)
+static int wait_blocking(const struct tp_held *held, int *status)
 {
-	const struct itimerspec once = { .it_value = { STOP_TIMEOUT_S, 0 } };
+	const long wait_ms = held->patience_ms ? held->patience_ms : STOP_TIMEOUT_MS;
+	const struct itimerspec soon = { .it_value = { wait_ms / 1000, wait_ms % 1000 * 1000000 } };
 	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMAX - 1 };
 	struct sigaction action = { .sa_handler = on_alarm }, saved;
 	pid_t got = -1;
@@ -61,9 +64,9 @@ static int wait_blocking(pid_t tid, int *status)
 	if (timer_create(CLOCK_MONOTONIC, &event, &timer)) {
 		error = -errno;
 	} else {
-		timer_settime(timer, 0, &once, NULL);
-		got = waitpid(tid, status, __WALL);
-		error = got == tid ? 0 : errno == EINTR ? -ETIMEDOUT : -errno;
+		timer_settime(timer, 0, &soon, NULL);
+		got = waitpid(held->tid, status, __WALL);
+		error = got == held->tid ? 0 : errno == EINTR ? -ETIMEDOUT : -errno;
 		timer_delete(timer);
 	}
 	sigaction(event.sigev_signo, &saved, NULL);
@@ -74,7 +77,7 @@ static int wait_blocking(pid_t tid, int *status)
 int tp_wait_stop(struct tp_held *held, int *status)
 {
 	pid_t got = waitpid(held->tid, status, __WALL | WNOHANG);
-	int error = got == held->tid ? 0 : got < 0 ? -errno : wait_blocking(held->tid, status);
+	int error = got == held->tid ? 0 : got < 0 ? -errno : wait_blocking(held, status);
 
 	if (error)
 		return error == -ECHILD ? -ESRCH : error;
@@ -186,25 +189,76 @@ static void drop(struct tp_held *held)
 	held->lifted = false;
 }
 
+/* The kernel forbids (EPERM) to seize a thread that has exited (a first thread that is a zombie while
+ * others run on, or any thread for a moment), and its own workers, which never run the program's
+ * code (io_uring's). */
+static bool need_not_stop(pid_t pid, pid_t tid)
+{
+	char path[64], text[512];
+	const char *state = NULL;
+	unsigned int flags = 0;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
+	file = fopen(path, "re");
+	if (file && fgets(text, sizeof(text), file))
+		state = strrchr(text, ')');
+	if (file)
+		fclose(file);
+	if (!state || state[2] == 'Z' || state[2] == 'X')
+		return true;
+	return sscanf(state + 3, " %*d %*d %*d %*d %*d %u", &flags) == 1 && flags & KERNEL_WORKER;
+}
+
+static uint64_t patience_ns(const struct tp_held *held)
+{
+	return (uint64_t)(held->patience_ms ? held->patience_ms : STOP_TIMEOUT_MS) * 1000000ull;
+}
+
+/*
+ * Let the thread go on until it stops for PTRACE_INTERRUPT. A stop for a signal takes the place of
+ * that one, so it is asked for anew each time: else a thread that gets a signal every millisecond
+ * would never come to it.
+ */
+static int run_to_event_stop(struct tp_held *held, int status)
+{
+	uint64_t end_ns = tp_now_ns() + patience_ns(held);
+	int error = 0;
+
+	do {
+		if (ptrace(PTRACE_INTERRUPT, held->tid, 0, 0))
+			return -errno;
+		error = held->stopped ? resume(held, PTRACE_CONT, status) : 0;
+		if (!error && tp_now_ns() > end_ns)
+			return -ETIMEDOUT;
+		if (!error)
+			error = tp_wait_stop(held, &status);
+	} while (!error && !is_event_stop(status));
+	return error;
+}
+
+static int seize_and_stop(struct tp_held *held)
+{
+	int error;
+
+	if (ptrace(PTRACE_SEIZE, held->tid, 0, PTRACE_O_TRACESYSGOOD)) {
+		error = -errno;
+		return error == -EPERM && need_not_stop(held->pid, held->tid) ? -ESRCH : error;
+	}
+	return run_to_event_stop(held, 0);
+}
+
 /** Seize held->tid and stop it. */
 int tp_stop_thread(struct tp_held *held)
 {
-	int status, error;
+	int error;
 
 	lift(held);
 	held->since_ns = tp_now_ns();
-	if (ptrace(PTRACE_SEIZE, held->tid, 0, PTRACE_O_TRACESYSGOOD))
-		return -errno;
-	if (ptrace(PTRACE_INTERRUPT, held->tid, 0, 0))
-		return -errno;
-	for (;;) {
-		error = tp_wait_stop(held, &status);
-		if (error || is_event_stop(status))
-			return error;
-		error = resume(held, PTRACE_CONT, status);
-		if (error)
-			return error;
-	}
+	error = seize_and_stop(held);
+	if (error)
+		drop(held);
+	return error;
 }
 
 /** A set of signals from the thread's status file, e.g. "SigPnd:"; 0 when unreadable. */
@@ -382,22 +436,34 @@ int64_t tp_remote_syscall(struct tp_held *held, uint64_t syscall_at, long nr, co
 	return error ? error : (int64_t)regs.rax;
 }
 
+/**
+ * Before the first borrowed call: does the held thread still run in the memory that @mem_fd was
+ * opened for? It may have executed another program since, and @syscall_at would be anything there.
+ * Returns 0 or -ESTALE.
+ */
+int tp_check_memory(const struct tp_held *held, int mem_fd, uint64_t syscall_at)
+{
+	static const uint8_t wanted[] = { 0x0f, 0x05 };
+	uint8_t behind_fd[sizeof(wanted)], of_thread[sizeof(wanted)];
+	struct iovec local = { of_thread, sizeof(of_thread) };
+	struct iovec remote = { (void *)syscall_at, sizeof(of_thread) };
+
+	if (pread(mem_fd, behind_fd, sizeof(behind_fd), (off_t)syscall_at) != sizeof(wanted) ||
+	    process_vm_readv(held->tid, &local, 1, &remote, 1, 0) != sizeof(wanted))
+		return -ESTALE;
+	return memcmp(behind_fd, wanted, sizeof(wanted)) ||
+			       memcmp(of_thread, wanted, sizeof(wanted)) ?
+		       -ESTALE :
+		       0;
+}
+
 /*
  * Back to a stop inside the kernel's signal path: registers restored there are looked at again for
  * an interrupted system call, so its restart is the kernel's own.
  */
 static int to_event_stop(struct tp_held *held)
 {
-	int status = 0, error;
-
-	if (ptrace(PTRACE_INTERRUPT, held->tid, 0, 0))
-		return -errno;
-	do {
-		error = resume(held, PTRACE_CONT, status);
-		if (!error)
-			error = tp_wait_stop(held, &status);
-	} while (!error && !is_event_stop(status));
-	return error;
+	return run_to_event_stop(held, 0);
 }
 
 /** Put everything back and let the thread run. */

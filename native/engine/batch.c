@@ -79,32 +79,53 @@ bool tp_tail_differs(const struct tp_poke *poke)
 	return !tp_same_rest(low, poke->old, poke->new_, poke->len);
 }
 
+/* What we cannot decode is one instruction: the caller says so. */
+static bool is_one(const struct tp_insn *insn, size_t len)
+{
+	return insn->length == 0 || insn->length == len;
+}
+
 /*
  * The site must be one instruction: a thread that sleeps at an interior one would wake in the
  * middle of the new bytes (kernel-lineage H9). Two exceptions need no proof about threads: the tail
  * stays as it is, or every mix of both tails is NOPs at every byte.
  */
-static bool tail_is_safe(const struct tp_poke *poke, const struct tp_insn *old)
+static bool any_mix_is_right(const struct tp_poke *poke)
 {
-	if (!tp_tail_differs(poke))
-		return true;
-	if (tp_is_nop_mix(poke->old, poke->len) && tp_is_nop_mix(poke->new_, poke->len))
-		return true;
-	return old->length == 0 || old->length == poke->len;
+	return !tp_tail_differs(poke) ||
+	       (tp_is_nop_mix(poke->old, poke->len) && tp_is_nop_mix(poke->new_, poke->len));
+}
+
+static int check_tail(const struct tp_batch *batch, const struct tp_poke *poke,
+		      const struct tp_insn *old, const struct tp_insn *new)
+{
+	/* A thread may stand inside of the new code when a failure takes it back. */
+	bool may_go_back = batch->all_or_nothing || batch->finish;
+
+	if (batch->mode == TP_MODE_STOP || any_mix_is_right(poke))
+		return 0;
+	if (batch->mode == TP_MODE_DIRECT)
+		return -TP_EDIRECT;
+	if (is_one(old, poke->len) && (is_one(new, poke->len) || !may_go_back))
+		return 0;
+	return -TP_EMULTI;
 }
 
 /* During the window old and new are both right; prefer what the site is turning into. */
-static int choose_emulation(struct tp_poke *poke, struct tp_insn old)
+static int choose_emulation(const struct tp_batch *batch, struct tp_poke *poke, struct tp_insn old)
 {
 	struct tp_insn new = tp_classify(poke->new_, poke->len, poke->addr);
 	const struct tp_insn *chosen = new.kind != TP_INSN_OTHER ? &new : &old;
 	const struct tp_insn handler = { .kind = TP_INSN_HANDLER };
 
-	if (!tail_is_safe(poke, &old))
-		return -TP_EMULTI;
+	int error = check_tail(batch, poke, &old, &new);
+
+	if (error)
+		return error;
 	if (poke->handler)
 		chosen = &handler;
-	if (chosen->kind == TP_INSN_OTHER || poke->old[0] == TP_INT3 || poke->new_[0] == TP_INT3)
+	if (poke->old[0] == TP_INT3 || poke->new_[0] == TP_INT3 ||
+	    (batch->mode == TP_MODE_INT3 && chosen->kind == TP_INSN_OTHER))
 		return -TP_EEMULATE;
 	poke->emulate = tp_pack_emulate(chosen);
 	poke->target = chosen->kind == TP_INSN_RET ? chosen->pops : chosen->target;
@@ -166,7 +187,7 @@ static bool is_known(struct cursor *cursor, const struct tp_poke *poke)
 	return true;
 }
 
-static int check_poke(struct cursor *cursor, struct tp_poke *poke)
+static int check_poke(const struct tp_batch *batch, struct cursor *cursor, struct tp_poke *poke)
 {
 	unsigned int null = poke->flags & (TP_POKE_NO_OLD | TP_POKE_NO_NEW);
 
@@ -187,7 +208,7 @@ static int check_poke(struct cursor *cursor, struct tp_poke *poke)
 		return -TP_EKNOWN;
 	if (!emulate_like(poke, cursor->last)) {
 		struct tp_insn old = classify_old(poke, cursor->last, &cursor->last_old);
-		int error = choose_emulation(poke, old);
+		int error = choose_emulation(batch, poke, old);
 
 		if (error)
 			return error;
@@ -226,8 +247,10 @@ int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
 		tp_sort_pokes(batch->pokes, batch->count);
 	if (engine->broken)
 		return tp_fail(batch, TP_PHASE_CHECK, -TP_EBROKEN, batch->count);
+	if ((unsigned int)batch->mode >= TP_MODES)
+		return tp_fail(batch, TP_PHASE_CHECK, -TP_EMODE, batch->count);
 	for (size_t i = 0; i < batch->count; i++) {
-		int error = check_poke(&cursor, &batch->pokes[i]);
+		int error = check_poke(batch, &cursor, &batch->pokes[i]);
 
 		if (error)
 			return tp_fail(batch, TP_PHASE_CHECK, error, i);

@@ -21,6 +21,7 @@
 
 /** How the engine reaches memory. Every call returns 0 (write: bytes written) or -errno. */
 struct tp_ops {
+	/* -ENXIO: (a part of) this memory is not mapped; what cannot be read otherwise is -EFAULT. */
 	int (*read)(void *ctx, uint64_t addr, void *buf, size_t len);
 	long (*write)(void *ctx, uint64_t addr, const void *buf, size_t len);
 	int (*sync)(void *ctx); /* every core has serialised since */
@@ -68,6 +69,7 @@ struct tp_batch {
 	int (*finish)(const struct tp_poke *poke, void *ctx);
 	void *finish_ctx;
 	bool all_or_nothing;
+	enum tp_mode mode;
 	bool tails_differ; /* filled by the check: the tail phase is needed */
 	bool must_learn;   /* likewise: the known table lacks a site's first bytes */
 	size_t skipped;	   /* likewise: records that are already there */
@@ -173,7 +175,7 @@ int tp_fail(struct tp_batch *batch, enum tp_phase phase, int code, size_t i);
 int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch);
 
 /* text.c */
-enum tp_edit { TP_EDIT_NONE, TP_EDIT_INT3, TP_EDIT_TAIL, TP_EDIT_FIRST };
+enum tp_edit { TP_EDIT_NONE, TP_EDIT_INT3, TP_EDIT_TAIL, TP_EDIT_FIRST, TP_EDIT_WHOLE };
 
 struct tp_pass {
 	enum tp_phase phase;

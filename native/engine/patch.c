@@ -8,6 +8,7 @@
 
 #define IS(state) (1u << (state))
 #define DRAIN_NS 100000000ull
+#define UNDO_ATTEMPTS 3
 
 /* Nothing has been written; pokes whose bytes are not as expected refuse the whole batch. */
 static const struct tp_pass verify = { .phase = TP_PHASE_VERIFY,
@@ -37,6 +38,18 @@ static const struct tp_pass restore_tails = { .phase = TP_PHASE_RECOVER,
 static const struct tp_pass restore_first = { .phase = TP_PHASE_RECOVER,
 					      .edit = TP_EDIT_FIRST,
 					      .from = IS(TP_SITE_INT3),
+					      .to = TP_SITE_RESTORED };
+
+/* Direct and stop mode: whole sites at once, and back. */
+static const struct tp_pass write_sites = { .phase = TP_PHASE_FIRST,
+					    .edit = TP_EDIT_WHOLE,
+					    .to_new = true,
+					    .call_finish = true,
+					    .from = IS(TP_SITE_PENDING) | IS(TP_SITE_SKIPPED),
+					    .to = TP_SITE_WRITTEN };
+static const struct tp_pass restore_sites = { .phase = TP_PHASE_RECOVER,
+					      .edit = TP_EDIT_WHOLE,
+					      .from = IS(TP_SITE_WRITTEN),
 					      .to = TP_SITE_RESTORED };
 
 static int sync_cores(struct tp_engine *engine, struct tp_batch *batch, enum tp_phase phase)
@@ -82,6 +95,12 @@ static int three_phases(struct tp_engine *engine, struct tp_batch *batch)
 	return error;
 }
 
+static int write_batch(struct tp_engine *engine, struct tp_batch *batch)
+{
+	return batch->mode == TP_MODE_INT3 ? three_phases(engine, batch) :
+					     run_phase(engine, batch, &write_sites);
+}
+
 /*
  * Old code back under the int3s that are left: per site tail first, sync, then first byte. Tails
  * are written whatever the site's state: a short write may have left a part of the new one.
@@ -116,6 +135,45 @@ static int take_back(struct tp_engine *engine, struct tp_batch *batch)
 	return tp_run_pass(engine, batch, &again);
 }
 
+/* What an undo has put back, it shall put back again: nobody may have seen that it did. */
+static void begin_again(struct tp_batch *batch)
+{
+	batch->outcome->code = 0;
+	for (size_t i = 0; i < batch->count; i++)
+		if (batch->pokes[i].outcome == TP_SITE_RESTORED)
+			batch->pokes[i].outcome = TP_SITE_WRITTEN;
+}
+
+/*
+ * The same where no int3 was written. No int3 stands before what an undo may leave half done, and
+ * the threads go on into it: so one that fails is tried again, all of it.
+ */
+static int take_back_whole(struct tp_engine *engine, struct tp_batch *batch)
+{
+	struct tp_pass back = restore_sites;
+	int error;
+
+	if (batch->all_or_nothing)
+		back.from |= IS(TP_SITE_DONE);
+	batch->outcome->rolled_back = batch->all_or_nothing && any_site_is(batch, IS(TP_SITE_DONE));
+	error = run_phase(engine, batch, &back);
+	for (int attempt = 1; error && attempt < UNDO_ATTEMPTS; attempt++) {
+		begin_again(batch);
+		error = run_phase(engine, batch, &back);
+	}
+	return error;
+}
+
+static int undo(struct tp_engine *engine, struct tp_batch *batch)
+{
+	int error;
+
+	if (batch->mode != TP_MODE_INT3)
+		return take_back_whole(engine, batch);
+	error = take_back(engine, batch);
+	return error ? error : restore(engine, batch);
+}
+
 /*
  * Undo after a failure, keeping the record of that failure. If this fails too, an int3 of ours may
  * be left: the descriptor then stays published for ever, so that it is handled, and the engine is
@@ -127,9 +185,7 @@ static void recover(struct tp_engine *engine, struct tp_batch *batch)
 	int error;
 
 	batch->outcome->code = 0;
-	error = take_back(engine, batch);
-	if (!error)
-		error = restore(engine, batch);
+	error = undo(engine, batch);
 	engine->broken = error != 0;
 	failure.recovered = !error;
 	failure.rolled_back = batch->outcome->rolled_back;
@@ -166,11 +222,12 @@ static bool has_old_tail(const struct tp_poke *poke)
 	return poke->outcome == TP_SITE_RESTORED || poke->outcome == TP_SITE_INT3;
 }
 
-static void commit_site(const struct tp_poke *poke, struct tp_known *entry)
+static void commit_site(const struct tp_poke *poke, struct tp_known *entry, enum tp_mode mode)
 {
 	const uint8_t *bytes = has_old_tail(poke) ? poke->old : poke->new_;
 
 	entry->written = 1;
+	entry->mode = (uint8_t)mode;
 	if (poke->len == entry->len && poke->outcome == TP_SITE_DONE) { /* nearly always */
 		__builtin_memcpy(entry->current, bytes, sizeof(entry->current));
 		entry->patched = !tp_same_prefix(bytes, entry->original, poke->len);
@@ -197,7 +254,7 @@ static void commit_known(struct tp_engine *engine, const struct tp_batch *batch)
 			continue;
 		while (entry->addr != poke->addr) /* the check has seen it there */
 			entry++;
-		commit_site(poke, entry);
+		commit_site(poke, entry, batch->mode);
 	}
 }
 
@@ -254,11 +311,13 @@ int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch)
 	if (batch->must_learn)
 		learn_first_bytes(engine, batch);
 	count_traps(engine, outcome, -1);
-	tp_publish(engine, batch);
-	error = three_phases(engine, batch);
+	if (batch->mode == TP_MODE_INT3)
+		tp_publish(engine, batch);
+	error = write_batch(engine, batch);
 	if (error)
 		recover(engine, batch);
-	retire(engine, batch);
+	if (batch->mode == TP_MODE_INT3)
+		retire(engine, batch);
 	commit_known(engine, batch);
 	count_traps(engine, outcome, 1);
 	outcome->total_ns = now(engine) - start;

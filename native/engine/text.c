@@ -20,6 +20,7 @@ struct window {
 	uint64_t write_end;
 };
 
+#define MOST_REMAPS 1000 /* of modules under one undo */
 #define IS_ONE_OF(poke, states) (1u << (poke)->outcome & (states))
 #define TRAPPED (1u << TP_SITE_INT3 | 1u << TP_SITE_TAIL)
 #define NEW_TAIL (1u << TP_SITE_TAIL | 1u << TP_SITE_WRITTEN | 1u << TP_SITE_DONE)
@@ -29,14 +30,20 @@ static bool selected(const struct tp_poke *poke, const struct tp_pass *pass)
 	return IS_ONE_OF(poke, pass->from & ~(1u << TP_SITE_SKIPPED));
 }
 
+static bool is_undo(const struct tp_pass *pass)
+{
+	return pass->phase == TP_PHASE_RECOVER || pass->phase == TP_PHASE_ROLLBACK;
+}
+
 /* Bytes [*from, *to) of the site are what this pass writes. */
 static void edit_range(const struct tp_poke *poke, const struct tp_pass *pass, size_t *from,
 		       size_t *to)
 {
 	bool any = pass->edit != TP_EDIT_NONE && poke->outcome != TP_SITE_SKIPPED;
+	bool to_the_end = pass->edit == TP_EDIT_TAIL || pass->edit == TP_EDIT_WHOLE;
 
 	*from = any && pass->edit == TP_EDIT_TAIL ? 1 : 0;
-	*to = !any ? 0 : pass->edit == TP_EDIT_TAIL ? poke->len : 1;
+	*to = !any ? 0 : to_the_end ? poke->len : 1;
 }
 
 /* What the site must hold now, by its state. */
@@ -142,6 +149,10 @@ static struct window next_window(const struct tp_engine *engine, const struct tp
 		window.write_start = window.start;
 		window.write_end = last->addr + 1;
 	}
+	if (pass->edit == TP_EDIT_WHOLE) {
+		window.write_start = window.start;
+		window.write_end = window.end;
+	}
 	return window;
 }
 
@@ -188,10 +199,12 @@ static int fail_different(struct tp_batch *batch, const struct tp_pass *pass, si
 }
 
 /* What is undone must hold our first byte; where a stranger has replaced it, nothing of ours is
- * left. */
-static bool is_still_ours(struct tp_batch *batch, struct tp_poke *poke, uint8_t found)
+ * left. An undo of whole sites may have been cut off before: old first byte, new tail. */
+static bool is_still_ours(struct tp_batch *batch, const struct tp_pass *pass, struct tp_poke *poke,
+			  uint8_t found)
 {
-	if (found == expected_byte(poke, 0))
+	if (found == expected_byte(poke, 0) ||
+	    (pass->edit == TP_EDIT_WHOLE && found == poke->old[0]))
 		return true;
 	poke->outcome = TP_SITE_RESTORED;
 	batch->outcome->conflicts++;
@@ -206,8 +219,8 @@ static void edit_site(const struct tp_poke *poke, const struct tp_pass *pass, ui
 		at[0] = TP_INT3;
 	else if (pass->edit == TP_EDIT_FIRST)
 		at[0] = bytes[0];
-	else if (pass->edit == TP_EDIT_TAIL)
-		for (size_t k = 1; k < poke->len; k++)
+	else if (pass->edit == TP_EDIT_TAIL || pass->edit == TP_EDIT_WHOLE)
+		for (size_t k = pass->edit == TP_EDIT_TAIL; k < poke->len; k++)
 			at[k] = bytes[k];
 }
 
@@ -216,8 +229,8 @@ static int prepare_site(struct tp_batch *batch, const struct tp_pass *pass, size
 {
 	struct tp_poke *poke = &batch->pokes[i];
 
-	if (pass->phase == TP_PHASE_RECOVER || pass->phase == TP_PHASE_ROLLBACK) {
-		if (!is_still_ours(batch, poke, found[0]))
+	if (is_undo(pass)) {
+		if (!is_still_ours(batch, pass, poke, found[0]))
 			return 0;
 	} else if (!holds_expected(poke, found)) {
 		return fail_different(batch, pass, i, found);
@@ -235,7 +248,9 @@ static int prepare_window(struct tp_engine *engine, struct tp_batch *batch,
 			  const struct tp_pass *pass, const struct window *window)
 {
 	uint8_t *copy = copy_of(engine->window, window->start, window->start);
-	bool by_word = pass->phase < TP_PHASE_RECOVER && pass->edit != TP_EDIT_TAIL;
+	bool by_word = pass->phase < TP_PHASE_RECOVER &&
+		       (pass->edit == TP_EDIT_INT3 || pass->edit == TP_EDIT_FIRST ||
+			pass->edit == TP_EDIT_NONE);
 	uint64_t held = 0;
 	uint32_t last_kind = ~0u;
 	uint8_t edited = 0;
@@ -287,8 +302,11 @@ static int advance_sites(struct tp_batch *batch, const struct tp_pass *pass,
 		last_kind = tp_kind(poke);
 		if (error) {
 			edit_range(poke, pass, &from, &to);
-			if (from < to && poke->addr + to > end)
+			if (from < to && poke->addr + to > end) {
+				if (pass->edit == TP_EDIT_WHOLE && poke->addr < end)
+					poke->outcome = TP_SITE_WRITTEN; /* in part */
 				break;
+			}
 		}
 		poke->outcome = pass->to;
 		done++;
@@ -307,7 +325,12 @@ static int read_back(struct tp_engine *engine, struct tp_batch *batch, const str
 	const uint8_t *found = copy_of(engine->readback, window->write_start, window->write_start);
 	size_t bytes = window->write_end - window->write_start;
 
-	if (read_window(engine, batch, window->write_start, window->write_end, engine->readback))
+	int error = read_window(engine, batch, window->write_start, window->write_end,
+				engine->readback);
+
+	if (error == -ENXIO && is_undo(pass))
+		return error;
+	if (error)
 		return tp_fail(batch, pass->phase, -EFAULT, window->blame);
 	if (same_words(found, wrote, bytes))
 		return 0;
@@ -368,6 +391,50 @@ static int finish_window(struct tp_batch *batch, const struct tp_pass *pass,
 	return 0;
 }
 
+/*
+ * An undo that cannot reach its sites, or finds others there: those whose first byte was unmapped
+ * meanwhile (dlclose), or is another module's by now, hold nothing of ours any more. Returns true
+ * when there were some: the others are to be tried again.
+ */
+static bool forget_gone(struct tp_engine *engine, struct tp_batch *batch,
+			const struct tp_pass *pass, const struct window *window)
+{
+	bool any = false;
+
+	for (size_t i = window->first; i < window->last; i++) {
+		struct tp_poke *poke = &batch->pokes[i];
+		int error;
+
+		if (!selected(poke, pass) &&
+		    (poke->outcome != pass->to || poke->outcome == TP_SITE_RESTORED))
+			continue;
+		error = read_window(engine, batch, poke->addr, poke->addr + 1, engine->readback);
+		if (error == -ENXIO)
+			poke->outcome = TP_SITE_RESTORED;
+		else if (error || is_still_ours(batch, pass, poke,
+						*copy_of(engine->readback, poke->addr, poke->addr)))
+			continue;
+		any = true;
+	}
+	return any;
+}
+
+/* Read, check, edit, write and read back one window. */
+static int run_window(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass,
+		      const struct window *window)
+{
+	int error = read_window(engine, batch, window->start, window->end, engine->window);
+
+	if (error == -ENXIO && is_undo(pass))
+		return error;
+	if (error)
+		return blame_unreadable(engine, batch, pass, window);
+	error = prepare_window(engine, batch, pass, window);
+	if (!error && pass->edit != TP_EDIT_NONE)
+		error = write_window(engine, batch, pass, window);
+	return error;
+}
+
 /** Take every site that @pass is for through it, window by window, in address order. */
 int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass)
 {
@@ -375,7 +442,7 @@ int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct t
 	bool nobody = pass->call_finish && !batch->finish;
 	struct tp_pass to_the_end = *pass;
 	struct window window = { 0 };
-	int error = 0;
+	int error = 0, again = 0;
 
 	if (nobody) {
 		to_the_end.to = TP_SITE_DONE;
@@ -385,14 +452,15 @@ int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct t
 	while (!error && window.last < batch->count) {
 		window = next_window(engine, batch, pass, window.last);
 		if (window.end) {
-			error = read_window(engine, batch, window.start, window.end,
-					    engine->window);
-			if (error)
-				return blame_unreadable(engine, batch, pass, &window);
-			error = prepare_window(engine, batch, pass, &window);
-			if (!error && pass->edit != TP_EDIT_NONE)
-				error = write_window(engine, batch, pass, &window);
-			if (pass->edit == TP_EDIT_INT3)
+			error = run_window(engine, batch, pass, &window);
+			if (error && is_undo(pass) && again++ < MOST_REMAPS &&
+			    (forget_gone(engine, batch, pass, &window) || error == -ENXIO)) {
+				batch->outcome->code = 0;
+				window.last = window.first;
+				error = 0;
+				continue;
+			}
+			if (pass->edit == TP_EDIT_INT3 || pass->edit == TP_EDIT_WHOLE)
 				batch->outcome->pages += window.pages;
 		}
 		if (!error && pass->call_finish && (!nobody || batch->skipped))

@@ -52,7 +52,7 @@ int64_t tp_remote_syscall(struct tp_held *held, uint64_t syscall_at, long nr, co
 int tp_release(struct tp_held *held);
 
 /* channel.c */
-int tp_send_fds(int tid, int remote_fd, int mem_fd, int status_fd, int stat_fd);
+int tp_send_fds(int tid, int remote_fd, const int fds[4]);
 int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
 	       int pid, int tid);
 
@@ -72,7 +72,33 @@ struct tp_leave {
 	uint64_t old_action; /* address of the saved struct sigaction in the target */
 	uint64_t scratch;    /* writable address of ours in the target */
 	int mem_fd;
+	const struct tp_known *known; /* what to put back first: sites that no agent can any more */
+	uint64_t known_count;
 	int unmap; /* 0: look only */
+};
+
+/** Run one command while every thread but the agent's is held. */
+struct tp_stop {
+	int pid;
+	int agent_tid;
+	struct tp_wire *wire;
+	uint32_t command;
+	int timeout_ms;
+	uint64_t args[4];
+	const uint64_t *sites; /* pairs start, end, sorted: nobody may be in their interior */
+	uint64_t site_count;
+	uint32_t all_nops;	/* a thread inside one of them may be moved to its end */
+	const uint64_t *stacks; /* pairs start, end of writable mappings, sorted */
+	uint64_t stack_count;
+};
+
+struct tp_stopped {
+	uint64_t threads;
+	uint64_t hold_ns;
+	int64_t inside_tid;
+	uint64_t inside_at;
+	int ran; /* the command was given; @result is its answer */
+	int result;
 };
 
 struct tp_left {
@@ -83,10 +109,12 @@ struct tp_left {
 	uint32_t busy_why; /* enum tp_busy */
 	uint32_t handler_restored;
 	uint64_t unmapped;
+	uint64_t put_back;
 };
 
 enum tp_busy { TP_BUSY_NO, TP_BUSY_RIP, TP_BUSY_SITE, TP_BUSY_PENDING, TP_BUSY_STACK };
 
+int tp_stop_and_run(const struct tp_stop *in, struct tp_stopped *out);
 int tp_leave(const struct tp_leave *in, struct tp_left *out);
 int tp_look_inside(int pid, const uint64_t *addresses, uint64_t count, const uint64_t *stacks,
 		   uint64_t stack_count, uint64_t site_bytes, uint8_t *inside);

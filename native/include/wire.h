@@ -22,6 +22,7 @@ enum {
 	TP_MAX_REGIONS = 256,
 	TP_EVENT_ENTRY = 1,
 	TP_LAP_MASK = 0xfff,
+	TP_HANDED_FDS = 4, /* mem, status, stat, task directory */
 };
 
 /* Names a program sees: the thread's comm, the memfd, the label of private mappings. */
@@ -103,15 +104,17 @@ struct tp_known {
 	uint8_t len;
 	uint8_t patched;
 	uint8_t written; /* ever; until then nothing but a batch's word says what its first bytes are */
-	uint8_t reserved[5];
+	uint8_t mode; /* enum tp_mode of the last batch: how it may be undone */
+	uint8_t reserved[4];
 };
 
 enum tp_command {
 	TP_CMD_NONE,
-	TP_CMD_FDS, /* take the files from the socket, or open them here; arg0 = 1: they were sent; arg1 = 1: the tool counts users as the target does */
+	TP_CMD_FDS, /* take the files from the socket, or open them here; arg0 = 1: they were sent; arg1 = 1: the tool counts users as the target does; arg2: the agent's thread id as the sent directory has it */
 	TP_CMD_MAP, /* map arg1 bytes of r-x memory at arg0, for pads and thunks */
 	TP_CMD_BATCH, /* run arg0 pokes of the request area; arg1 = enum tp_batch_flags; arg2 = is_handled, arg3 = finish */
-	TP_CMD_RESTORE, /* put every known site back */
+	TP_CMD_RESTORE, /* put every known site back; arg0 = strangers to leave out at most, arg1 = enum tp_mode, arg2 = TP_BATCH_ROOM or 0 */
+	TP_CMD_KEEP,	/* arg0: 1 = keep everything when the tool is gone, 0 = then turn it off */
 	TP_CMD_RECORD, /* arg0: 1 = thunks write events, 0 = they return at once; arg1 = events that may wait in a ring */
 	TP_CMD_QUIT, /* leave: the agent's thread ends, memory stays for the tool to unmap */
 };
@@ -119,6 +122,17 @@ enum tp_command {
 enum tp_batch_flags {
 	TP_BATCH_ALL_OR_NOTHING = 1 << 0,
 	TP_BATCH_ONE_BY_ONE = 1 << 1, /* for measurement: a protocol run a site */
+	TP_BATCH_ROOM = 1
+		<< 2, /* the caller answers for alternate stacks: they have room for a trap */
+	TP_BATCH_MODE_SHIFT = 8, /* enum tp_mode stands in the byte above */
+};
+
+/** How a batch is written. */
+enum tp_mode {
+	TP_MODE_INT3,	/* the protocol: int3, tails, first bytes; threads run on and may trap */
+	TP_MODE_DIRECT, /* one pass: only the first byte of a site changes, or NOPs become NOPs */
+	TP_MODE_STOP,	/* one pass: the caller holds every thread, and none is inside a site */
+	TP_MODES
 };
 
 enum tp_agent_state {
@@ -148,6 +162,11 @@ struct tp_image {
 	uint64_t request_bytes;
 	uint32_t tid_offset; /* of the thread id behind the fs base; 0: unknown */
 	uint32_t step;	     /* start-up steps that succeeded: names the one that failed */
+	/* in the image's file: the tool copies the thunk to where the sites can reach it */
+	uint64_t thunk_function;
+	uint64_t thunk_function_end; /* its last two words are addresses: gate, ring_claim */
+	uint64_t gate;
+	uint64_t ring_claim;
 	/* filled by the agent */
 	uint32_t state; /* enum tp_agent_state, a futex */
 	int32_t error;	/* -errno of a failed start */
@@ -165,8 +184,9 @@ struct tp_image {
 	uint64_t known_generation; /* odd while the table changes */
 	uint64_t restorer;
 	uint64_t handler;
-	uint64_t thunk_function;
 	uint64_t handler_installed;
+	uint32_t keep;		/* what is patched stays when the tool is gone */
+	uint32_t orphaned;	/* times that a tool was gone and the agent turned its probes off */
 	uint64_t inflight;	/* threads inside the trap handler, as last seen */
 	uint64_t old_action[4]; /* struct kernel_sigaction of whoever handled SIGTRAP before */
 	uint64_t region_count;

@@ -128,8 +128,8 @@ static int fake_read(void *ctx, uint64_t addr, void *buf, size_t len)
 	struct fake *fake = ctx;
 	struct fake_op *op = begin(fake, (struct fake_op){ FAKE_READ, addr, len, 0, NULL });
 
-	if (mapped(fake, addr, len) < len)
-		op->result = -EFAULT;
+	if (mapped(fake, addr, len) < len && !op->result)
+		op->result = -ENXIO;
 	if (!op->result)
 		memcpy(buf, (const void *)addr, len);
 	return (int)end(fake, op);
@@ -138,11 +138,12 @@ static int fake_read(void *ctx, uint64_t addr, void *buf, size_t len)
 static long fake_write(void *ctx, uint64_t addr, const void *buf, size_t len)
 {
 	struct fake *fake = ctx;
-	size_t room = mapped(fake, addr, len);
-	long most = len && !room ? -EIO : (long)room;
-	struct fake_op *op =
-		begin(fake, (struct fake_op){ FAKE_WRITE, addr, len, most, copy_of(buf, len) });
+	struct fake_op *op = begin(
+		fake, (struct fake_op){ FAKE_WRITE, addr, len, (long)len, copy_of(buf, len) });
+	long room = (long)mapped(fake, addr, len);
 
+	if (op->result > room)
+		op->result = room ? room : -EIO;
 	if (op->result > 0)
 		memcpy((void *)addr, buf, (size_t)op->result);
 	return end(fake, op);

@@ -332,6 +332,7 @@ TEST(seed_13_tail_pass_runs_when_any_one_byte_of_a_tail_differs)
 			CHECK_NOTE("byte %zu of %zu", at, len);
 			rig_open(&rig, 1);
 			rig_add(&rig, 32, len, old, new);
+			rig.batch.finish = NULL; /* or what follows RET here could be taken back */
 			CHECK_EQ(rig_run(&rig), 0);
 			CHECK_EQ(rig.outcome.syncs, at ? 3 : 2);
 			CHECK(rig_is_new(&rig, 0));

@@ -107,6 +107,97 @@ TEST(design_rollback_of_a_finished_site_runs_the_protocol_backwards)
 	rig_close(&rig);
 }
 
+static size_t unmap_at;
+
+static void unmap_second_page(struct fake *fake, const struct fake_op *op)
+{
+	(void)op;
+	if (fake->logged != unmap_at)
+		return;
+	fake->hole_start = fake_addr(fake, TP_PAGE_BYTES);
+	fake->hole_end = fake_addr(fake, 2 * TP_PAGE_BYTES);
+}
+
+/* A site whose memory has gone holds nothing of ours; every other one goes back. */
+static void check_undone_without_the_second_page(struct rig *rig)
+{
+	CHECK_EQ(rig->outcome.recovered, rig->outcome.phase != TP_PHASE_VERIFY);
+	for (size_t i = 0; i < rig->count; i++) {
+		uint64_t addr = rig->asked[i].addr;
+
+		if (addr >= rig->fake.hole_start && addr < rig->fake.hole_end)
+			continue;
+		CHECK_NOTE("unmapped after operation %zu, site %zu", unmap_at, i);
+		CHECK(rig_is_old(rig, i));
+	}
+}
+
+TEST(lineage_h15_module_unmapped_at_any_moment_does_not_break_the_engine)
+{
+	int failures = 0;
+
+	for (unmap_at = 1; unmap_at < 40; unmap_at++) {
+		struct rig rig;
+
+		CHECK_NOTE("unmapped after operation %zu", unmap_at);
+		rig_open(&rig, 3);
+		for (size_t page = 0; page < 3; page++) {
+			rig_nop5(&rig, page * TP_PAGE_BYTES + 16);
+			rig_flip(&rig, page * TP_PAGE_BYTES + 64);
+			rig_nop5(&rig, page * TP_PAGE_BYTES + 4000);
+		}
+		rig.batch.all_or_nothing = true;
+		rig.fake.after = unmap_second_page;
+		if (rig_run(&rig)) {
+			failures++;
+			check_undone_without_the_second_page(&rig);
+		}
+		CHECK(!rig.engine.broken && !rig.engine.active);
+		rig_close(&rig);
+	}
+	CHECK(failures > 6 && failures < 39); /* it comes too late for the rest */
+}
+
+/* Three pages read, three times three written, six finishes, two syncs before it. */
+#define LAST_SYNC 38
+static uint8_t fresh_page[TP_PAGE_BYTES];
+
+/* dlclose before an operation, dlopen of the same file behind it: its int3s are gone with it. */
+static void open_behind(struct fake *fake, const struct fake_op *op)
+{
+	(void)op;
+	if (fake->hole_start)
+		memcpy(fake->bytes + TP_PAGE_BYTES, fresh_page, TP_PAGE_BYTES);
+	fake->hole_start = fake->hole_end = 0;
+}
+
+TEST(lineage_h15_module_mapped_anew_in_an_undo_does_not_break_the_engine)
+{
+	size_t undone = 0;
+
+	for (unmap_at = LAST_SYNC + 1; !undone || unmap_at < undone; unmap_at++) {
+		struct rig rig;
+
+		CHECK_NOTE("mapped anew at operation %zu", unmap_at);
+		rig_open(&rig, 3);
+		for (size_t page = 0; page < 3; page++) {
+			rig_nop5(&rig, page * TP_PAGE_BYTES + 16);
+			rig_flip(&rig, page * TP_PAGE_BYTES + 64);
+		}
+		memcpy(fresh_page, rig.fake.bytes + TP_PAGE_BYTES, TP_PAGE_BYTES);
+		rig.batch.all_or_nothing = true;
+		fail_nth(&rig, FAKE_SYNC, 2, -EPERM); /* all is written: now undo it */
+		rig.fake.before = unmap_second_page;
+		rig.fake.after = open_behind;
+		CHECK_EQ(rig_run(&rig), -EPERM);
+		CHECK_EQ(rig.fake.log[LAST_SYNC].result, -EPERM);
+		CHECK(!rig.engine.broken && !rig.engine.active);
+		CHECK_EQ(rig_int3s(&rig), 0);
+		undone = rig.fake.logged;
+		rig_close(&rig);
+	}
+}
+
 TEST(seed_28_failed_recovery_closes_the_engine_and_keeps_the_descriptor)
 {
 	struct rig rig;

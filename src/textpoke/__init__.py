@@ -48,17 +48,21 @@ if TYPE_CHECKING:
     )
     from textpoke.bp import TextPokeIter, text_poke_bp, text_poke_bp_list
     from textpoke.capture import Capture
+    from textpoke.engine import Batch
     from textpoke.leave import DetachReport
     from textpoke.model import Module, Site, SiteKind
-    from textpoke.poke import Batch, Outcome, Poke
+    from textpoke.modes import Choice, Mode
+    from textpoke.poke import Outcome, Poke
     from textpoke.trace import Trace
     from textpoke.tracer import Target, attach, launch, this_process
 
 _HOME = {
     **dict.fromkeys(("TextPokeIter", "text_poke_bp", "text_poke_bp_list"), "bp"),
-    **dict.fromkeys(("Batch", "Outcome", "Poke"), "poke"),
+    **dict.fromkeys(("Choice", "Mode"), "modes"),
+    **dict.fromkeys(("Outcome", "Poke"), "poke"),
     **dict.fromkeys(("Module", "Site", "SiteKind"), "model"),
     **dict.fromkeys(("Target", "attach", "launch", "this_process"), "tracer"),
+    "Batch": "engine",
     "Capture": "capture",
     "DetachReport": "leave",
     "Trace": "trace",
@@ -80,7 +84,9 @@ __all__ = [
     "CaptureExists",
     "CaptureFormat",
     "CaptureWrite",
+    "Choice",
     "DetachReport",
+    "Mode",
     "Module",
     "ModuleUnavailable",
     "NoSites",

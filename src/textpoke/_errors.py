@@ -115,7 +115,7 @@ class UnsupportedTarget(TargetError):
     """The target is of a kind, or in a state, that cannot be patched.
 
     `reason` is a short id that programs can compare: "zombie", "kernel-thread", "32-bit",
-    "seccomp", "shadow-stack", "no-fsgsbase", "stopped", "sigtrap-blocked", "debugger", ...
+    "seccomp", "shadow-stack", "no-fsgsbase", "stopped", "sigtrap-blocked", "debugger", "vfork", ...
     """
 
     def __init__(self, pid: int, reason: str, detail: str = "") -> None:
@@ -297,4 +297,6 @@ class CaptureWrite(CaptureError, OSError):
 
 
 def _errno_text(errno: int) -> str:
+    if not 0 <= errno < 1 << 16:  # os.strerror would take no more than a C int
+        return f"error {errno}"
     return f"{os.strerror(errno)} ({_errno.errorcode.get(errno, errno)})"

@@ -16,11 +16,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from textpoke import target
+from textpoke import target, wire
 from textpoke._errors import (
     AgentFailed,
     AgentTimeout,
-    AgentVersion,
     AttachDenied,
     NoSuchTarget,
     TargetBusy,
@@ -35,16 +34,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from textpoke._native import Pointer
+    from textpoke.wire import Layout
 
 NAME = "textpoke"
-_MAGIC = int.from_bytes(b"TEXTPOKE", "little")
 _COMMAND_TIMEOUT_S = 30.0
+_SILENT_TIMEOUT_S = 1.0
+_ERROR_CODES = 1 << 16
+_MOST_BYTES = 1 << 30  # of one read
 _MASKING_S = 1.0  # a newborn may wait that long for a busy processor
-_MOST_MASKING_S = 5.0
+_STARTING_S = 1.0
+_LOCK_TIMEOUT_S = 5.0
 
 
 def error_text(code: int) -> str:
     """One clause for a positive errno or code of native/include/errors.def."""
+    if not 0 < code < _ERROR_CODES:  # a target that lies
+        return f"error {code}"
     text = lib.tp_error_text(code)
     return ffi.string(text).decode() if text else os.strerror(code)
 
@@ -83,6 +88,11 @@ class Agent:
     tid: int = 0
     timings: Timings = field(default_factory=Timings)
     held: Pointer | None = None
+    shared_fd: int = -1
+    runtimes: list[tuple[int, int]] | None = None  # text of libc and ld.so
+    masking: tuple[frozenset[tuple[str, int]], str] | None = None  # by mapped files: `masks`
+    layout: Layout | None = None
+    silent: bool = False
 
     @property
     def agent(self) -> Agent:
@@ -91,6 +101,8 @@ class Agent:
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes of the target's memory; raises TargetExited when it is gone."""
+        if not wire.is_range(address, size) or size > _MOST_BYTES:
+            raise AgentFailed(f"reading {size} bytes at {address:#x}", errno.EFAULT)
         try:
             data = os.pread(self.mem_fd, size, address)
         except OSError as exc:
@@ -100,12 +112,15 @@ class Agent:
             raise TargetExited(self.pid, "a read of its memory")
         return data
 
+    @property
+    def base(self) -> int:
+        """Where the agent's image begins."""
+        return self.image_at - load_image().head_offset
+
     def image(self) -> Pointer:
-        """A fresh copy of the head of the agent's image (struct tp_image)."""
-        head = ffi.new("struct tp_image *")
+        """A fresh copy of the head of the agent's image (struct tp_image), checked."""
         data = self.read(self.image_at, ffi.sizeof("struct tp_image"))
-        ffi.memmove(head, data, len(data))
-        return head
+        return wire.read_image(data, self.base)
 
     def require_alive(self, action: str) -> None:
         """Raise TargetExited when the process has ended, or the agent with it (exec)."""
@@ -119,16 +134,19 @@ class Agent:
             TargetExited: The process has ended.
             AgentTimeout: No answer within `timeout_s` seconds.
         """
+        if self.silent:  # it has had its time: whoever undoes things now must not wait again
+            timeout_s = min(timeout_s, _SILENT_TIMEOUT_S)
         values = ffi.new("uint64_t[4]", list(args))
         result: int = lib.tp_command(
             self.wire, command, values, int(timeout_s * 1000), self.pid, self.tid
         )
+        self.silent = result == -errno.ETIMEDOUT
         if result == -errno.ESRCH:
             self.require_alive("a command to the agent")
         if result == -errno.ETIMEDOUT:
             self.require_alive("a command to the agent")
             raise AgentTimeout(f"command {command}", timeout_s)
-        return result
+        return checked_answer(result)
 
     def require(self, action: str, command: int, *args: int) -> int:
         """Like `command`, but raises AgentFailed naming `action` for a negative result."""
@@ -160,6 +178,10 @@ class Agent:
         """Let thunks write events, or return at once; `waiting` events may wait in a ring."""
         self.require("switching the rings", lib.TP_CMD_RECORD, int(on), waiting)
 
+    def keep(self, *, on: bool) -> None:
+        """Whether what is patched stays when this tool is gone; else the agent turns it off."""
+        self.require("telling the agent what to keep", lib.TP_CMD_KEEP, int(on))
+
     def release(self) -> None:
         """Let a launched program run on; nothing to do for an attached one."""
         if self.held is not None:
@@ -175,10 +197,17 @@ class Agent:
             with contextlib.suppress(BufferError):  # a ring reader may still hold a view
                 self.shared.close()
             self.shared = None
-        for fd in (self.mem_fd, self.pidfd, self.lock_fd):
+        for fd in (self.mem_fd, self.pidfd, self.lock_fd, self.shared_fd):
             if fd >= 0:
                 os.close(fd)
-        self.mem_fd = self.pidfd = self.lock_fd = -1
+        self.mem_fd = self.pidfd = self.lock_fd = self.shared_fd = -1
+
+
+def checked_answer(result: int) -> int:
+    """A command's result; raises AgentFailed for one that no agent of ours gives."""
+    if result <= -_ERROR_CODES:
+        raise wire.overwritten("answer")
+    return result
 
 
 def has_ended(pidfd: int) -> bool:
@@ -193,32 +222,58 @@ def has_ended(pidfd: int) -> bool:
 def find_agent(pid: int) -> AgentInfo | None:
     """The agent in process `pid`, or None. The caller closes `shared_fd` when it is not -1.
 
-    An agent is a thread named "textpoke" that holds a memfd of that name.
+    An agent is a thread named "textpoke" that holds a memfd of that name. One that a killed tool
+    has just started is given the time to come up.
     """
-    for thread in target.read_threads(pid):
-        if thread.name != NAME:
-            continue
-        shared_fd = open_shared(pid, thread.tid)
-        if shared_fd >= 0:
-            header = os.pread(shared_fd, ffi.sizeof("struct tp_wire"), 0)
-            base = _field(header, "image_base")
-            return AgentInfo(pid, thread.tid, shared_fd, base)
-    return None
+    deadline = time.monotonic() + _STARTING_S
+    while True:
+        named = [t.tid for t in target.read_threads(pid) if t.name == NAME and t.tid != pid]
+        for tid in named:
+            info = _agent_at(pid, tid)
+            if info is not None:
+                return info
+        if not named or time.monotonic() > deadline:
+            return None
+        time.sleep(0.002)
+
+
+def _agent_at(pid: int, tid: int) -> AgentInfo | None:
+    shared_fd = open_shared(pid, tid)
+    if shared_fd < 0:
+        return None
+    header = os.pread(shared_fd, ffi.sizeof("struct tp_wire"), 0)
+    if _field(header, "magic") != wire.MAGIC:
+        os.close(shared_fd)
+        return None
+    return AgentInfo(pid, tid, shared_fd, _field(header, "image_base"))
 
 
 def find_remains(agent: Agent) -> bool:
-    """Look for an agent whose thread has ended but whose pages are there; sets `agent.image_at`.
+    """Look for an agent whose thread is gone but whose pages are there; sets `agent.image_at`.
 
-    So it is after a tool was killed between the agent's last command and the unmapping, or after
-    a detach that could not unmap.
+    So it is after a tool was killed between the agent's last command and the unmapping, after a
+    detach that could not unmap, and in a child that a patched program has forked.
     """
     for mapping in target.read_maps(agent.pid):
-        if mapping.path.startswith(f"/memfd:{NAME}"):
-            header = agent.read(mapping.start, ffi.sizeof("struct tp_wire"))
-            agent.image_at = _field(header, "image_base") + load_image().head_offset
-            head = agent.image()
-            return bool(head.magic == _MAGIC and head.version == lib.TP_WIRE_VERSION)
+        # The writable part of the image begins with its head: the page behind the code.
+        if mapping.perms == "rw-p" and mapping.path in ("", f"[anon:{NAME}]"):
+            agent.image_at = mapping.start
+            head = _image_head(agent)
+            if head is not None:
+                return True
+    agent.image_at = 0
     return False
+
+
+def _image_head(agent: Agent) -> Pointer | None:
+    try:
+        start = os.pread(agent.mem_fd, 8, agent.image_at)
+        if int.from_bytes(start, "little") != wire.MAGIC:
+            return None
+        head = agent.image()
+    except (OSError, AgentFailed):  # not ours, or overwritten
+        return None
+    return head if head.version == lib.TP_WIRE_VERSION else None
 
 
 def open_shared(pid: int, tid: int) -> int:
@@ -232,9 +287,9 @@ def open_shared(pid: int, tid: int) -> int:
 
 
 def _field(header: bytes, name: str) -> int:
-    wire = ffi.new("struct tp_wire *")
-    ffi.memmove(wire, header, min(len(header), ffi.sizeof("struct tp_wire")))
-    return int(getattr(wire, name))
+    raw = ffi.new("struct tp_wire *")
+    ffi.memmove(raw, header, min(len(header), ffi.sizeof("struct tp_wire")))
+    return int(getattr(raw, name))
 
 
 def open_target(pid: int) -> Agent:
@@ -335,46 +390,46 @@ def connect_to_look(pid: int) -> Agent | None:
 
 
 def connect(agent: Agent, tid: int, shared_fd: int, image_base: int) -> None:
-    """Map what the agent shares and check its layout; closes `shared_fd`.
+    """Map what the agent shares and check its layout; `shared_fd` is the connection's from now on.
+
+    A connection that holds the target's lock locks the shared object too: by that the agent sees
+    that its tool is alive, wherever their pid namespaces are.
 
     Raises:
+        AgentTimeout: The lock is not free: something in the target holds it.
         AgentVersion: Another textpoke's agent.
         AgentFailed: The layout makes no sense.
     """
-    try:
-        seals = fcntl.fcntl(shared_fd, fcntl.F_GET_SEALS)
-        size = os.fstat(shared_fd).st_size
-        if not seals & fcntl.F_SEAL_SHRINK or size < lib.TP_PAGE_BYTES:
-            raise AgentFailed("checking the shared memory object", errno.EBADMSG)
-        agent.shared = mmap.mmap(shared_fd, size)
-    finally:
-        os.close(shared_fd)
+    agent.shared_fd = shared_fd
+    seals = fcntl.fcntl(shared_fd, fcntl.F_GET_SEALS)
+    size = os.fstat(shared_fd).st_size
+    if not seals & fcntl.F_SEAL_SHRINK or size < lib.TP_PAGE_BYTES:
+        raise AgentFailed("checking the shared memory object", errno.EBADMSG)
+    if agent.lock_fd >= 0:
+        _lock_shared(shared_fd)
+    agent.shared = mmap.mmap(shared_fd, size)
     agent.tid = tid
     agent.wire = ffi.cast(
         "struct tp_wire *", ffi.from_buffer("char[]", agent.shared, require_writable=True)
     )
     agent.image_at = image_base + load_image().head_offset
-    _check_wire(agent.wire, size)
+    agent.layout = wire.read_layout(agent.shared[: ffi.sizeof("struct tp_wire")], size)
 
 
-def _check_wire(wire: Pointer, size: int) -> None:
-    if wire.version != lib.TP_WIRE_VERSION:
-        raise AgentVersion(wire.version, lib.TP_WIRE_VERSION)
-    stride = lib.TP_PAGE_BYTES + wire.ring_bytes
-    whole = lib.TP_PAGE_BYTES + wire.request_bytes + stride * wire.ring_count
-    sane = (
-        wire.magic == _MAGIC
-        and wire.header_bytes == ffi.sizeof("struct tp_wire")
-        and wire.request_offset == lib.TP_PAGE_BYTES
-        and wire.ring_offset == lib.TP_PAGE_BYTES + wire.request_bytes
-        and wire.ring_stride == stride
-        and whole == size
-    )
-    if not sane:
-        raise AgentFailed("checking the shared memory object", errno.EBADMSG)
+def _lock_shared(shared_fd: int) -> None:
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(shared_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:  # the agent holds it while it undoes a dead tool's work
+            if time.monotonic() > deadline:
+                raise AgentTimeout("lock of the shared memory object", _LOCK_TIMEOUT_S) from exc
+            time.sleep(0.002)
+        else:
+            return
 
 
-def outlast_masking(check: Callable[[], None]) -> None:
+def outlast_masking(check: Callable[[], None], *, patience_s: float = _MASKING_S) -> None:
     """Run `check` again for a while if it finds SIGTRAP blocked.
 
     libcs block all signals for a moment in every thread that is born (pitfalls 3); only a thread
@@ -390,7 +445,7 @@ def outlast_masking(check: Callable[[], None]) -> None:
             now = time.monotonic()
             if exc.detail != blamed:
                 blamed, since = exc.detail, now
-            patience = _MASKING_S if now - start < _MOST_MASKING_S else 0.0
+            patience = patience_s if now - start < 5 * patience_s else 0.0
             if exc.reason != "sigtrap-blocked" or now - since > patience:
                 raise
             time.sleep(0.002)

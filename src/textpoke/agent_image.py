@@ -8,6 +8,8 @@ import os
 import struct
 from dataclasses import dataclass
 
+from textpoke._native import ffi
+
 _PT_LOAD, _PT_DYNAMIC = 1, 2
 _PF_W = 2
 _DT_RELA, _DT_RELASZ = 7, 8
@@ -31,6 +33,17 @@ class AgentImage:
     head_offset: int
     entry_offset: int
     relocations: tuple[tuple[int, int], ...]
+
+    def thunk(self, base: int) -> bytes:
+        """The code that patched sites call, good at any address, for an image at `base`."""
+        start, end = self._pointer("thunk_function"), self._pointer("thunk_function_end")
+        addresses = (base + self._pointer(name) for name in ("gate", "ring_claim"))
+        return self.data[start : end - 16] + struct.pack("<2Q", *addresses)
+
+    def _pointer(self, field: str) -> int:
+        """What a field of struct tp_image points to, relative to the base."""
+        at = self.head_offset + ffi.offsetof("struct tp_image", field)
+        return dict(self.relocations)[at]
 
 
 def image_path() -> str:

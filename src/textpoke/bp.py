@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from textpoke._errors import BatchFailed, BatchRefused
-from textpoke.poke import Outcome, Poke, Request, run_request, site_outcomes
+from textpoke.engine import run_request, site_outcomes
+from textpoke.poke import Outcome, Poke, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -100,7 +101,13 @@ def text_poke_bp_list(target: HasAgent, iterator: TextPokeIter[T]) -> Outcome:
     pokes = [_poke(iterator, record) for record in records]
     request = Request.of(pokes)
     try:
-        outcome = run_request(agent, request, all_or_nothing=False, is_handled=iterator.is_handled)
+        outcome = run_request(
+            agent,
+            request,
+            one_mode=True,  # the outcome of every site is read afterwards
+            all_or_nothing=False,
+            is_handled=iterator.is_handled,
+        )
     except BatchFailed as exc:
         iterator.fail_count, iterator.fail_addr = exc.fail_count, exc.fail_addr
         _finish(iterator, records, site_outcomes(agent, request))

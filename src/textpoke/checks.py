@@ -24,6 +24,7 @@ _SYS_MEMBARRIER = 324
 _MEMBARRIER_SYNC_CORE = 1 << 5 | 1 << 6  # PRIVATE_EXPEDITED_SYNC_CORE and its registration
 _OLDEST_KERNEL = (5, 11)
 _SECCOMP_MODES = {1: "strict", 2: "filter"}
+_NO_INT3 = "sites are written without int3 (direct or stop mode)"
 _RUN_UNDER_US = "start it with: textpoke record -- CMD"
 
 
@@ -92,6 +93,17 @@ def require_attachable(pid: int, *, held: bool = False) -> None:
     raise UnsupportedTarget(pid, _REASONS[first], _text(failed[0]))
 
 
+def require_own_memory(pid: int) -> None:
+    """Raise UnsupportedTarget ("vfork") for a process that runs in its parent's memory.
+
+    Raises:
+        NoSuchTarget: No process has this pid.
+    """
+    verdict = _own_memory(_read_facts(pid))
+    if not verdict.ok:
+        raise UnsupportedTarget(pid, _REASONS["own memory"], f"{verdict.value}; {verdict.cure}")
+
+
 def _text(finding: Finding) -> str:
     return f"{finding.value}; {finding.cure}" if finding.cure else finding.value
 
@@ -156,6 +168,15 @@ def _wide(facts: _Facts) -> _Verdict | None:
         f"ELF class {head[4:5].hex()}, machine {machine}",
         "only 64-bit x86 programs can be traced",
     )
+
+
+def _own_memory(facts: _Facts) -> _Verdict:
+    parent = int(facts.status.get("PPid", "0"))
+    if not parent or not proc.shares_memory(facts.pid, parent):
+        return _Verdict(True, "yes")
+    # Its text is the parent's: what we would patch, or take out, is in use there.
+    value = f"it runs in the memory of its parent, pid {parent} (vfork)"
+    return _Verdict(False, value, f"wait until it has executed its program, or use -p {parent}")
 
 
 def _permission(facts: _Facts) -> _Verdict:
@@ -237,9 +258,12 @@ def _shadow_stack(facts: _Facts) -> _Verdict:
 
 def _fsgsbase(facts: _Facts) -> _Verdict | None:
     try:
-        hwcap2 = proc.read_auxv(facts.pid).get(proc.AT_HWCAP2, 0)
+        vector = proc.read_auxv(facts.pid)
     except AttachDenied:
         return None
+    if not vector:  # it is executing another program, or ending
+        return None
+    hwcap2 = vector.get(proc.AT_HWCAP2, 0)
     ok = bool(hwcap2 & _HWCAP2_FSGSBASE)
     cure = "needs a CPU with FSGSBASE and Linux 5.9, booted without nofsgsbase"
     return _Verdict(ok, f"AT_HWCAP2 is {hwcap2:#x}", "" if ok else cure)
@@ -247,15 +271,13 @@ def _fsgsbase(facts: _Facts) -> _Verdict | None:
 
 def _sigtrap_blocked(facts: _Facts) -> _Verdict:
     blocked = [thread for thread in facts.threads if thread.sig_blocked & _SIGTRAP_BIT]
-    cure = "the kernel would kill the process at a patched site; unblock SIGTRAP there"
-    return _none_of(blocked, "in no thread", "in {}", cure)
+    value = f"in {_threads_text(blocked)}: {_NO_INT3}" if blocked else "in no thread"
+    return _Verdict(True, value)
 
 
 def _sigtrap_ignored(facts: _Facts) -> _Verdict:
-    if int(facts.status.get("SigIgn", "0"), 16) & _SIGTRAP_BIT:
-        cure = "start it with SIGTRAP at its default (sh: trap - TRAP)"
-        return _Verdict(False, f"SigIgn is {facts.status['SigIgn']}", cure)
-    return _Verdict(True, "no")
+    ignored = int(facts.status.get("SigIgn", "0"), 16) & _SIGTRAP_BIT
+    return _Verdict(True, f"yes: {_NO_INT3}" if ignored else "no")
 
 
 def _membarrier(_: _Facts) -> _Verdict:
@@ -289,13 +311,14 @@ _CHECKS: tuple[tuple[str, str, Callable[[_Facts], _Verdict | None]], ...] = (
     ("64-bit", "32-bit", _wide),
     ("permission", "", _permission),
     ("yama", "", _yama),
+    ("own memory", "vfork", _own_memory),
     ("debugger", "debugger", _debugger),
     ("running", "stopped", _running),
     ("seccomp", "seccomp", _seccomp),
     ("shadow stack", "shadow-stack", _shadow_stack),
     ("fsgsbase", "no-fsgsbase", _fsgsbase),
-    ("SIGTRAP blocked", "sigtrap-blocked", _sigtrap_blocked),
-    ("SIGTRAP ignored", "sigtrap-ignored", _sigtrap_ignored),
+    ("SIGTRAP blocked", "", _sigtrap_blocked),
+    ("SIGTRAP ignored", "", _sigtrap_ignored),
     ("membarrier", "no-membarrier", _membarrier),
     ("kernel", "", _kernel),
     ("agent", "", _agent),
@@ -304,4 +327,4 @@ _REASONS = {name: reason for name, reason, _ in _CHECKS}
 _DECISIVE = frozenset(("alive", "whole process", "user program"))
 _DENIALS = frozenset(("permission", "yama"))
 _NOT_FATAL = frozenset(("kernel", "agent"))
-_OUR_HOLD = frozenset(("debugger", "running", "SIGTRAP blocked"))
+_OUR_HOLD = frozenset(("debugger", "running"))

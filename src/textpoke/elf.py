@@ -10,7 +10,8 @@ file, so a damaged file raises BadElf and nothing else.
 from __future__ import annotations
 
 import functools
-import mmap
+import os
+import stat
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,6 +37,15 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 _RELA = struct.Struct("<QQq")
 _NOTE = struct.Struct("<III")
 _PN_XNUM = _SHN_XINDEX = 0xFFFF
+# A file may say that one table lies in it a million times, or be a hole of a terabyte. Honest ones
+# stay far below: the largest programs have 1 GiB with all their debug information.
+_MOST_BYTES = 1 << 30
+_MOST_BYTES_TOGETHER = 4 << 30
+_MOST_TIMES = 8
+_MOST_SECTIONS = 1 << 16
+_LONGEST_SECTION_NAME = 256
+MOST_ROWS = 1 << 23
+"""Rows of one table: symbols, relocations, functions. Chromium has two million functions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +77,21 @@ class Image:
     """An x86-64 ELF file, or the first bytes of one.
 
     Args:
-        data: The file's bytes; they are not copied.
+        data: The bytes, or the descriptor of a regular file; it stays the caller's. A file is read
+            and never mapped: who owns it may cut it off at any time, and a mapping would then
+            raise SIGBUS.
         path: Used in messages only.
 
     Raises:
         BadElf: The bytes are not an x86-64 ELF image, or a header points outside of them.
     """
 
-    def __init__(self, data: bytes | mmap.mmap, path: str = "") -> None:
-        self.data = data
+    def __init__(self, data: bytes | int, path: str = "") -> None:
+        self._data = data
+        self._owned_fd = -1
         self.path = path
-        self.size = len(data)
+        self.size = os.fstat(data).st_size if isinstance(data, int) else len(data)
+        self._left = min(_MOST_TIMES * self.size + (1 << 20), _MOST_BYTES_TOGETHER)
         ident, self.type, machine, *_ = header = _HEADER.unpack(self.bytes_at(0, _HEADER.size))
         if ident[:4] != b"\x7fELF":
             raise BadElf(path, 0, "not an ELF file")
@@ -89,29 +103,36 @@ class Image:
 
     @classmethod
     def open(cls, path: str) -> Image:
-        """Map the file at `path`.
+        """Open the file at `path`.
 
         Raises:
             ModuleUnavailable: The file cannot be opened.
             BadElf: As for the constructor.
         """
         try:
-            with open(path, "rb") as file:
-                data = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-        except ValueError:
-            raise BadElf(path, 0, "the file is empty") from None
-        except OSError as exc:
-            raise ModuleUnavailable(path, f"cannot be read: {exc.strerror}") from exc
+            # Not waiting for a FIFO that has taken the file's place.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except (OSError, ValueError) as exc:
+            why = exc.strerror if isinstance(exc, OSError) else str(exc)
+            raise ModuleUnavailable(path, f"cannot be read: {why}") from exc
         try:
-            return cls(data, path)
-        except BadElf:
-            data.close()
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise ModuleUnavailable(path, "cannot be read: a directory, device or pipe")
+            if not status.st_size:
+                raise BadElf(path, 0, "the file is empty")
+            image = cls(fd, path)
+        except BaseException:
+            os.close(fd)
             raise
+        image._owned_fd = fd
+        return image
 
     def close(self) -> None:
-        """Unmap the file; the image is not usable afterwards."""
-        if isinstance(self.data, mmap.mmap):
-            self.data.close()
+        """Close the file; the image is not usable afterwards."""
+        fd, self._owned_fd = self._owned_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -121,10 +142,29 @@ class Image:
 
     def bytes_at(self, offset: int, size: int) -> bytes:
         """Return `size` bytes from a file offset; BadElf when they are not all there."""
-        end = offset + size
-        if end > self.size:
+        if offset + size > self.size:
             raise BadElf(self.path, offset, f"{size} bytes wanted, the file has {self.size}")
-        return self.data[offset:end]
+        self._left -= size
+        if size > _MOST_BYTES or self._left < 0:
+            raise BadElf(self.path, offset, f"{size} bytes are more than a program needs")
+        if not isinstance(self._data, int):
+            return self._data[offset : offset + size]
+        try:
+            data = os.pread(self._data, size, offset)
+        except (OSError, OverflowError) as exc:
+            raise BadElf(self.path, offset, f"cannot be read: {exc}") from None
+        if len(data) != size:
+            raise BadElf(self.path, offset, "the file became shorter while it was read")
+        return data
+
+    @functools.cached_property
+    def code(self) -> tuple[tuple[int, bytes], ...]:
+        """ELF address and bytes of every executable segment, as far as the file has them."""
+        return tuple(
+            (load.vaddr, self.bytes_at(load.offset, min(load.file_size, self.size - load.offset)))
+            for load in self.loads
+            if load.flags & PF_X and load.offset < self.size
+        )
 
     def offset_of(self, vaddr: int) -> int:
         """Return the file offset of an ELF virtual address, -1 when no loaded byte is there."""
@@ -142,6 +182,8 @@ class Image:
         if entry_size != _SECTION.size:
             raise BadElf(self.path, offset, f"section headers of {entry_size} bytes")
         first = _SECTION.unpack(self.bytes_at(offset, _SECTION.size))
+        if (count or first[5]) > _MOST_SECTIONS:
+            raise BadElf(self.path, offset, f"{count or first[5]} sections")
         rows = self.bytes_at(offset, (count or first[5]) * _SECTION.size)
         fields = list(_SECTION.iter_unpack(rows))
         names = first[6] if strings == _SHN_XINDEX else strings
@@ -149,7 +191,10 @@ class Image:
             raise BadElf(self.path, offset, f"no section {names} to hold the section names")
         text = self.bytes_at(fields[names][4], fields[names][5])
         return tuple(
-            Section(string_at(text, f[0]), f[1], f[2], f[3], f[4], f[5], f[6]) for f in fields
+            Section(
+                string_at(text, f[0], _LONGEST_SECTION_NAME), f[1], f[2], f[3], f[4], f[5], f[6]
+            )
+            for f in fields
         )
 
     def contents(self, section: Section) -> bytes:
@@ -166,16 +211,26 @@ class Image:
             raise BadElf(self.path, offset, f"program headers of {entry_size} bytes")
         if count == _PN_XNUM:
             count = _SECTION.unpack(self.bytes_at(self._header[6], _SECTION.size))[7]
+            if count > _MOST_SECTIONS:
+                raise BadElf(self.path, offset, f"{count} program headers")
         rows = self.bytes_at(offset, count * _SEGMENT.size)
         return tuple(
             Segment(f[0], f[1], f[2], f[3], f[5], f[6]) for f in _SEGMENT.iter_unpack(rows)
         )
 
 
-def string_at(table: bytes, offset: int) -> str:
-    """Return the zero-terminated string at `offset`; odd bytes come out as backslash escapes."""
-    end = table.find(b"\0", offset)
-    return table[offset : end if end >= 0 else None].decode("utf-8", "backslashreplace")
+def string_at(table: bytes, offset: int, most: int) -> str:
+    """Return the zero-terminated string at `offset`, at most `most` bytes of it.
+
+    Odd bytes come out as backslash escapes.
+    """
+    return table[offset : offset + most].partition(b"\0")[0].decode("utf-8", "backslashreplace")
+
+
+def require_rows(image: Image, count: int, what: str) -> None:
+    """Raise BadElf for a table with more rows than a program has."""
+    if count > MOST_ROWS:
+        raise BadElf(image.path, 0, f"{count} {what}")
 
 
 def pointers(image: Image, name: str) -> list[int]:
@@ -191,6 +246,7 @@ def pointers(image: Image, name: str) -> list[int]:
             continue
         content = image.contents(section)
         count = len(content) // 8
+        require_rows(image, len(found) + count, "places to patch")
         values = struct.unpack_from(f"<{count}Q", content)
         addends = _relative_relocations(image, section.vaddr, section.vaddr + count * 8)
         if addends:
@@ -207,6 +263,7 @@ def _relative_relocations(image: Image, start: int, end: int) -> dict[int, int]:
         if section.type != SHT_RELA or not section.flags & SHF_ALLOC:
             continue
         content = image.contents(section)
+        require_rows(image, len(content) // _RELA.size, "relocations")
         rows = _RELA.iter_unpack(content[: len(content) // _RELA.size * _RELA.size])
         addends |= {
             slot: addend

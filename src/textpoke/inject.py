@@ -14,6 +14,8 @@ from textpoke._errors import (
     AgentFailed,
     AgentTimeout,
     AttachDenied,
+    NoSuchTarget,
+    TargetError,
     TargetExited,
     TextpokeError,
 )
@@ -43,6 +45,7 @@ _START_TIMEOUT_S = 5.0
 _RETRIES = 20
 _FUTEX = 202
 # read, poll, select, pause, nanosleep, accept, wait4, waitid, clock_nanosleep, accept4
+_WRITES = frozenset((1, 18, 20, 40, 44, 46, 275, 296))  # write, send, splice and their kin
 _RESTARTED = frozenset((0, 7, 23, 34, 35, 43, 61, 247, 230, 288))
 
 
@@ -76,10 +79,24 @@ def load(
                 _hand_over_files(agent)
             return agent
         _load(agent, ring_bytes, rings)
-    except BaseException:
+    except TargetError:
         agent.close()
         raise
+    except BaseException as exc:
+        # What a dying process no longer has is no failure of ours, whatever it was.
+        gone = isinstance(exc, (AgentFailed, OSError)) and _has_gone(agent)
+        agent.close()
+        if gone:
+            raise TargetExited(pid, "attach") from exc
+        raise
     return agent
+
+
+def _has_gone(agent: Agent) -> bool:
+    # A process that ends loses its memory first; its pidfd tells later.
+    with contextlib.suppress(NoSuchTarget):
+        return has_ended(agent.pidfd) or not target.read_maps(agent.pid)
+    return True
 
 
 def _load(agent: Agent, ring_bytes: int, rings: int) -> None:
@@ -153,7 +170,11 @@ def _inject_remote(agent: Agent, request: Pointer, out: Pointer) -> None:
     error = -errno.EAGAIN
     for attempt in range(_RETRIES):
         for thread in borrow_order(agent.pid):
-            request.local_tid = _local_tid(agent.pid, thread.tid)
+            try:
+                request.local_tid = _local_tid(agent.pid, thread.tid)
+            except OSError:  # it has ended since we saw it; another one will do
+                error = -errno.ESRCH
+                continue
             error = lib.tp_inject_thread(agent.pid, thread.tid, request, out)
             if error not in (-errno.EAGAIN, -errno.ESRCH):
                 _check_injection(agent, error)
@@ -167,6 +188,8 @@ def _check_injection(agent: Agent, error: int) -> None:
         return
     if has_ended(agent.pidfd) or error == -errno.ESRCH:
         raise TargetExited(agent.pid, "attach")
+    if error == -errno.ESTALE:
+        raise TargetExited(agent.pid, "attach: it has executed another program")
     if error in (-errno.EPERM, -errno.EACCES):
         raise AttachDenied(agent.pid, [f"ptrace: {os.strerror(-error)}"])
     if error == -errno.ETIMEDOUT:
@@ -190,6 +213,8 @@ def borrow_order(pid: int) -> list[Thread]:
         if word == "running":
             return 1
         number = int(word)
+        if number in _WRITES:  # cut short by any stop, and few programs expect that
+            return 4
         return 0 if number == _FUTEX else 2 if number in _RESTARTED else 3
 
     threads = [t for t in target.read_threads(pid) if t.name != NAME and t.state in "RS"]
@@ -223,19 +248,25 @@ def target_tid(pid: int, tid: int) -> int:
     """The agent's thread id as this tool sees it; `tid` is what clone gave inside the target."""
     if os.path.exists(f"/proc/{pid}/task/{tid}"):
         return tid
-    return next((t.tid for t in target.read_threads(pid) if t.name == NAME), tid)
+    named = [t.tid for t in target.read_threads(pid) if t.name == NAME and t.tid != pid]
+    if not named:  # `tid` itself may be anybody's in our own numbering
+        raise AgentFailed("finding the agent's thread", errno.ESRCH)
+    return named[0]
 
 
 def _hand_over_files(agent: Agent) -> None:
     """Pass the files over that the agent needs; a kernel before 6.9 lets it open its own."""
-    with (
-        open(f"/proc/{agent.pid}/status", "rb") as status,
-        open(f"/proc/{agent.pid}/stat", "rb") as stat,
-    ):
-        fds = (agent.mem_fd, status.fileno(), stat.fileno())
-        sent = lib.tp_send_fds(agent.tid, agent.image().socket_fd, *fds)
+    opened = [agent.mem_fd]
+    try:
+        paths = (f"/proc/{agent.pid}/{name}" for name in ("status", "stat", "task"))
+        opened.extend(os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths)
+        sent = lib.tp_send_fds(agent.tid, agent.image().socket_fd, opened)
+    finally:
+        for fd in opened[1:]:
+            os.close(fd)
     same_ids = _user_namespace(f"{agent.pid}/task/{agent.tid}") == _user_namespace("self")
-    agent.require("handing over the mem file", lib.TP_CMD_FDS, int(sent == 0), int(same_ids))
+    words = (int(sent == 0), int(same_ids), agent.tid)
+    agent.require("handing over the mem file", lib.TP_CMD_FDS, *words)
 
 
 def _user_namespace(process: str) -> str:

@@ -14,11 +14,12 @@ import struct
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from textpoke import target
+from textpoke import target, wire
 from textpoke._errors import (
     AgentFailed,
+    BatchFailed,
     ModuleUnavailable,
     NoSuchTarget,
     TargetExited,
@@ -26,15 +27,19 @@ from textpoke._errors import (
 )
 from textpoke._native import lib
 from textpoke.agent import Agent, error_text, open_target
-from textpoke.poke import Outcome, restore_all
+from textpoke.engine import restore_all, run_request
+from textpoke.modes import require_unfiltered
+from textpoke.poke import MODES, Outcome, Poke, Request
 from textpoke.unload import Removal, remove, remove_remains
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from textpoke.model import Mapping, Module
 
 PAGE = 4096
 _CHUNK = 1 << 20
-_KNOWN = struct.Struct("<Q16s16sBBB5x")  # struct tp_known
+_KNOWN = struct.Struct("<Q16s16sBBBB4x")  # struct tp_known
 _TRIES = 60
 _PAUSE_S = 0.01
 _PR_SET_PTRACER = 0x59616D61
@@ -42,12 +47,13 @@ _PR_SET_PTRACER = 0x59616D61
 
 @dataclass(frozen=True, slots=True)
 class KnownSite:
-    """A site that was ever poked: its address, first bytes, and the bytes we last wrote."""
+    """A site that was ever poked: its address, first bytes, the bytes we last wrote, and how."""
 
     address: int
     original: bytes
     current: bytes
     patched: bool
+    mode: str
 
 
 @dataclass(slots=True)
@@ -103,6 +109,7 @@ class DetachReport:
         self.handler_restored = removal.handler_restored
         self.unmapped = removal.unmapped
         self.hold_ms = removal.hold_ms
+        self.sites = self.sites or removal.put_back
         if removal.residue:
             self.residue.append(removal.residue)
 
@@ -131,15 +138,31 @@ def known_sites(agent: Agent) -> list[KnownSite]:
         if not head.known_count:
             return []
         if head.known_generation % 2 == 0:
-            data = agent.read(head.known_base, head.known_count * _KNOWN.size)
-            if agent.image().known_generation == head.known_generation:
-                return [_known(*row) for *row, written in _KNOWN.iter_unpack(data) if written]
+            data = agent.read(*wire.known_range(head))
+            whole = len(data) == head.known_count * _KNOWN.size
+            if whole and agent.image().known_generation == head.known_generation:
+                return [_known(row) for row in _KNOWN.iter_unpack(data) if row[5]]
         time.sleep(_PAUSE_S)
     raise AgentFailed("reading the table of known sites", errno.EAGAIN)
 
 
-def _known(address: int, original: bytes, current: bytes, size: int, patched: int) -> KnownSite:
-    return KnownSite(address, original[:size], current[:size], bool(patched))
+def undo_request(known: Sequence[KnownSite]) -> Request:
+    """The batch that would put all of them back."""
+    return Request.of(
+        Poke(site.address, site.current, site.original) for site in known if site.patched
+    )
+
+
+def why_no_traps(known: Sequence[KnownSite]) -> str:
+    """Why an undo must do without traps: something was written without; "" when nothing was."""
+    avoided = {site.mode for site in known if site.patched} - {"int3"}
+    return f"patched in {' and '.join(sorted(avoided))} mode" if avoided else ""
+
+
+def _known(row: tuple[Any, ...]) -> KnownSite:
+    address, original, current, size, patched, _, mode = row
+    how = MODES[mode] if mode < len(MODES) else "?"
+    return KnownSite(address, original[:size], current[:size], bool(patched), how)
 
 
 def compare_text(agent: Agent) -> TextCheck:
@@ -177,7 +200,12 @@ def _files_without_module(agent: Agent, modules: list[Module]) -> list[str]:
 def _compare_mapping(agent: Agent, mapping: Mapping, fd: int, check: TextCheck) -> None:
     for start in range(mapping.start, mapping.end, _CHUNK):
         size = min(_CHUNK, mapping.end - start)
-        ours = agent.read(start, size)
+        try:
+            ours = agent.read(start, size)
+        except AgentFailed:
+            if any(m.start <= start < m.end for m in target.read_maps(agent.pid)):
+                raise
+            return  # the module was closed meanwhile
         file = os.pread(fd, size, mapping.offset + start - mapping.start).ljust(size, b"\0")
         check.pages += size // PAGE
         if ours == file:
@@ -218,6 +246,7 @@ def detach_remains(pid: int) -> DetachReport:
         removal = remove_remains(agent)
         if removal is not None:
             report.text = compare_text(agent)
+            report.foreign = list(report.text.differing)
             report.note(removal)
     finally:
         agent.close()
@@ -227,32 +256,72 @@ def detach_remains(pid: int) -> DetachReport:
 def _detach(agent: Agent) -> DetachReport:
     report = DetachReport()
     agent.record(on=False)
-    if any(site.patched for site in known_sites(agent)):
-        report.outcome, report.left_alone = restore_all(agent)
+    for thread in target.read_threads(agent.pid):
+        require_unfiltered(agent, thread)
+    known = known_sites(agent)
+    left_on = undo_request(known)
+    if left_on.pokes:
+        report.outcome, report.left_alone = _restore(agent, left_on, why_no_traps(known))
     known = known_sites(agent)
     report.sites = len(known)
     if agent.held is not None:
         agent.release()
-    _check_text(agent, known, report)
-    _remove_agent(agent, known, report)
+    _put_back_what_came_back(agent, known)
+    if _check_text(agent, known, report):
+        _remove_agent(agent, known, report)
     return report
 
 
-def _check_text(agent: Agent, known: list[KnownSite], report: DetachReport) -> None:
+def _restore(agent: Agent, left_on: Request, no_traps: str) -> tuple[Outcome, int]:
+    """Put all sites back; again where a module was closed in the middle of it."""
+    for _ in range(_TRIES):
+        try:
+            return restore_all(agent, left_on, no_traps=no_traps)
+        except BatchFailed as exc:
+            if not exc.recovered:
+                raise
+    return restore_all(agent, left_on, no_traps=no_traps)
+
+
+def _put_back_what_came_back(agent: Agent, known: list[KnownSite]) -> None:
+    """A debugger that had its breakpoint over our patch has put that patch back since."""
+    back = [s for s in known if not s.patched and _held(agent, s) == s.current != s.original]
+    if back:
+        run_request(agent, Request.of(Poke(s.address, s.current, s.original) for s in back))
+
+
+def _check_text(agent: Agent, known: list[KnownSite], report: DetachReport) -> bool:
+    """Compare; returns False when somebody may yet write a CALL of ours back."""
     report.text = compare_text(agent)
-    wrong = [site for site in known if not _holds_original(agent, site)]
-    report.residue += [f"{site.address:#x} does not hold its first bytes" for site in wrong]
     # A page that differs elsewhere (relocated text, another tool) was so before us.
     report.foreign = list(report.text.differing)
+    wrong = {s.address: held for s in known if (held := _held(agent, s)) != s.original and held}
+    covered = [s for s in known if s.address in wrong and _is_over(s, wrong[s.address])]
+    report.residue += [
+        f"{address:#x} does not hold its first bytes"
+        for address in wrong
+        if address // PAGE * PAGE in report.text.differing or report.text.skipped
+    ]
+    report.residue += [
+        f"{s.address:#x} holds somebody's int3 over a CALL of ours: handler and agent stay, "
+        "let the debugger go and detach again"
+        for s in covered
+    ]
+    return not covered
 
 
-def _holds_original(agent: Agent, site: KnownSite) -> bool:
+def _is_over(site: KnownSite, held: bytes) -> bool:
+    return site.current != site.original and held == b"\xcc" + site.current[1:]
+
+
+def _held(agent: Agent, site: KnownSite) -> bytes:
+    """What a site holds now; b"" when its module was unmapped: nothing of ours is there."""
     try:
-        return agent.read(site.address, len(site.original)) == site.original
+        return agent.read(site.address, len(site.original))
     except TargetExited:
         raise
     except TextpokeError:
-        return True  # its module was unmapped: nothing of ours is there
+        return b""
 
 
 def _remove_agent(agent: Agent, known: list[KnownSite], report: DetachReport) -> None:

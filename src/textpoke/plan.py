@@ -37,7 +37,6 @@ _LOWEST = 0x10000  # vm.mmap_min_addr
 _HIGHEST = 0x7FFF_FFFF_0000
 _STACK_GROWTH = 64 << 20
 _GAP_PAGES = 64  # pads closer than this share a mapping
-_ISLAND = b"\xff\x25\x00\x00\x00\x00"  # jmp *0(%rip), then the address
 
 
 class Method(enum.Enum):
@@ -140,10 +139,10 @@ class Planner:
     """Plans for one process; remembers pads and islands, so that later plans reuse them.
 
     Args:
-        thunk: Runtime address of the thunk that every CALL shall reach.
+        thunk: Code of the thunk that every CALL shall reach, good at any address.
     """
 
-    def __init__(self, thunk: int) -> None:
+    def __init__(self, thunk: bytes) -> None:
         self._thunk = thunk
         self._pads: set[int] = set()
         self._islands: list[int] = []
@@ -189,7 +188,7 @@ class Planner:
         self._pads.update(site.address for site in group.sites)
 
     def _island_for(self, low: int, high: int, space: Space, plan: Plan) -> int | None:
-        """An island within reach: a jump to the thunk, however far that is."""
+        """An island within reach: a page with a copy of the thunk."""
         for island in self._islands:
             if abs(island - low) < _REACH and abs(island - high) < _REACH:
                 return island
@@ -198,7 +197,7 @@ class Planner:
             return None
         plan.regions.append((page, PAGE))
         space.take(page, page + PAGE)
-        plan.code.append((page, _ISLAND + struct.pack("<Q", self._thunk)))
+        plan.code.append((page, self._thunk))
         self._islands.append(page)
         return page
 

@@ -18,7 +18,11 @@ ROOT = "/proc"
 AT_HWCAP2 = 26
 
 _AUXV_ENTRY = struct.Struct("<QQ")
+_WORKERS_MASK = "fffffffffffbfeff"  # all but SIGKILL and SIGSTOP
+_PF_IO_WORKER, _PF_USER_WORKER = 0x10, 0x4000
 _GONE = (errno.ENOENT, errno.ESRCH)
+_SYS_KCMP = 312
+_KCMP_VM = 1
 
 
 def read_file(pid: int, name: str) -> bytes:
@@ -74,13 +78,18 @@ def read_threads(pid: int) -> list[Thread]:
 def read_statuses(pid: int) -> list[tuple[int, dict[str, str]]]:
     """Return thread id and the fields of proc/PID/task/TID/status for all threads.
 
+    The kernel's own threads in the list (io_uring's workers) are left out: they run no code of the
+    program, block every signal and cannot be seized.
+
     Raises:
         NoSuchTarget: No such process.
     """
     statuses: list[tuple[int, dict[str, str]]] = []
     for tid in _task_ids(pid):
         try:
-            statuses.append((tid, read_status(pid, f"task/{tid}/")))
+            status = read_status(pid, f"task/{tid}/")
+            if status.get("SigBlk") != _WORKERS_MASK or not _is_kernel_worker(pid, tid):
+                statuses.append((tid, status))
         except NoSuchTarget:
             continue  # a thread that ended meanwhile
     if not statuses:
@@ -151,8 +160,23 @@ def living_task(pid: int) -> str:
     return ""
 
 
+def _is_kernel_worker(pid: int, tid: int) -> bool:
+    flags = read_file(pid, f"task/{tid}/stat").rpartition(b")")[2].split()[6]
+    return bool(int(flags) & (_PF_IO_WORKER | _PF_USER_WORKER))
+
+
 def _task_ids(pid: int) -> Iterator[int]:
     try:
         return iter(sorted(map(int, os.listdir(f"{ROOT}/{pid}/task"))))
     except OSError as exc:
         raise NoSuchTarget(pid) from exc
+
+
+def shares_memory(pid: int, other: int) -> bool:
+    """Return whether two processes run in one address space, as between vfork and exec.
+
+    False as well where the kernel will not say: it has no kcmp, or we may not attach anyway.
+    """
+    import ctypes
+
+    return bool(ctypes.CDLL(None).syscall(_SYS_KCMP, pid, other, _KCMP_VM, 0, 0) == 0)

@@ -20,6 +20,12 @@ OVERWRITE = 1 << 62
 _BLOCK_HEADER_BYTES = 48
 _SLACK = 64  # a nested signal handler may pass the limit by one event a level
 EVENT_BYTES = 16
+_MOST_LOST = 1 << 61
+
+
+def plausible(lost: int) -> int:
+    """A count of losses that a capture can hold: the target writes it and may lie."""
+    return min(max(lost, 0), _MOST_LOST)
 
 
 @dataclass(slots=True)
@@ -43,7 +49,7 @@ class Drained:
     def add(self, other: Drained) -> None:
         """Add a later drain to the totals."""
         self.events += other.events
-        self.lost += other.lost
+        self.lost = plausible(self.lost + other.lost)
         self.bytes += other.bytes
         self.incomplete = other.incomplete
         self.fullest = max(self.fullest, other.fullest)
@@ -66,20 +72,20 @@ class RingReader:
     """
 
     def __init__(self, agent: Agent, fd: int, *, overwrite: bool = False) -> None:
-        wire = agent.wire
-        if agent.shared is None or wire is None:
+        wire, layout = agent.wire, agent.layout
+        if agent.shared is None or wire is None or layout is None:
             raise AgentFailed("reading rings of a closed connection", errno.EBADF)
         self._wire = wire
         self._no_ring_before = int(wire.events_without_ring)
-        self.count: int = wire.ring_count
-        self.capacity: int = wire.ring_bytes // EVENT_BYTES
+        self.count: int = layout.ring_count
+        self.capacity: int = layout.ring_bytes // EVENT_BYTES
         self._rings = ffi.new("struct tp_rings *")
         self._keep = [ffi.new("uint64_t[]", self.count) for _ in range(3)]
-        self._buffer = ffi.new("uint8_t[]", wire.ring_bytes + _BLOCK_HEADER_BYTES)
+        self._buffer = ffi.new("uint8_t[]", layout.ring_bytes + _BLOCK_HEADER_BYTES)
         self._rings.map = ffi.cast("uint8_t *", wire)
         self._rings.map_bytes = len(agent.shared)
         for name in ("ring_offset", "ring_count", "ring_stride", "ring_bytes"):
-            setattr(self._rings, name, getattr(wire, name))
+            setattr(self._rings, name, getattr(layout, name))
         self._rings.fd = fd
         self._rings.waiting = waiting = OVERWRITE if overwrite else self.capacity - _SLACK
         self.waiting: int = waiting
@@ -110,7 +116,7 @@ class RingReader:
     @property
     def lost_no_ring(self) -> int:
         """Events of threads for which no ring was left, since this reader began."""
-        return int(self._wire.events_without_ring) - self._no_ring_before
+        return plausible(int(self._wire.events_without_ring) - self._no_ring_before)
 
     def tids(self) -> list[int]:
         """Ids of the threads that have had a ring, in the target's own numbering."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Back-references can grow a damaged name exponentially, or without end.
 _MAX_STEPS = 4000
 _MAX_DEPTH = 200
+_MAX_REREAD = 64 * 1024  # characters that back-references lead to
 _BASE62 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _HEX = frozenset("0123456789abcdef")
 _HASH_LENGTH = len("h0123456789abcdef")
@@ -81,6 +82,7 @@ class _V0:
         self.text = text
         self.position = 0
         self.steps = 0
+        self.reread = 0
         self.depth = 0
         self.lifetimes = 0
 
@@ -120,6 +122,9 @@ class _V0:
             raise ValueError
         self.position = target
         text = rule()
+        self.reread += self.position - target
+        if self.reread > _MAX_REREAD:
+            raise ValueError
         self.position = back
         return text
 

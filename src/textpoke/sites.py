@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import re
 from typing import TYPE_CHECKING
 
 from textpoke import elf
@@ -36,12 +35,10 @@ _ENDBR64_NOP_RUN = _ENDBR64 + _NOP_RUN
 _LONGEST_INSTRUCTION = 15
 _WINDOW_BYTES = 2 * _LONGEST_INSTRUCTION + len(_ENDBR64)
 _MAX_NOPS = 256
+_WHY_NOT_MAPPED = "its address is not in the module's code as it is mapped"
+_HIGHEST = 0x7FFF_FFFF_F000  # the end of user space
 # Operand size, segments and branch hints; F3 is missing because F3 90 is PAUSE.
 _NOP_PREFIXES = frozenset(b"\x66\x2e\x3e\x26\x36\x64\x65")
-# The C library runs parts of itself with all signals blocked (clone, spawn, abort): an int3
-# there would kill the process.
-_SIGNALS_MASKED = re.compile(r"(libc|ld|libpthread)[.-](.*\.)?so\b")
-
 # A frozen dataclass sets its fields by one slow call each: 2 to 4 us for a Site. Its unfrozen
 # twin has the same slots, takes a quarter of that, and becomes a Site when it is filled.
 _Draft = dataclasses.make_dataclass(
@@ -56,27 +53,20 @@ class _Code:
     """Bytes of the executable segments by ELF virtual address."""
 
     def __init__(self, image: elf.Image) -> None:
-        self._data = image.data
-        self._find = image.data.find
-        self._parts = tuple(
-            (load.vaddr, load.vaddr + load.file_size, load.offset - load.vaddr)
-            for load in image.loads
-            if load.flags & elf.PF_X
-        )
+        self._parts = tuple((vaddr, vaddr + len(data), data) for vaddr, data in image.code)
 
     def at(self, vaddr: int, size: int) -> bytes:
         """Return `size` bytes, fewer at a segment's end, none outside of code."""
-        for first, end, shift in self._parts:
+        for first, end, data in self._parts:
             if first <= vaddr < end:
-                return self._data[vaddr + shift : min(vaddr + size, end) + shift]
+                return data[vaddr - first : vaddr - first + size]
         return b""
 
     def holds(self, vaddr: int, wanted: bytes) -> bool:
         """Tell whether the bytes at `vaddr` are the wanted ones."""
-        for first, end, shift in self._parts:
+        for first, end, data in self._parts:
             if first <= vaddr and vaddr + len(wanted) <= end:
-                start = vaddr + shift
-                return self._find(wanted, start, start + len(wanted)) == start
+                return data.startswith(wanted, vaddr - first)
         return False
 
 
@@ -105,25 +95,47 @@ def find_sites(image: elf.Image, module: Module) -> list[Site]:
     return _named(sorted(by_address.values()), symbols, module)
 
 
+class _MappedCode:
+    """Where a module's code is mapped; anywhere in user space for one that no process has."""
+
+    def __init__(self, module: Module) -> None:
+        spans = sorted((m.start, m.end) for m in module.mappings if "x" in m.perms)
+        self._spans = spans if module.mappings else [(0, _HIGHEST)]
+        self._last = (0, 0)
+
+    def holds(self, address: int, size: int) -> bool:
+        """Tell whether the bytes lie in it."""
+        start, end = self._last
+        if start <= address and address + size <= end:
+            return True
+        for span in self._spans:
+            if span[0] <= address and address + size <= span[1]:
+                self._last = span
+                return True
+        return False
+
+
 def _named(found: list[_Found], symbols: Symbols, module: Module) -> list[Site]:
     raw = symbols.names(site[1] for site in found)
     bias, name = module.bias, module.name
-    masked = _SIGNALS_MASKED.match(name) is not None
     sites: list[Site] = []
+    inside = _MappedCode(module)
     for (vaddr, entry, kind, old, source, reason), symbol, function in zip(
         found, raw, demangle(raw), strict=True
     ):
+        mapped = inside.holds(vaddr + bias, len(old))
+        why = reason or (None if mapped else _WHY_NOT_MAPPED)
         site = _Draft(
             vaddr + bias,
             len(old),
-            None if masked else kind,
+            kind if mapped else None,
             name,
             function,
             symbol,
             vaddr,
             old,
             source,
-            reason or ("runs with signals masked" if masked else None),
+            why,
             entry + bias,
         )
         site.__class__ = Site

@@ -29,6 +29,8 @@ class Status:
         rings_live: Threads that have a ring.
         regions: Mappings for pads and islands.
         broken: A recovery has failed.
+        kept: What is patched stays although its tool has gone (`attach(keep=True)`).
+        turned_off: Times that a tool died and the agent turned its recording off by itself.
     """
 
     pid: int
@@ -39,6 +41,8 @@ class Status:
     rings_live: int = 0
     regions: int = 0
     broken: bool = False
+    kept: bool = False
+    turned_off: int = 0
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
@@ -67,6 +71,8 @@ def read_status(pid: int) -> Status:
             _live_rings(agent),
             head.region_count,
             bool(head.broken),
+            bool(head.keep),
+            head.orphaned,
         )
     finally:
         agent.close()
@@ -86,12 +92,12 @@ def _names(pid: int, addresses: list[int]) -> list[str]:
 
 
 def _live_rings(agent: Agent) -> int:
-    wire, shared = agent.wire, agent.shared
-    if wire is None or shared is None:
+    layout, shared = agent.layout, agent.shared
+    if layout is None or shared is None:
         return 0
-    at, stride = wire.ring_offset + 128, wire.ring_stride  # struct tp_ring, state
+    at, stride = layout.ring_offset + 128, layout.ring_stride  # struct tp_ring, state
     live = 0
-    for i in range(wire.ring_count):
+    for i in range(layout.ring_count):
         place = at + i * stride
         live += int.from_bytes(shared[place : place + 4], "little") == lib.TP_RING_LIVE
     return live

@@ -9,6 +9,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from textpoke import elf, unwind
+from textpoke._errors import BadElf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -17,6 +18,8 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 # Name offset, binding << 4 | type, visibility, section index, address, size.
 _Row = tuple[int, int, int, int, int, int]
 
+_LONGEST_NAME = 16 * 1024
+_MOST_NAME_BYTES = 256 << 20
 _STT_NOTYPE, _STT_FUNC, _STT_GNU_IFUNC = 0, 2, 10
 _STB_LOCAL, _STB_GLOBAL = 0, 1
 # Type and binding bytes that make a function. Assembly often leaves its global functions without
@@ -62,7 +65,10 @@ class Symbols:
         """Return the raw names for many addresses; see `name`."""
         if not self._tables:
             return [self.name(vaddr) for vaddr in vaddrs]
-        return self._tables[0].names(vaddrs, self.name)
+        names = self._tables[0].names(vaddrs, self.name)
+        if names is None:
+            raise BadElf(self._image.path, 0, f"more than {_MOST_NAME_BYTES} bytes of names")
+        return names
 
     def name(self, vaddr: int) -> str:
         """Return the raw name for an address.
@@ -89,6 +95,7 @@ class _Table:
         sections = image.sections
         code = {i for i, section in enumerate(sections) if section.flags & elf.SHF_EXECINSTR}
         content = image.contents(table)
+        elf.require_rows(image, len(content) // _SYMBOL.size, "symbols")
         whole = len(content) // _SYMBOL.size * _SYMBOL.size
         found: list[_Row] = [
             row
@@ -102,8 +109,12 @@ class _Table:
         if len(self.rows) < len(found):
             self._note_aliases(found)
 
-    def names(self, vaddrs: Iterable[int], otherwise: Callable[[int], str]) -> list[str]:
-        """Return the names at many addresses; `otherwise` is asked where not one fits."""
+    def names(self, vaddrs: Iterable[int], otherwise: Callable[[int], str]) -> list[str] | None:
+        """Return the names at many addresses; `otherwise` is asked where not one fits.
+
+        None when they are too long: symbols may share a string of a gigabyte.
+        """
+        left = _MOST_NAME_BYTES
         strings, find, rows, aliases = self._strings, self._strings.find, self.rows, self._aliases
         names: list[str] = []
         for vaddr in vaddrs:
@@ -111,7 +122,12 @@ class _Table:
             if row is None or vaddr in aliases:
                 names.append(otherwise(vaddr))
                 continue
-            name = strings[row[0] : find("\0", row[0])]
+            start = row[0]
+            end = find("\0", start, start + _LONGEST_NAME)
+            name = strings[start : end if end >= 0 else start + _LONGEST_NAME]
+            left -= len(name)
+            if left < 0:
+                return None
             names.append(name if name.isascii() and "@" not in name else _tidy(name))
         return names
 
@@ -141,7 +157,7 @@ class _Table:
                 self._aliases.setdefault(row[4], [self.rows[row[4]]]).append(row)
 
     def _text(self, row: _Row) -> str:
-        return _tidy(self._strings[row[0] : self._strings.find("\0", row[0])])
+        return _tidy(self._strings[row[0] : row[0] + _LONGEST_NAME].partition("\0")[0])
 
     def _preference(self, row: _Row) -> tuple[bool, bool, int, bool, int, str]:
         """Order aliases: typed, not local, few underscores in front, not weak, short, by name.

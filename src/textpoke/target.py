@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from textpoke import elf, proc
 from textpoke._errors import BadElf, ModuleUnavailable
-from textpoke.checks import check_attach, require_attachable
+from textpoke.checks import check_attach, require_attachable, require_own_memory
 from textpoke.model import Mapping, Module
 from textpoke.proc import read_maps, read_threads
 
@@ -23,6 +23,7 @@ __all__ = [
     "read_modules",
     "read_threads",
     "require_attachable",
+    "require_own_memory",
 ]
 
 _PAGE_BYTES = 4096

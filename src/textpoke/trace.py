@@ -9,10 +9,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-from textpoke._errors import TargetExited, TextpokeError
+from textpoke._errors import (
+    AgentFailed,
+    BatchFailed,
+    BatchRefused,
+    TargetExited,
+    TextpokeError,
+)
 from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
-from textpoke.poke import Outcome, Poke, Request, run_request
+from textpoke.engine import run_request
+from textpoke.modes import Mode
+from textpoke.poke import Outcome, Poke, Request
 from textpoke.ring import Drained, RingReader
 
 if TYPE_CHECKING:
@@ -20,12 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
+    from textpoke.agent import Agent
     from textpoke.model import Site
     from textpoke.plan import Plan
     from textpoke.tracer import Target
 
 _DRAIN_S = 0.002
 _FINAL_DRAINS = 50
+_OFF_TRIES = 10
 
 
 @dataclass(slots=True)
@@ -39,6 +49,8 @@ class Trace:
         totals: Everything drained so far.
         on: Outcome of the batch that switched it on; `off` likewise.
         switched_on: When the batch was done, on the clock of time.perf_counter().
+        left_alone: Sites that were not switched off: their module is gone, or somebody else has
+            changed them meanwhile.
         merged: Outcome of the batch that made runs of NOPs one instruction, if one was needed.
     """
 
@@ -48,11 +60,13 @@ class Trace:
     overwrite: bool = False
     force: bool = False
     command: Sequence[str] = ()
+    mode: Mode = Mode.AUTO
     refused: list[tuple[Site, str]] = field(default_factory=list)
     totals: Drained = field(default_factory=Drained)
     on: Outcome | None = None
     off: Outcome | None = None
     merged: Outcome | None = None
+    left_alone: int = 0
     timings_ms: dict[str, float] = field(default_factory=dict)
     reason: str = "stopped"
     switched_on: float = 0.0
@@ -111,8 +125,8 @@ class Trace:
         agent.record(on=True, waiting=self._reader.waiting)
         ready = time.perf_counter()
         try:
-            self.merged = self.target.merge(plan)
-            self.on = run_request(agent, on_request)
+            self.merged = self.target.merge(plan, self.mode)
+            self.on = run_request(agent, on_request, mode=self.mode)
         except BaseException:
             self._abandon()
             raise
@@ -154,8 +168,7 @@ class Trace:
             return
         failure: TextpokeError | None = None
         try:
-            if self._off_request is not None:
-                self.off = run_request(self.target.agent, self._off_request)
+            self._switch_off()
             self.target.agent.record(on=False)
         except TargetExited:
             self.reason = "target exited"
@@ -169,6 +182,27 @@ class Trace:
             self._log = None
             self._lost_no_ring = self._reader.lost_no_ring
             self._reader = None
+        if failure is not None:
+            raise failure
+
+    def _switch_off(self) -> None:
+        """Put the sites back; those whose module is gone, or that others hold now, are left."""
+        request, agent = self._off_request, self.target.agent
+        failure: TextpokeError | None = None
+        for _ in range(_OFF_TRIES):
+            if request is None:
+                return
+            try:
+                self.off = run_request(agent, request, mode=self.mode)
+            except (BatchRefused, BatchFailed) as exc:
+                if not getattr(exc, "recovered", True):
+                    raise
+                failure = exc
+            else:
+                return
+            kept = [poke for poke in request.pokes if _is_on(agent, poke)]
+            self.left_alone += len(request.pokes) - len(kept)
+            request = Request.of(kept)
         if failure is not None:
             raise failure
 
@@ -226,6 +260,13 @@ class Trace:
         if self._log is not None:
             self._log.discard()
         self._reader = self._log = None
+
+
+def _is_on(agent: Agent, poke: Poke) -> bool:
+    try:
+        return agent.read(poke.address, len(poke.old or b"")) == poke.old
+    except AgentFailed:
+        return False  # nothing is mapped there
 
 
 def _pokes(plan: Plan, *, on: bool) -> Iterator[Poke]:

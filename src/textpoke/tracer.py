@@ -7,6 +7,7 @@ This module wires the others together and holds no logic of its own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -14,25 +15,30 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from textpoke import leave, sites, target
-from textpoke._errors import AgentFailed, NotPatchable
+from textpoke._errors import AgentFailed, NotPatchable, UnsupportedTarget
 from textpoke._native import ffi, lib
 from textpoke.agent import error_text
+from textpoke.agent_image import load_image
+from textpoke.engine import Batch, restore_all, run_request
 from textpoke.inject import DEFAULT_RING_BYTES, DEFAULT_RINGS, load
+from textpoke.modes import Mode
 from textpoke.plan import MERGED_NOP, Method, Plan, Planner, Space
-from textpoke.poke import Batch, Outcome, Poke, Request, restore_all, run_request
+from textpoke.poke import Outcome, Poke, Request
 from textpoke.process_sites import process_sites
 from textpoke.trace import Trace
 from textpoke.unload import interior_sites
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections import abc
+    from collections.abc import Sequence
     from types import TracebackType
 
     from textpoke.agent import Agent
-    from textpoke.model import Module, Site
+    from textpoke.model import Mapping, Module, Site
 
 _LOOKS = 50
 _LOOK_S = 0.002
+_MAP_TRIES = 10
 
 
 class Target:
@@ -43,20 +49,23 @@ class Target:
     Attributes:
         pid: Its process id.
         agent: The connection to the agent.
+        keep: What is patched stays when this tool ends without `detach`.
         repaired: Sites that a killed tool had left patched and that were put back on attach.
         report: What the detach did and proved; None before.
     """
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, *, keep: bool = False) -> None:
         self.agent = agent
+        self.keep = keep
         self.pid = agent.pid
         self.repaired = 0
         self.report: leave.DetachReport | None = None
         self.exe = _exe(self.pid)
         self.command_line = _command_line(self.pid)
         self._modules: list[Module] | None = None
-        self._sites: list[Site] | None = None
-        self._planner = Planner(agent.image().thunk_function)
+        self._files: list[Mapping] = []  # what was mapped when the modules were read
+        self._sites_of: dict[tuple[str, int, int], list[Site]] = {}
+        self._planner = Planner(load_image().thunk(agent.base))
         self._merged: set[int] = set()  # runs that are one instruction now
         self._settled: set[int] = set()  # those of them that no thread is inside of
         self._repair()
@@ -70,13 +79,17 @@ class Target:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.detach()
+        if self.keep:
+            self.agent.close()
+        else:
+            self.detach()
 
     @property
     def modules(self) -> list[Module]:
-        """The main program and every mapped shared object."""
-        if self._modules is None:
-            self._modules = target.read_modules(self.pid)
+        """The main program and every shared object that is mapped now."""
+        files = [m for m in target.read_maps(self.pid) if m.inode and "x" in m.perms]
+        if self._modules is None or files != self._files:
+            self._modules, self._files = target.read_modules(self.pid), files
         return self._modules
 
     @property
@@ -85,12 +98,15 @@ class Target:
         return self.agent.timings.hold_ns
 
     def all_sites(self) -> list[Site]:
-        """Every site of every module, refused ones included, in address order."""
-        if self._sites is None:
-            found = process_sites(self.pid, self.modules)
-            self.agent.require_alive("the search for sites")
-            self._sites = found
-        return self._sites
+        """Every site of every mapped module, refused ones included, in address order."""
+        mapped = {(m.path, m.bias, m.mappings[0].inode): m for m in self.modules}
+        self._sites_of = {
+            key: self._sites_of.get(key) or process_sites(self.pid, [module])
+            for key, module in mapped.items()
+        }
+        self.agent.require_alive("the search for sites")
+        found = [site for sites in self._sites_of.values() for site in sites]
+        return sorted(found, key=lambda site: site.address)
 
     def sites(self, include: str | Sequence[str] = (), exclude: Sequence[str] = ()) -> list[Site]:
         """Patchable sites by pattern.
@@ -112,9 +128,21 @@ class Target:
             raise NotPatchable(chosen[0], chosen[0].reason or "")
         return patchable
 
-    def batch(self, *, all_or_nothing: bool = True, one_by_one: bool = False) -> Batch:
-        """Pokes of your own, run together when the `with` block ends."""
-        return Batch(self.agent, all_or_nothing=all_or_nothing, one_by_one=one_by_one)
+    def batch(
+        self,
+        *,
+        mode: Mode | str = Mode.AUTO,
+        all_or_nothing: bool = True,
+        one_by_one: bool = False,
+    ) -> Batch:
+        """Pokes of your own, run together when the `with` block ends.
+
+        Args:
+            mode: "auto", "int3", "direct" or "stop" (`Mode`).
+            all_or_nothing: Roll finished sites back too when the batch fails.
+            one_by_one: A protocol run a site (for measurement).
+        """
+        return Batch(self.agent, mode=mode, all_or_nothing=all_or_nothing, one_by_one=one_by_one)
 
     def trace(
         self,
@@ -125,6 +153,7 @@ class Target:
         overwrite: bool = False,
         force: bool = False,
         command: Sequence[str] = (),
+        mode: Mode | str = Mode.AUTO,
     ) -> Trace:
         """A function trace of the chosen sites; nothing happens before it is entered.
 
@@ -136,12 +165,13 @@ class Target:
                 draining; full rings then overwrite the oldest events instead of dropping new ones.
             force: Overwrite an existing capture.
             command: Words to note in the capture as the traced command.
+            mode: How sites are written: "auto", "int3", "direct" or "stop" (`Mode`).
 
         Raises:
             UnknownFunction, NoSites: As `sites`.
         """
         chosen = self.sites(include, exclude)
-        return Trace(self, chosen, output, overwrite, force, command)
+        return Trace(self, chosen, output, overwrite, force, command, Mode(mode))
 
     def prepare(self, chosen: Sequence[Site]) -> Plan:
         """Plan CALLs to the thunk at `chosen` sites and map the code that they need.
@@ -150,6 +180,20 @@ class Target:
             NotPatchable: A site was refused by the planner and it was the only one.
             AgentFailed: The target has no room where it was planned.
         """
+        for attempt in range(_MAP_TRIES):
+            try:
+                plan = self._map_plan(chosen)
+            except AgentFailed as exc:
+                # The program has mapped something there since we looked: look again.
+                if exc.errno != errno.EEXIST or attempt == _MAP_TRIES - 1:
+                    raise
+            else:
+                break
+        if not plan.sites and plan.refused:
+            raise NotPatchable(*plan.refused[0])
+        return plan
+
+    def _map_plan(self, chosen: Sequence[Site]) -> Plan:
         head = self.agent.image()
         owned = [(r.start, r.bytes) for r in (head.regions[i] for i in range(head.region_count))]
         plan = self._planner.plan(chosen, Space(target.read_maps(self.pid), owned))
@@ -159,13 +203,11 @@ class Target:
             self.agent.fill_code(plan.code)
         except BaseException:
             # The planner counts on pads that are not there: let the next plan begin anew.
-            self._planner = Planner(head.thunk_function)
+            self._planner = Planner(load_image().thunk(self.agent.base))
             raise
-        if not plan.sites and plan.refused:
-            raise NotPatchable(*plan.refused[0])
         return plan
 
-    def merge(self, plan: Plan) -> Outcome | None:
+    def merge(self, plan: Plan, mode: Mode = Mode.AUTO) -> Outcome | None:
         """Make planned runs of NOPs one instruction, once, where a flip has no room.
 
         Every mix of the two is NOPs, so threads may be anywhere while it is written; but nobody
@@ -175,6 +217,7 @@ class Target:
             NotPatchable: In this process: it cannot look at its own threads.
             AgentFailed: A thread does not leave a run.
         """
+        self._forget_reloaded(plan)
         fresh = [
             p
             for p in plan.sites
@@ -190,11 +233,21 @@ class Target:
             for p in fresh
             if p.site.address not in self._merged
         ]
-        outcome = run_request(self.agent, Request.of(pokes))
+        outcome = run_request(self.agent, Request.of(pokes), mode=mode)
         self._merged.update(poke.address for poke in pokes)
         self._wait_outside([p.site.address for p in fresh])
         self._settled.update(p.site.address for p in fresh)
         return outcome
+
+    def _forget_reloaded(self, plan: Plan) -> None:
+        """A module may have been closed and opened again: its runs are not merged any more."""
+        main = {module.name for module in self.modules if module.is_main}
+        for p in plan.sites:
+            if p.method is Method.MERGE and p.site.module not in main:
+                with contextlib.suppress(AgentFailed):
+                    if self.agent.read(p.site.address, p.site.length) == p.site.old:
+                        self._merged.discard(p.site.address)
+                        self._settled.discard(p.site.address)
 
     def _wait_outside(self, addresses: list[int]) -> None:
         if self.agent.held is not None:
@@ -224,15 +277,37 @@ class Target:
         return self.report
 
     def _repair(self) -> None:
-        """An earlier tool was killed and left its sites on: start from what the files say."""
-        left_on = [site for site in leave.known_sites(self.agent) if site.patched]
-        if left_on:
+        """An earlier tool was killed and left its sites on: start from what the files say.
+
+        Not what a tool has left on purpose.
+        """
+        kept = bool(self.agent.image().keep)
+        if kept and not self.keep:
+            raise UnsupportedTarget(
+                self.pid,
+                "kept",
+                "an earlier tool has left its patches here on purpose; attach with keep=True, or "
+                f"remove them: textpoke detach -p {self.pid}",
+            )
+        if self.keep:
+            self.agent.keep(on=True)
+        if kept:
+            return
+        known = leave.known_sites(self.agent)
+        left_on = leave.undo_request(known)
+        if left_on.pokes:
             self.agent.record(on=False)
-            restore_all(self.agent)
-            self.repaired = len(left_on)
+            restore_all(self.agent, left_on, no_traps=leave.why_no_traps(known))
+            self.repaired = len(left_on.pokes)
 
 
-def attach(pid: int, *, ring_bytes: int = DEFAULT_RING_BYTES, rings: int = DEFAULT_RINGS) -> Target:
+def attach(
+    pid: int,
+    *,
+    ring_bytes: int = DEFAULT_RING_BYTES,
+    rings: int = DEFAULT_RINGS,
+    keep: bool = False,
+) -> Target:
     """Attach to a running process: one thread of it is held for under a millisecond.
 
     Args:
@@ -240,12 +315,14 @@ def attach(pid: int, *, ring_bytes: int = DEFAULT_RING_BYTES, rings: int = DEFAU
         ring_bytes: Bytes of events that one thread can record before they are drained; a power
             of two from 64 KiB to 64 MiB.
         rings: Threads that can record at the same time.
+        keep: What is patched stays when this tool ends, until somebody detaches. Without it the
+            agent turns recording and patches off within two seconds of losing its tool.
 
     Raises:
         TargetError: It cannot be traced; the message says why and what helps.
         AgentError: A step inside the target failed; nothing was left behind.
     """
-    return _target(load(pid, ring_bytes=ring_bytes, rings=rings))
+    return _target(load(pid, ring_bytes=ring_bytes, rings=rings), keep=keep)
 
 
 def this_process(*, ring_bytes: int = DEFAULT_RING_BYTES, rings: int = DEFAULT_RINGS) -> Target:
@@ -258,7 +335,7 @@ def launch(
     *,
     ring_bytes: int = DEFAULT_RING_BYTES,
     rings: int = DEFAULT_RINGS,
-    environment: Mapping[str, str] | None = None,
+    environment: abc.Mapping[str, str] | None = None,
 ) -> Target:
     """Start a program, stopped at its entry point with the agent in it; `release` lets it run.
 
@@ -292,9 +369,12 @@ def launch(
         raise
 
 
-def _target(agent: Agent) -> Target:
+def _target(agent: Agent, *, keep: bool = False) -> Target:
     try:
-        return Target(agent)
+        return Target(agent, keep=keep)
+    except UnsupportedTarget:  # not ours to undo
+        agent.close()
+        raise
     except BaseException:
         leave.quietly(agent)
         raise

@@ -11,20 +11,23 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from textpoke import target
+from textpoke import target, wire
 from textpoke._errors import AgentFailed, TargetExited
 from textpoke._native import ffi, lib
-from textpoke.agent import error_text, find_remains
+from textpoke.agent import NAME, error_text, find_remains
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from textpoke._native import Pointer
     from textpoke.agent import Agent
     from textpoke.model import Mapping
 
+_SHARED = f"/memfd:{NAME}"
 _SYSCALL = b"\x0f\x05"
 _KNOWN_ADDRESS = struct.Struct("<Q40x")  # of struct tp_known
+_PIECE = 1 << 20
+_MOST_SEARCHED = 1 << 26
 _TRIES = 60
 _PAUSE_S = 0.01
 _BUSY = {
@@ -44,12 +47,14 @@ class Removal:
         unmapped: Mappings removed.
         hold_ms: How long all threads were stopped.
         residue: What had to stay, and why; "" when nothing did.
+        put_back: Sites that held bytes of ours and hold their first ones again.
     """
 
     handler_restored: bool
     unmapped: int
     hold_ms: float
     residue: str
+    put_back: int = 0
 
 
 def find_syscall(mem_fd: int, maps: Iterable[Mapping]) -> int:
@@ -60,17 +65,33 @@ def find_syscall(mem_fd: int, maps: Iterable[Mapping]) -> int:
     code = [m for m in maps if "r" in m.perms and "x" in m.perms and m.path != "[vsyscall]"]
     for mapping in sorted(code, key=lambda m: m.path != "[vdso]"):
         with contextlib.suppress(OSError):
-            at = os.pread(mem_fd, mapping.end - mapping.start, mapping.start).find(_SYSCALL)
+            at = _find_code(mem_fd, mapping, _SYSCALL)
             if at >= 0:
-                return mapping.start + at
+                return at
     raise AgentFailed("finding a syscall instruction in the target", errno.ENOENT)
 
 
-def our_ranges(head: Pointer) -> list[tuple[int, int]]:
+def _find_code(mem_fd: int, mapping: Mapping, wanted: bytes) -> int:
+    """Address of the bytes in the first part of a mapping, -1 where they are not.
+
+    In pieces and not for ever: a program may map terabytes of executable zeros.
+    """
+    end = min(mapping.end, mapping.start + _MOST_SEARCHED)
+    for start in range(mapping.start, end, _PIECE):
+        size = min(_PIECE + len(wanted) - 1, end - start)
+        at = os.pread(mem_fd, size, start).find(wanted)
+        if at >= 0:
+            return start + at
+    return -1
+
+
+def our_ranges(head: Pointer, maps: Sequence[Mapping]) -> list[tuple[int, int]]:
     """[start, end) of every mapping of ours in the target.
 
-    First those that hold code, the image last of them; then data.
+    First those that hold code, the image last of them; then data. A forked child has not inherited
+    the shared object, and may have something of its own in its place.
     """
+    shared = any(m.start == head.shared_base and _SHARED in m.path for m in maps)
     ranges = [
         (region.start, region.start + region.bytes)
         for region in (head.regions[i] for i in range(head.region_count))
@@ -78,20 +99,23 @@ def our_ranges(head: Pointer) -> list[tuple[int, int]]:
     ranges.append((head.base, head.base + head.image_bytes))
     known = head.known_base // lib.TP_PAGE_BYTES * lib.TP_PAGE_BYTES
     data = (
-        (head.shared_base, head.shared_bytes),
+        (head.shared_base, head.shared_bytes if shared else 0),
         (head.slots_base, head.slots_bytes),
         (known, head.known_bytes),
     )
-    return ranges + [(start, start + size) for start, size in data if size]
+    # What the target has made of these numbers must at least be a range.
+    kept = [(start, size) for start, size in data if size and wire.is_range(start, size)]
+    return ranges + [(start, start + size) for start, size in kept]
 
 
-def remove(agent: Agent, head: Pointer, sites: list[int]) -> Removal:
+def remove(agent: Agent, head: Pointer, sites: list[int], known: bytes = b"") -> Removal:
     """Stop all threads, look, give SIGTRAP back, unmap; again while a thread is inside.
 
     Args:
         agent: The connection; the agent's own thread must have ended.
         head: Its image head, as it was last.
         sites: Addresses of every site that was ever poked, sorted.
+        known: The table of those sites, when they must be put back first.
 
     Raises:
         TargetExited: The target has ended meanwhile.
@@ -99,29 +123,39 @@ def remove(agent: Agent, head: Pointer, sites: list[int]) -> Removal:
     for attempt in range(_TRIES):
         left = ffi.new("struct tp_left *")
         try:
-            error = _remove_once(agent, head, sites, left)
+            error = _remove_once(agent, head, sites, known, left)
         except AgentFailed:
             _require_memory(agent.pid)
             raise
         if error != -errno.EAGAIN:
             break
         time.sleep(_PAUSE_S * (1 + attempt / 10))
+    if error == -errno.ESTALE:
+        raise TargetExited(agent.pid, "detach: it has executed another program")
     if error:
         _require_memory(agent.pid)
-    residue = _why_left(agent.pid, error, left)
-    return Removal(bool(left.handler_restored), left.unmapped, left.hold_ns / 1e6, residue)
+    residue = _why_left(agent.pid, error, left, installed=bool(head.handler_installed))
+    return Removal(
+        bool(left.handler_restored), left.unmapped, left.hold_ns / 1e6, residue, left.put_back
+    )
 
 
 def remove_remains(agent: Agent) -> Removal | None:
     """Remove what is left of an agent whose thread has ended; None when there is nothing.
 
-    Raises as `remove`.
+    So it is in a child that a patched program has forked: it has the patched text and the pages,
+    but not the agent's thread. Its sites are put back while all its threads are held.
+
+    Raises as `remove`, and UnsupportedTarget ("vfork"): they are in use, by its parent's agent.
     """
     if not find_remains(agent):
         return None
+    target.require_own_memory(agent.pid)
     head = agent.image()
-    table = agent.read(head.known_base, head.known_count * _KNOWN_ADDRESS.size)
-    return remove(agent, head, [address for (address,) in _KNOWN_ADDRESS.iter_unpack(table)])
+    table = agent.read(*wire.known_range(head))
+    table = table[: len(table) // _KNOWN_ADDRESS.size * _KNOWN_ADDRESS.size]
+    addresses = [address for (address,) in _KNOWN_ADDRESS.iter_unpack(table)]
+    return remove(agent, head, addresses, table)
 
 
 def _require_memory(pid: int) -> None:
@@ -130,21 +164,23 @@ def _require_memory(pid: int) -> None:
         raise TargetExited(pid, "detach")
 
 
-def _why_left(pid: int, error: int, left: Pointer) -> str:
+def _why_left(pid: int, error: int, left: Pointer, *, installed: bool) -> str:
     if error == 0:
         taken = f"pid {pid} has put its own SIGTRAP handler over ours: left as it is"
-        return "" if left.handler_restored else taken
+        return "" if left.handler_restored or not installed else taken
     if error == -errno.EAGAIN:
         why = _BUSY.get(left.busy_why, "is inside")
         return f"thread {left.busy_tid} {why} ({left.busy_at:#x}): handler and agent pages stay"
     if error == -errno.ESRCH:
         return "no thread to unmap the agent's pages with: they stay"
+    if error == -errno.EACCES:
+        return "the program's seccomp filter could kill it for our calls: handler and pages stay"
     return f"agent pages stay: {error_text(-error)}"
 
 
-def _remove_once(agent: Agent, head: Pointer, sites: list[int], left: Pointer) -> int:
+def _remove_once(agent: Agent, head: Pointer, sites: list[int], known: bytes, left: Pointer) -> int:
     maps = target.read_maps(agent.pid)
-    ranges = our_ranges(head)
+    ranges = our_ranges(head, maps)
     stacks = [m for m in maps if "w" in m.perms and not _inside(ranges, m.start)]
     request = ffi.new("struct tp_leave *")
     keep = [
@@ -165,6 +201,9 @@ def _remove_once(agent: Agent, head: Pointer, sites: list[int], left: Pointer) -
     request.old_action = agent.image_at + _offset_of("old_action")
     request.scratch = agent.image_at + _offset_of("regions")
     request.mem_fd = agent.mem_fd
+    table = ffi.from_buffer("uint8_t[]", known)
+    request.known = ffi.cast("const struct tp_known *", table)
+    request.known_count = len(known) // ffi.sizeof("struct tp_known")
     request.unmap = 1
     return int(lib.tp_leave(request, left))
 

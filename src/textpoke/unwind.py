@@ -36,6 +36,7 @@ def function_starts(image: elf.Image) -> list[int]:
             header = image.bytes_at(segment.offset, _HEADER_BYTES)
             if header[0] == 1 and header[2:4] == bytes((_UDATA4, _DATAREL_SDATA4)):
                 count = int.from_bytes(header[8:12], "little")
+                elf.require_rows(image, count, "functions in .eh_frame_hdr")
                 rows = image.bytes_at(segment.offset + _HEADER_BYTES, count * _ROW.size)
                 return [segment.vaddr + row[0] for row in _ROW.iter_unpack(rows)]
     return [

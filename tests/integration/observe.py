@@ -110,6 +110,11 @@ def tasks(pid: int) -> list[int]:
     return sorted(map(int, os.listdir(f"/proc/{pid}/task")))
 
 
+def doctor_line(out: str, check: str) -> str:
+    """The line of doctor's output that is about one check."""
+    return next(line for line in out.splitlines() if check in line)
+
+
 def agent_task(pid: int) -> int | None:
     """The agent's thread id; None when there is none."""
     for tid in tasks(pid):

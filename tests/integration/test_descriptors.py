@@ -62,7 +62,7 @@ def test_the_agents_descriptors_are_not_the_programs(
         assert fds(process.pid) == before
         held = fds(process.pid, agent)
         assert not held & before
-        assert len(held) == 4  # the shared object; the mem, status and stat files
+        assert len(held) == 5  # the shared object; the mem, status, stat files; the task directory
     assert fds(process.pid) == before
 
 

@@ -3,14 +3,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import programs
 import pytest
-from observe import ask, hear, tell, untouched
+from observe import (
+    agent_task,
+    ask,
+    hear,
+    maps,
+    status,
+    tell,
+    text_equals_files,
+    untouched,
+    wait_until,
+)
+from observe import textpoke as command
 
 import textpoke
+from textpoke.leave import detach_remains
 
 if TYPE_CHECKING:
     import subprocess
@@ -63,3 +80,62 @@ def test_children_are_born_right_while_sites_are_toggled(
         assert target.report is not None
         assert target.report.residue == []
     assert answers == [f"0 {CALLS[how] * CHILDREN[how]}"]
+
+
+@pytest.mark.parametrize("build", ["pie", "non-pie"])
+@pytest.mark.parametrize("then", ["detach", "attach"])
+def test_a_child_of_a_patched_program_is_cleaned_or_traced(
+    compile_target: Compile, start_target: Start, build: str, then: str
+) -> None:
+    parent = start_target(compile_target("forks.c", *programs.BUILDS[build]))
+    with textpoke.attach(parent.pid) as target, target.trace("work"):
+        child = int(ask(parent, "stay 0"))
+        assert not text_equals_files(child)
+        if then == "detach":
+            result = command("detach", "-p", child, "--json")
+            assert (result.code, json.loads(result.out)["residue"]) == (0, [])
+            assert agent_task(child) is None
+        else:
+            with textpoke.attach(child) as other, other.trace("work") as trace:
+                wait_until(lambda: trace.drain() and trace.events > 1000, "the child is traced")
+            assert other.report is not None
+            assert other.report.residue == []
+        assert text_equals_files(child)
+        assert not any("textpoke" in line for line in maps(child))
+        ask(parent, "work 100")
+    assert status(child)["State"][0] in "RS"
+    os.kill(child, signal.SIGKILL)
+
+
+def only_child(pid: int) -> int:
+    deadline_s = time.monotonic() + 20
+    while True:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            words = file.read().split()
+        if words:
+            return int(words[0])
+        assert time.monotonic() < deadline_s, "no child"
+        time.sleep(0.001)
+
+
+def test_a_child_in_its_parents_memory_is_refused(forks: subprocess.Popen[str]) -> None:
+    """Between vfork and exec the parent's agent looks like remains in the child; it is in use."""
+    with untouched(forks):
+        with textpoke.attach(forks.pid) as target:
+            with target.trace("work") as trace:
+                tell(forks, "halt 1")
+                child = only_child(forks.pid)
+                try:
+                    for enter in (textpoke.attach, detach_remains):
+                        with pytest.raises(textpoke.UnsupportedTarget) as refusal:
+                            enter(child)
+                        assert refusal.value.reason == "vfork"
+                finally:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGTERM)
+                assert hear(forks) == "1 3"
+                assert ask(forks, "work 100") == "0 100"
+                trace.drain()
+            assert trace.events == 103
+        assert target.report is not None
+        assert target.report.residue == []

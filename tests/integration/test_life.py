@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from typing import TYPE_CHECKING
 
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
     from conftest import Compile, Start
 
+    from textpoke.agent import Agent
+
     Counter = Callable[[str], subprocess.Popen[str]]
 
 ROUNDS = 300
 # One by one these would be three syncs and three writes a site.
-SYNCS = {"pie": 2, "nop5": 3, "nop10": 3, "mcount": 3, "non-pie": 3}
+SYNCS = {"pie": 2, "nop5": 3, "nop10": 3, "non-pie": 3}
 
 
 @pytest.fixture
@@ -258,7 +261,7 @@ def test_a_batch_costs_syncs_and_writes_by_the_page(counter: Counter, build: str
     process = counter(build)
     with (
         textpoke.attach(process.pid) as target,
-        target.trace(sorted(programs.FUNCTIONS)) as trace,
+        target.trace(sorted(programs.FUNCTIONS), mode="int3") as trace,
     ):
         pass
     phases = SYNCS[build]
@@ -290,3 +293,22 @@ def test_text_is_never_mapped_writable(counter: Counter) -> None:
             done.set()
     assert any("x" in perms for perms in seen)
     assert not [perms for perms in seen if "w" in perms and "x" in perms]
+
+
+def test_a_place_that_the_program_takes_meanwhile_is_planned_anew(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = counter("pie")
+    with untouched(process), textpoke.attach(process.pid) as target:
+        map_code, tries = type(target.agent).map_code, []
+
+        def first_taken(agent: Agent, address: int, size: int) -> None:
+            tries.append(address)
+            if len(tries) == 1:
+                raise textpoke.AgentFailed("mapping", errno.EEXIST)
+            map_code(agent, address, size)
+
+        monkeypatch.setattr(type(target.agent), "map_code", first_taken)
+        with target.trace() as trace:
+            assert len(trace.chosen) == len(programs.FUNCTIONS)
+        assert len(tries) > 1

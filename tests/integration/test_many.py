@@ -34,7 +34,7 @@ def test_a_batch_of_many_sites_costs_what_one_site_costs(
         ask(process, "run 2")
         with textpoke.attach(process.pid, rings=8) as target:
             for _ in range(2):
-                with target.trace("f*") as trace:
+                with target.trace("f*", mode="int3") as trace:
                     assert trace.refused == []
                 for outcome in (trace.on, trace.off):
                     assert outcome is not None

@@ -445,3 +445,14 @@ def test_a_program_can_be_its_own_target_of_pokes_again_after_detach(
             for site in target.sites("f*"):
                 batch.queue(site, new=b"\xe9" + struct.pack("<i", 0), old=site.old)
         assert ask(process, "ask") == " ".join(map(str, OLD))
+
+
+def test_what_no_trapped_thread_can_be_sent_on_from_is_undone_all_the_same(pokes: Pokes) -> None:
+    """A handler made the poke possible, and an undo has none: it takes stop mode."""
+    move = b"\xb8" + struct.pack("<i", 100)  # mov $100, %eax instead of mov $0, %eax
+    textpoke.text_poke_bp(pokes.target, pokes.address(0) + len(NOP5), move, pokes.handler(0))
+    assert pokes.results() == [100, *OLD[1:]]
+    report = pokes.target.detach()
+    assert report.residue == []
+    assert report.outcome is not None
+    assert [choice.mode for choice in report.outcome.choices] == [textpoke.Mode.STOP]

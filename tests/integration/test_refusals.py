@@ -149,32 +149,6 @@ def test_an_unknown_function(counter: subprocess.Popen[str], tmp_path: Path) -> 
     assert ask(counter, "ping") == "pong"
 
 
-def test_a_thread_that_blocks_sigtrap_is_named(
-    compile_target: Compile, start_target: Start, tmp_path: Path
-) -> None:
-    program = compile_target("signals.c", *programs.PIE)
-    process = start_target(program, "plain", "masked")
-    names = {
-        tid: Path(f"/proc/{process.pid}/task/{tid}/comm").read_text().strip()
-        for tid in os.listdir(f"/proc/{process.pid}/task")
-    }
-    [masked] = [tid for tid, name in names.items() if name == "masked"]
-    with untouched(process):
-        result = record(process.pid, tmp_path)
-        doctor_says(process.pid, "SIGTRAP blocked")
-    is_one_error_line(result, EXIT_CANNOT_TRACE, "sigtrap-blocked", f"{masked} (masked)")
-
-
-def test_a_program_that_ignores_sigtrap(
-    compile_target: Compile, start_target: Start, tmp_path: Path
-) -> None:
-    process = start_target(compile_target("signals.c", *programs.PIE), "ignored")
-    with untouched(process):
-        result = record(process.pid, tmp_path)
-        doctor_says(process.pid, "SIGTRAP ignored")
-    is_one_error_line(result, EXIT_CANNOT_TRACE, "sigtrap-ignored")
-
-
 def test_a_debugger_is_attached(
     counter: subprocess.Popen[str],
     compile_target: Compile,

@@ -75,7 +75,7 @@ def test_this_process_is_traced_and_left_as_it_was(library: Path) -> None:
         """
         before = code_of_no_file()
         with textpoke.this_process() as target:
-            with target.trace("counter*!*") as trace:
+            with target.trace("counter*!*", mode="int3") as trace:
                 right = work(100)
         print(json.dumps({
             "right": right and work(3), "events": trace.events, "lost": trace.lost,

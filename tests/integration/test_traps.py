@@ -13,6 +13,7 @@ import pytest
 from observe import ask, hear_until_end, status, tell, untouched
 
 import textpoke
+from textpoke import Mode
 
 if TYPE_CHECKING:
     import subprocess
@@ -62,7 +63,7 @@ def test_a_trap_that_nobody_handles_kills_as_without_us(traps: subprocess.Popen[
         assert traps.wait() == -signal.SIGTRAP
 
 
-def test_a_program_that_takes_sigtrap_away_is_poked_no_more(
+def test_a_program_that_takes_sigtrap_away_is_poked_without_traps(
     traps: subprocess.Popen[str],
 ) -> None:
     with untouched(traps):
@@ -71,26 +72,35 @@ def test_a_program_that_takes_sigtrap_away_is_poked_no_more(
         trace.start()
         ask(traps, "take")
         with pytest.raises(textpoke.UnsupportedTarget) as caught:
-            trace.stop()
+            trace.target.batch(mode="int3").commit()
         assert caught.value.reason == "sigtrap-taken"
+        trace.stop()
+        assert trace.off is not None
+        assert {choice.mode for choice in trace.off.choices} <= {Mode.DIRECT, Mode.STOP}
         ask(traps, "give")  # as a program does that puts back what it found
         report = target.detach()
         assert report.residue == []
         assert report.handler_restored
 
 
-def test_a_thread_that_blocks_sigtrap_later_is_never_poked(
+def test_a_thread_that_blocks_sigtrap_later_never_meets_an_int3(
     traps: subprocess.Popen[str],
 ) -> None:
     with untouched(traps), textpoke.attach(traps.pid) as target:
         ask(traps, "block")
         with pytest.raises(textpoke.UnsupportedTarget) as caught:
-            target.trace().start()
+            target.trace(mode="int3").start()
         assert caught.value.reason == "sigtrap-blocked"
-        ask(traps, "unblock")
         with target.trace() as trace:
             ask(traps, "unblock")
         assert trace.events == 1
+        assert trace.on is not None
+        assert "blocks SIGTRAP" in trace.on.choices[0].why
+        with target.trace() as trace:
+            ask(traps, "unblock")
+        assert trace.events == 1
+        # It may block it again at any moment: the function to do so is in its imports.
+        assert {choice.mode for choice in trace.on.choices} <= {Mode.DIRECT, Mode.STOP}
 
 
 def test_a_handler_put_over_ours_is_left_where_it_is(traps: subprocess.Popen[str]) -> None:

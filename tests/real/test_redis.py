@@ -33,7 +33,7 @@ def test_twenty_rounds_of_everything_in_one_batch_under_load(redis, untouched, t
         for _ in range(ROUNDS):
             with (
                 textpoke.attach(redis.pid, ring_bytes=RING_BYTES) as target,
-                target.trace(output=capture) as trace,
+                target.trace(output=capture, mode="int3") as trace,
             ):
                 trace.run(seconds=RECORD_S)
             unchanged(target.report)
@@ -126,7 +126,7 @@ def test_toggling_in_full_flight(redis, untouched, figure):
     with Load(redis) as load, textpoke.attach(redis.pid, ring_bytes=RING_BYTES) as target:
         deadline_s = time.monotonic() + 10
         while time.monotonic() < deadline_s:
-            with target.trace() as trace:
+            with target.trace(mode="int3") as trace:
                 trace.run(seconds=0.01)
             outcomes += [trace.on, trace.off]
     load.require_no_failure()

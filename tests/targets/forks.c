@@ -2,7 +2,8 @@
 /**
  * @file
  * A program that makes processes while it is traced; every child runs traced functions and checks
- * their results. Lines: "fork CHILDREN", "spawn CHILDREN", "vfork CHILDREN", "work CALLS", "quit".
+ * their results. Lines: "fork CHILDREN", "spawn CHILDREN", "vfork CHILDREN", "halt CHILDREN" (a
+ * vfork that waits for a signal), "work CALLS", "stay N", "quit".
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -58,6 +59,20 @@ PLAIN static void be_a_child(void)
 	_exit(status ? 4 : 0);
 }
 
+/* A child that works until its parent ends, and tells by its death that something was wrong. */
+PLAIN static pid_t stay(void)
+{
+	pid_t child = fork();
+
+	if (child)
+		return child;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	alarm(LIFE_S);
+	while (work_is_right(CALLS_OF_A_CHILD))
+		usleep(100);
+	abort();
+}
+
 PLAIN static pid_t make(char how)
 {
 	char *words[] = { "/proc/self/exe", "child", NULL };
@@ -73,6 +88,8 @@ PLAIN static pid_t make(char how)
 	} else {
 		child = vfork();
 		if (!child) {
+			if (how == 'h')
+				pause();
 			work(1); /* in its parent's memory: its parent's call */
 			_exit(0);
 		}
@@ -108,6 +125,10 @@ PLAIN int main(int argc, char **argv)
 	for (;;) {
 		if (sscanf(hear(), "%15s %d", how, &count) != 2)
 			return 0;
+		if (!strcmp(how, "stay")) {
+			say("%d", stay());
+			continue;
+		}
 		calls = 0;
 		bad = how[0] == 'w' ? !work_is_right(count) : storm(how[0], count);
 		say("%d %lu", bad, calls);

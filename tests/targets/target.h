@@ -20,7 +20,7 @@
 /* Traced: with whatever entry the command line asks for. */
 #define TRACED __attribute__((noipa))
 
-#define LIFE_S 60
+#define LIFE_S 300
 
 __attribute__((unused)) PLAIN static void say(const char *format, ...)
 {

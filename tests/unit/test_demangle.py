@@ -183,3 +183,35 @@ def test_back_references_cannot_grow_a_name_without_end() -> None:
 def test_any_text_is_taken_without_error(text: str) -> None:
     demangle_v0(f"_R{text}")
     demangle_legacy(f"_ZN{text}")
+
+
+def _bomb(depth: int) -> str:
+    """A symbol whose every part says twice what the part before it said."""
+    digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return "_Z1f1aIiE" + "".join(f"S_I{f'S{digits[k]}_' * 2}E" for k in range(depth))
+
+
+def test_a_symbol_that_stands_for_gigabytes_stays_raw_and_harms_no_other() -> None:
+    names = ["_Z1fv", _bomb(33), "_Z1gv", _bomb(7), _bomb(34)[:-1], "_Z1hv"]
+    found = demangle(names)
+    assert found[0::2] == ["f()", "g()", names[4]]
+    assert found[1] == names[1]
+    assert found[3].startswith("f(a<int>, a<a<int>, a<int> >")
+    assert found[5] == "h()"
+    assert demangle_one(_bomb(33)) == _bomb(33)
+
+
+def test_a_long_but_honest_symbol_is_read_by_the_helper() -> None:
+    parameters = "".join(f"RKSt6vectorI{len(n)}{n}SaIS{i}_EE" for i, n in [(0, "alpha")])
+    name = f"_Z1f{parameters}" + "S1_" * 40
+    assert demangle([name, "_Z1fv"])[1] == "f()"
+    assert demangle([name])[0].startswith("f(std::vector<alpha")
+
+
+def test_references_that_lead_to_long_parts_of_a_rust_name_are_counted() -> None:
+    def name(long: int, often: int) -> str:
+        return "_RIC1a" + "IC1b" + "L_" * long + "E" + "B3_" * often + "E"
+
+    few = "b<'_, '_>"
+    assert demangle([name(2, 2)]) == [f"a::<{few}, {few}, {few}>"]
+    assert demangle([name(5000, 1500)]) == [name(5000, 1500)]

@@ -247,20 +247,6 @@ def test_unknown_entries_and_addresses_are_refused(entries: dict[str, Site]) -> 
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["libc.so.6", "ld-linux-x86-64.so.2", "libpthread.so.0", "ld-musl-x86_64.so.1", "libc-2.31.so"],
-)
-def test_sites_that_run_with_signals_masked_are_refused(
-    name: str, compile_target: Compile, tmp_path: Path
-) -> None:
-    library = tmp_path / name
-    library.write_bytes(compile_target("nops.c", "-shared", "-fPIC", f"{PATCHABLE}5").read_bytes())
-    sites = sites_of(library)
-    assert {s.reason for s in sites} == {"runs with signals masked"}
-    assert {s.kind for s in sites} == {None}
-
-
-@pytest.mark.parametrize(
     "name", ["libcurl.so.4", "ldd", "ld.lld", "libc++.so.1", "ld", "libcap.so"]
 )
 def test_other_libraries_are_not_taken_for_the_c_library(

@@ -47,7 +47,8 @@ class Console:
     def raw(self, text: str) -> None:
         """Data as it is, without a line end of its own."""
         self.end_live()
-        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+        encoding = sys.stdout.encoding or "utf-8"  # not every terminal's has all letters
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
     def json(self, data: object) -> None:
         """Data as one JSON object."""

@@ -120,13 +120,18 @@ def _find(name: str, directories: list[str], cache: dict[str, str]) -> str | Non
 
 
 def _read_cache() -> dict[str, str]:
-    # Name to path; an absent or odd cache counts as empty. The older format may stand before
-    # the newer one, which starts with its magic either way (dl-cache.h of glibc describes it).
+    # Name to path; an absent or odd cache counts as empty.
     try:
         with open(_CACHE, "rb") as file:
-            data = file.read()
+            return parse_cache(file.read())
     except OSError:
         return {}
+
+
+def parse_cache(data: bytes) -> dict[str, str]:
+    """Name to path of the libraries in the bytes of an ld.so.cache; empty for an odd one."""
+    # The older format may stand before the newer one, which starts with its magic either way
+    # (dl-cache.h of glibc describes it).
     start = data.find(_CACHE_MAGIC)
     if start < 0 or len(data) - start < _CACHE_HEADER_BYTES:
         return {}

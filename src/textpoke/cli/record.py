@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from textpoke._errors import CaptureExists, TargetExited
 from textpoke.cli import _parser
 from textpoke.cli._console import Console, escape
+from textpoke.report.names import file_name
 
 if TYPE_CHECKING:
     import argparse
@@ -43,6 +44,12 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         "--overwrite",
         action="store_true",
         help="flight recorder: keep each thread's last events, written at the end",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("auto", "int3", "direct", "stop"),
+        default="auto",
+        help="how code is written: int3 stops nobody; direct and stop need no trap (default: auto)",
     )
     _parser.add_json(parser)
     _parser.examples(
@@ -116,7 +123,8 @@ def _record(
     stop: threading.Event,
     started: float,
 ) -> Trace:
-    output = args.output or f"{os.path.basename(target.exe) or 'process'}-{target.pid}.tptrace"
+    name = file_name(os.path.basename(target.exe))
+    output = args.output or f"{name}-{target.pid}.tptrace"
     attached = time.perf_counter()
     trace = target.trace(
         args.include,
@@ -125,6 +133,7 @@ def _record(
         overwrite=args.overwrite,
         force=args.force,
         command=args.command,
+        mode=args.mode,
     )
     found = time.perf_counter()
     with trace:
@@ -177,6 +186,10 @@ def _say_start(
     if trace.refused:
         site, reason = trace.refused[0]
         console.warn(escape(f"{len(trace.refused)} functions left out: {site}: {reason}, ..."))
+    for choice in trace.on.choices if trace.on else ():
+        if choice.why:
+            line = f"{choice.mode} mode for {len(choice.indexes):,} sites: {choice.why}"
+            console.say(escape(line))
     timings, outcome = target.agent.timings, trace.on
     if timings.hold_ns:
         console.detail(f"one thread held for {timings.hold_ns / 1e3:,.0f} us")

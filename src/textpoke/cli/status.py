@@ -56,6 +56,10 @@ def _lines(status: Status, *, verbose: bool) -> list[str]:
         lines.append(f"  ... and {len(status.patched) - len(shown):,} more (-v shows all)")
     if status.broken:
         lines.append("an earlier recovery failed: int3s of ours may be left; they are handled")
+    if status.turned_off:
+        lines.append("a tool died while it recorded: the agent has turned the recording off")
+    if status.kept:
+        lines.append("to be kept: its tool has said so")
     if not status.owner:
         lines.append(f"textpoke detach -p {status.pid}")
     return lines

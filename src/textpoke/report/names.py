@@ -16,6 +16,12 @@ def escape(text: str) -> str:
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 
+def file_name(text: str) -> str:
+    """The text as a file name that is easy to type: nothing that does not print, no directory."""
+    safe = "".join(char if char.isprintable() and char != "/" else "_" for char in text)
+    return safe.lstrip("-.") or "process"
+
+
 def _escaped(char: str) -> str:
     code = ord(char)
     if code <= 0xFF:

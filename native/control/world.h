@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/** @file All threads of a target, stopped. */
+#ifndef TP_WORLD_H
+#define TP_WORLD_H
+
+#include <stddef.h>
+
+#include "held.h"
+
+struct tp_world {
+	pid_t pid;
+	pid_t spared;	 /* a thread that is not stopped, or 0 */
+	int patience_ms; /* for each thread to stop; 0: the usual */
+	struct tp_held *threads;
+	size_t count;
+	size_t room;
+	uint64_t since_ns;
+	bool hurried;
+};
+
+typedef bool tp_word_fn(void *ctx, uint64_t word);
+
+int tp_stop_world(struct tp_world *world);
+void tp_release_world(struct tp_world *world);
+int64_t tp_floor_index(const uint64_t *sorted, uint64_t stride, uint64_t count, uint64_t value);
+bool tp_scan_stack(pid_t tid, uint64_t rsp, const uint64_t *stacks, uint64_t stack_count,
+		   tp_word_fn *visit, void *ctx);
+
+#endif

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches handed to the engine in the target: in the right mode, and what came of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+from textpoke import modes, target
+from textpoke._errors import (
+    AgentFailed,
+    AgentTimeout,
+    BatchFailed,
+    BatchRefused,
+    BytesDiffer,
+    TargetExited,
+    UnsupportedTarget,
+)
+from textpoke._native import ffi, lib
+from textpoke.agent import checked_answer, error_text
+from textpoke.model import Site
+from textpoke.modes import Choice, Mode
+from textpoke.poke import PHASES, RECORD, Outcome, Poke, Request, name_of, read_outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from textpoke._native import Pointer
+    from textpoke.agent import Agent
+
+SITE_OUTCOMES = ("pending", "skipped", "int3", "tail", "written", "done", "restored")
+_OUTCOME_AT = 30  # of the field `outcome` of struct tp_poke
+_OWNERS = {0xCC: "a debugger or another tracer (int3)", 0xE9: "a hook (jmp)", 0xE8: "a hook (call)"}
+_TAKEN = "sigtrap-taken"
+_MASKED = "sigtrap-masked"
+_SELF_HANDLED = "the program handles or ignores SIGTRAP itself"
+_IN_HANDLER = "a signal handler of the program blocks SIGTRAP, or has an alternate stack"
+_NOT_EMULATED = "a thread that trapped at one of the sites could not be sent on"
+_TIMEOUT_S = 120.0
+_STOPPED_TIMEOUT_MS = 10_000  # everybody waits meanwhile
+_STOPS = 60
+_STOP_PAUSE_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """What the caller wants of a batch besides its mode."""
+
+    all_or_nothing: bool = True
+    one_by_one: bool = False
+    is_handled: int = 0
+    finish: int = 0
+    room: bool = False
+
+    def flags(self, mode: Mode) -> int:
+        """The second argument of the command (enum tp_batch_flags)."""
+        return int(
+            self.all_or_nothing * lib.TP_BATCH_ALL_OR_NOTHING
+            | self.one_by_one * lib.TP_BATCH_ONE_BY_ONE
+            | self.room * lib.TP_BATCH_ROOM
+            | mode.number << lib.TP_BATCH_MODE_SHIFT
+        )
+
+
+def run_request(
+    agent: Agent,
+    request: Request,
+    *,
+    mode: Mode = Mode.AUTO,
+    one_mode: bool = False,
+    all_or_nothing: bool = True,
+    one_by_one: bool = False,
+    is_handled: int = 0,
+    finish: int = 0,
+) -> Outcome:
+    """Run one batch in the target.
+
+    Args:
+        agent: The connection.
+        request: The batch.
+        mode: How it is written.
+        one_mode: All sites in one run, even if only some need another mode than the rest.
+        all_or_nothing: Roll finished sites back too when the batch fails.
+        one_by_one: A protocol run a site (for measurement).
+        is_handled: Address in the target of a C function `bool (uint64_t ip)`; 0: built in.
+        finish: Address in the target of a C function `int (const struct tp_poke *, void *)`.
+
+    Raises:
+        BatchRefused, BytesDiffer: Nothing was written.
+        BatchFailed: It failed on the way; the engine has recovered, or says so.
+        UnsupportedTarget: The mode, or any, is impossible: `reason` and `detail` say why.
+    """
+    # Who asks for int3, or patches the own process, answers for its alternate stacks.
+    room = mode is Mode.INT3 or agent.pid == os.getpid()
+    how = _How(all_or_nothing, one_by_one, is_handled, finish, room)
+    try:
+        return _run_choices(agent, request, _choices(agent, request, mode, one_mode=one_mode), how)
+    except UnsupportedTarget as exc:
+        if mode is not Mode.AUTO or exc.reason not in (_TAKEN, _MASKED):
+            raise
+        no_traps = exc.detail
+    # Only the agent could know that the program's handlers forbid traps: nothing was written.
+    choices = _choices(agent, request, mode, one_mode=one_mode, no_traps=no_traps)
+    return _run_choices(agent, request, choices, how)
+
+
+def _choices(
+    agent: Agent, request: Request, mode: Mode, *, one_mode: bool, no_traps: str = ""
+) -> list[Choice]:
+    if one_mode and mode is Mode.AUTO:
+        return [modes.choose_one(agent, request, no_traps=no_traps)]
+    return modes.choose(agent, request, mode, no_traps=no_traps)
+
+
+def _run_choices(agent: Agent, request: Request, choices: list[Choice], how: _How) -> Outcome:
+    """One after the other; all or nothing holds for them together."""
+    done = Outcome()
+    for i, choice in enumerate(choices):
+        try:
+            outcome = _run_part(agent, request.part(choice.indexes), choice.mode, how)
+        except BaseException:
+            if how.all_or_nothing:
+                for earlier in choices[:i]:
+                    _run_part(agent, request.reversed(earlier.indexes), earlier.mode, how)
+            raise
+        done = done.plus(replace(outcome, choices=(choice,)))
+    return done
+
+
+def _run_part(agent: Agent, request: Request, mode: Mode, how: _How) -> Outcome:
+    wire, shared, layout = agent.wire, agent.shared, agent.layout
+    if wire is None or shared is None or layout is None:
+        raise AgentFailed("running a batch on a closed connection", errno.EBADF)
+    if len(request.data) > layout.request_bytes:
+        raise BatchRefused(error_text(lib.TP_ETOOMANY))
+    start = lib.TP_PAGE_BYTES
+    shared[start : start + len(request.data)] = request.data
+    words = (len(request.pokes), how.flags(mode), how.is_handled, how.finish)
+    code, hold_ns = _command(agent, lib.TP_CMD_BATCH, words, mode, request)
+    if code < 0:
+        raise _failure(agent.pid, -code, _copied(wire), request.pokes)
+    return replace(read_outcome(wire.outcome), hold_ns=hold_ns)
+
+
+def run_stopped(
+    agent: Agent, command: int, words: Sequence[int], request: Request
+) -> tuple[int, int]:
+    """Run one command while every thread but the agent's is held.
+
+    Returns:
+        The command's result, and for how many nanoseconds the threads were held.
+
+    Raises:
+        AgentFailed: A thread does not stop, or stays inside a site.
+    """
+    for _ in range(_STOPS):
+        error, out = _stop_once(agent, command, words, request)
+        if error == 0 and out.result == -errno.ETIMEDOUT:
+            agent.silent = True
+            raise AgentTimeout(f"command {command}", _STOPPED_TIMEOUT_MS / 1e3)
+        if error == 0:
+            return checked_answer(int(out.result)), int(out.hold_ns)
+        agent.require_alive("a batch in stop mode")
+        if error not in (-errno.EAGAIN, -errno.ETIMEDOUT, -errno.ESRCH):
+            break
+        time.sleep(_STOP_PAUSE_S)
+    if error == -errno.EAGAIN:
+        what = f"waiting for thread {out.inside_tid} to leave {out.inside_at:#x}"
+    else:
+        what = "stopping all threads of the target"
+    raise AgentFailed(what, -error)
+
+
+def _stop_once(
+    agent: Agent, command: int, words: Sequence[int], request: Request
+) -> tuple[int, Pointer]:
+    stacks = [m for m in target.read_maps(agent.pid) if "w" in m.perms]
+    windows = sorted(request.windows)
+    stop, out = ffi.new("struct tp_stop *"), ffi.new("struct tp_stopped *")
+    keep = [
+        ffi.new("uint64_t[]", [word for pair in windows for word in pair]),
+        ffi.new("uint64_t[]", [word for m in stacks for word in (m.start, m.end)]),
+    ]
+    stop.pid, stop.agent_tid, stop.wire = agent.pid, agent.tid, agent.wire
+    stop.command, stop.timeout_ms = command, _STOPPED_TIMEOUT_MS
+    stop.args = [*words, *[0] * (4 - len(words))]
+    stop.sites, stop.site_count, stop.all_nops = keep[0], len(windows), request.all_nops
+    stop.stacks, stop.stack_count = keep[1], len(stacks)
+    return int(lib.tp_stop_and_run(stop, out)), out
+
+
+def restore_all(
+    agent: Agent, patched: Request, *, strangers: int = 1000, no_traps: str = ""
+) -> tuple[Outcome, int]:
+    """Put every site that was ever poked back to its first bytes.
+
+    Args:
+        agent: The connection.
+        patched: The batch that does it, for the choice of the mode.
+        strangers: How many sites may be left alone.
+        no_traps: A reason against traps that is known already.
+
+    Returns:
+        The outcome, and the number of sites that were left alone because somebody else has
+        changed them or their module is gone.
+    """
+    choice = modes.choose_one(agent, patched, no_traps=no_traps)
+    try:
+        return _restore(agent, patched, choice, strangers)
+    except UnsupportedTarget as exc:
+        if exc.reason not in (_TAKEN, _MASKED):
+            raise
+        no_traps = exc.detail
+    except BatchRefused:
+        if choice.mode is not Mode.INT3 or agent.pid == os.getpid():
+            raise
+        no_traps = _NOT_EMULATED  # poked with a handler, which an undo does not have
+    choice = modes.choose_one(agent, patched, no_traps=no_traps)
+    return _restore(agent, patched, choice, strangers)
+
+
+def _restore(agent: Agent, patched: Request, choice: Choice, strangers: int) -> tuple[Outcome, int]:
+    wire = agent.wire
+    if wire is None:
+        raise AgentFailed("undoing on a closed connection", errno.EBADF)
+    room = lib.TP_BATCH_ROOM if agent.pid == os.getpid() else 0
+    words = (strangers, choice.mode.number, room)
+    code, hold_ns = _command(agent, lib.TP_CMD_RESTORE, words, choice.mode, patched)
+    if code < 0:
+        raise _failure(agent.pid, -code, _copied(wire), ())
+    outcome = replace(read_outcome(wire.outcome), hold_ns=hold_ns, choices=(choice,))
+    return outcome, int(wire.args[0])
+
+
+def _command(
+    agent: Agent, command: int, words: Sequence[int], mode: Mode, request: Request
+) -> tuple[int, int]:
+    """In stop mode with all threads held; a launched program that does not run yet is held."""
+    code, hold_ns = 0, 0
+    if mode is Mode.STOP and agent.held is None:
+        code, hold_ns = run_stopped(agent, command, words, request)
+    else:
+        code = agent.command(command, *words, timeout_s=_TIMEOUT_S)
+    if code == -errno.ESRCH:
+        raise TargetExited(agent.pid, "a batch")
+    return code, hold_ns
+
+
+def site_outcomes(agent: Agent, request: Request) -> list[str]:
+    """The state of every site after the last batch, in the order of the request."""
+    if agent.shared is None or agent.wire is None:
+        return []
+    if agent.wire.outcome.code == 0:
+        return ["skipped" if poke.old is None else "done" for poke in request.pokes]
+    start = lib.TP_PAGE_BYTES + _OUTCOME_AT
+    size = RECORD.size * len(request.pokes)
+    last = len(SITE_OUTCOMES) - 1
+    return [SITE_OUTCOMES[min(i, last)] for i in agent.shared[start : start + size : RECORD.size]]
+
+
+def _copied(wire: Pointer) -> Pointer:
+    # The target can write the original while we look.
+    return ffi.new("struct tp_outcome *", wire.outcome)
+
+
+def _failure(pid: int, code: int, raw: Pointer, pokes: Sequence[Poke]) -> Exception:
+    """The exception for a failed batch; the engine's record says phase, site and bytes."""
+    if code == lib.TP_EHANDLER:
+        return UnsupportedTarget(pid, _TAKEN, _SELF_HANDLED)
+    if code == lib.TP_EMASKING:
+        return UnsupportedTarget(pid, _MASKED, _IN_HANDLER)
+    if raw.code == 0:  # it never came to the engine
+        return BatchRefused(error_text(code))
+    phase = PHASES[min(raw.phase, len(PHASES) - 1)]
+    at = f"site {raw.fail_addr:#x}"
+    if raw.fail_index < len(pokes):
+        at = name_of(pokes[raw.fail_index])
+    if phase in ("check", "verify"):
+        return _refusal(code, raw, pokes, at)
+    detail = f"{at}: {_why(code, raw)}"
+    return BatchFailed(
+        phase, raw.fail_count, raw.fail_addr, recovered=bool(raw.recovered), detail=detail
+    )
+
+
+def _refusal(code: int, raw: Pointer, pokes: Sequence[Poke], at: str) -> BatchRefused:
+    refusal = _named_refusal(code, raw, pokes, at)
+    refusal.fail_count, refusal.fail_addr = int(raw.fail_count), int(raw.fail_addr)
+    return refusal
+
+
+def _named_refusal(code: int, raw: Pointer, pokes: Sequence[Poke], at: str) -> BatchRefused:
+    if code != errno.EINVAL:
+        return BatchRefused(f"{at}: {error_text(code)}")
+    expected = bytes(ffi.buffer(raw.expected))[: raw.fail_len]
+    found = bytes(ffi.buffer(raw.found))[: raw.fail_len]
+    symbol = pokes[raw.fail_index].name if raw.fail_index < len(pokes) else ""
+    owner = _OWNERS.get(found[0] if found else 0, "")
+    return BytesDiffer(raw.fail_addr, symbol or "site", expected, found, owner)
+
+
+def _why(code: int, raw: Pointer) -> str:
+    if code != errno.EINVAL:
+        return error_text(code)
+    expected = bytes(ffi.buffer(raw.expected))[: raw.fail_len].hex(" ")
+    found = bytes(ffi.buffer(raw.found))[: raw.fail_len].hex(" ")
+    return f"expected {expected}, found {found}"
+
+
+class Batch:
+    """Pokes that are queued and run together when the `with` block ends.
+
+    Example:
+        >>> with target.batch() as batch:
+        ...     batch.queue(site, new=call, old=site.old)
+        >>> batch.outcome.syncs
+        3
+
+    An exception inside the block drops the batch: nothing is written.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        *,
+        mode: Mode | str = Mode.AUTO,
+        all_or_nothing: bool = True,
+        one_by_one: bool = False,
+    ) -> None:
+        self._agent = agent
+        self._mode = Mode(mode)
+        self._all_or_nothing = all_or_nothing
+        self._one_by_one = one_by_one
+        self._pokes: list[Poke] = []
+        self.outcome: Outcome | None = None
+
+    def queue(
+        self, site: Site | int, new: bytes | None, old: bytes | None, *, handler: int = 0
+    ) -> None:
+        """Add one poke.
+
+        Args:
+            site: A site, or a runtime address.
+            new: Bytes to write; None together with `old` means "already there".
+            old: Bytes expected now.
+            handler: Where a thread that traps shall go on; 0 emulates the instruction.
+        """
+        address, name = (site.address, str(site)) if isinstance(site, Site) else (site, "")
+        self._pokes.append(Poke(address, old, new, handler, name))
+
+    def commit(self) -> Outcome:
+        """Run the batch now. Raises like `run_request`."""
+        request = Request.of(self._pokes)
+        self.outcome = run_request(
+            self._agent,
+            request,
+            mode=self._mode,
+            all_or_nothing=self._all_or_nothing,
+            one_by_one=self._one_by_one,
+        )
+        self._pokes = []
+        return self.outcome
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is None and self._pokes:
+            self.commit()

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a batch may be written: which sites in which mode, and why.
+
+`int3` is the protocol: threads run on and may trap. Where a trap would kill the program (a thread
+blocks SIGTRAP, the program owns the signal) or could come while signals are blocked (libc blocks
+them all around clone and spawn), there are two ways without one: `direct`, a single store where the
+processor's manual allows that, and `stop`, with every thread held.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from textpoke import masks
+from textpoke._errors import NoSuchTarget, TargetExited, UnsupportedTarget
+from textpoke._native import lib
+from textpoke.agent import outlast_masking
+from textpoke.proc import name_of, read_threads
+from textpoke.target import read_maps
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from textpoke.agent import Agent
+    from textpoke.model import Thread
+
+_SIGTRAP = 1 << 4
+_NOP_BYTES = frozenset(b"\x66\x90")
+_AUTO_PATIENCE_S = 0.02
+
+
+class Mode(enum.StrEnum):
+    """How a batch is written."""
+
+    AUTO = "auto"
+    """Per site and per target: `int3` where that is safe, else `direct`, else `stop`."""
+    INT3 = "int3"
+    """Breakpoints and three syncs; no thread is stopped."""
+    DIRECT = "direct"
+    """One store a site, no trap: only its first byte changes. AMD processors only."""
+    STOP = "stop"
+    """Every thread is held meanwhile; nobody traps. Not for the own process."""
+
+    @property
+    def number(self) -> int:
+        """The engine's number of it (enum tp_mode)."""
+        return int(
+            {"int3": lib.TP_MODE_INT3, "direct": lib.TP_MODE_DIRECT}.get(self, lib.TP_MODE_STOP)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Sites of a batch that take the same mode.
+
+    Attributes:
+        mode: How they are written.
+        why: The reason, for people; "" where it is the usual one.
+        indexes: Their positions in the batch.
+    """
+
+    mode: Mode
+    why: str
+    indexes: Sequence[int]
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return {"mode": str(self.mode), "why": self.why, "sites": len(self.indexes)}
+
+
+class Places(Protocol):
+    """What the choice depends on; the longer lists are made only when they are needed."""
+
+    @property
+    def addresses(self) -> Sequence[int]:
+        """Of the sites."""
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Lowest and highest address."""
+
+    @property
+    def direct(self) -> Sequence[bool]:
+        """For each site, whether one store can change it (`is_direct`)."""
+
+
+def is_direct(old: bytes | None, new: bytes | None) -> bool:
+    """May one store change `old` to `new`? Only the first byte differs, or any mix is NOPs.
+
+    Source: AMD64 Architecture Programmer's Manual, volume 2, "Cross-Modifying Code": stores within
+    a naturally aligned quadword are seen whole by other cores' instruction fetch. Intel's errata
+    ("Unsynchronized Cross-Modifying Code") promise this for no instruction, so not there.
+    """
+    if old is None or new is None or old[1:] == new[1:]:
+        return True
+    return is_nops(old) and is_nops(new)
+
+
+def is_nops(code: bytes) -> bool:
+    """True for bytes 66 and 90 that end in 90: NOPs from every byte on."""
+    return _NOP_BYTES.issuperset(code) and code[-1:] == b"\x90"
+
+
+@functools.cache
+def direct_processor() -> bool:
+    """True on processors whose manual allows `direct` mode."""
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        return any(line.startswith("vendor_id") and "AuthenticAMD" in line for line in file)
+
+
+def why_no_traps(agent: Agent) -> str:
+    """Why an int3 would kill the target now: which thread blocks SIGTRAP. "" when none does.
+
+    Raises:
+        TargetExited: The process is gone.
+        UnsupportedTarget: A debugger has attached meanwhile ("debugger"): it would be given our
+            traps, and skip them. Or the program has filtered the agent's calls ("seccomp").
+    """
+    try:
+        threads = read_threads(agent.pid)
+    except NoSuchTarget as exc:
+        raise TargetExited(agent.pid, "a batch") from exc
+    for thread in threads:
+        require_unfiltered(agent, thread)
+        if thread.tracer_pid and agent.held is None:
+            debugger = f"{name_of(thread.tracer_pid)} (pid {thread.tracer_pid})"
+            detail = f"{debugger} traces thread {thread.tid} ({thread.name}), let it detach first"
+            raise UnsupportedTarget(agent.pid, "debugger", detail)
+    for thread in threads:
+        blocked = thread.sig_blocked
+        if agent.held is not None and thread.tid == agent.pid:
+            blocked = int(lib.tp_held_mask(agent.held))  # the status shows all, blocked by us
+        if blocked & _SIGTRAP and thread.tid != agent.tid and thread.state not in "ZX":
+            return f"thread {thread.tid} ({thread.name}) blocks SIGTRAP"
+    return ""
+
+
+def require_unfiltered(agent: Agent, thread: Thread) -> None:
+    """Refuse when `thread` is the agent's and the program has filtered its system calls since."""
+    if thread.seccomp and thread.tid == agent.tid:
+        detail = "the program has put a filter over all its threads, ours too: the agent stays"
+        raise UnsupportedTarget(agent.pid, "seccomp", detail)
+
+
+def require_trap_safe(agent: Agent) -> None:
+    """Raise UnsupportedTarget ("sigtrap-blocked") when an int3 would kill the target now."""
+    why = why_no_traps(agent)
+    if why:
+        detail = f"{why}, an int3 would kill the process; unblock the signal in that thread"
+        raise UnsupportedTarget(agent.pid, "sigtrap-blocked", detail)
+
+
+def choose(
+    agent: Agent,
+    places: Places,
+    wanted: Mode = Mode.AUTO,
+    *,
+    no_traps: str = "",
+) -> list[Choice]:
+    """Give every site of a batch its mode.
+
+    Args:
+        agent: The connection.
+        places: Its sites.
+        wanted: What the caller asks for.
+        no_traps: A reason against traps that is known already.
+
+    Raises:
+        UnsupportedTarget: The mode that was asked for, or every mode, is impossible here.
+        TargetExited: The process is gone.
+    """
+    everything = range(len(places.addresses))
+    if wanted is Mode.INT3:
+        outlast_masking(lambda: require_trap_safe(agent))
+    elif wanted is not Mode.AUTO:
+        why_no_traps(agent)  # for what it refuses
+    if wanted is Mode.DIRECT and not direct_processor():
+        detail = "direct mode needs an AMD processor: no other vendor's manual allows it"
+        raise UnsupportedTarget(agent.pid, "no-direct", detail)
+    if wanted is Mode.STOP:
+        _require_other_process(agent, "stop mode was asked for")
+    if wanted is not Mode.AUTO:
+        return [Choice(wanted, "asked for", everything)]
+    obstacle = _lasting_obstacle(agent)  # always: it also refuses a debugger
+    no_traps = no_traps or obstacle or _masking(agent, places)
+    if no_traps:
+        return _without_traps(agent, everything, places, no_traps)
+    masked = _runtime_sites(agent, places)
+    if not masked:
+        return [Choice(Mode.INT3, "", everything)]
+    why = "in a runtime that runs with all signals blocked"
+    among = set(masked)
+    free = [i for i in everything if i not in among]
+    usual = [Choice(Mode.INT3, "", free)] if free else []
+    return usual + _without_traps(agent, masked, places, why)
+
+
+def choose_one(agent: Agent, places: Places, *, no_traps: str = "") -> Choice:
+    """One mode for all sites of a batch: the most careful that any of them needs.
+
+    Raises:
+        UnsupportedTarget, TargetExited: As `choose`.
+    """
+    choices = choose(agent, places, no_traps=no_traps)
+    if len(choices) == 1:
+        return choices[0]
+    why = choices[-1].why
+    everything = range(len(places.addresses))
+    if all(places.direct) and direct_processor():
+        return Choice(Mode.DIRECT, why, everything)
+    _require_other_process(agent, why)
+    return Choice(Mode.STOP, why, everything)
+
+
+def _lasting_obstacle(agent: Agent) -> str:
+    why = ""
+
+    def look() -> None:
+        nonlocal why
+        why = why_no_traps(agent)
+        if why:
+            raise UnsupportedTarget(agent.pid, "sigtrap-blocked", why)
+
+    try:
+        outlast_masking(look, patience_s=_AUTO_PATIENCE_S)
+    except UnsupportedTarget as exc:
+        if exc.reason != "sigtrap-blocked":
+            raise
+        return why
+    return ""
+
+
+def _masking(agent: Agent, places: Places) -> str:
+    """Why the program may block SIGTRAP in its own code; looked up again when its files change."""
+    files = frozenset((m.path, m.inode) for m in read_maps(agent.pid) if m.inode and "x" in m.perms)
+    if agent.masking is None or agent.masking[0] != files:
+        agent.masking = (files, masks.why_masking(agent.pid))
+    why = agent.masking[1]
+    if agent.pid == os.getpid() and not (direct_processor() and all(places.direct)):
+        return ""  # whoever patches the own process knows what its threads block
+    return why
+
+
+def _without_traps(agent: Agent, indexes: Sequence[int], places: Places, why: str) -> list[Choice]:
+    single = [i for i in indexes if places.direct[i]] if direct_processor() else []
+    if len(single) == len(indexes):
+        return [Choice(Mode.DIRECT, why, indexes)]
+    _require_other_process(agent, why)
+    if not single:
+        return [Choice(Mode.STOP, why, indexes)]
+    among = set(single)
+    return [
+        Choice(Mode.DIRECT, why, single),
+        Choice(Mode.STOP, why, [i for i in indexes if i not in among]),
+    ]
+
+
+def _require_other_process(agent: Agent, why: str) -> None:
+    if agent.pid == os.getpid():
+        detail = f"{why}, and a process cannot stop its own threads; attach from another process"
+        raise UnsupportedTarget(agent.pid, "no-stop", detail)
+
+
+def _runtime_sites(agent: Agent, places: Places) -> list[int]:
+    """Positions of the sites in libc and the dynamic loader."""
+    if agent.runtimes is None or agent.held is not None:  # a launched program has not loaded them
+        agent.runtimes = [
+            (m.start, m.end)
+            for m in read_maps(agent.pid)
+            if "x" in m.perms and masks.is_runtime(m.path)
+        ]
+    low, high = places.span
+    near = [(start, end) for start, end in agent.runtimes if start <= high and end > low]
+    if not near:
+        return []
+    addresses = enumerate(places.addresses)
+    return [i for i, at in addresses if any(start <= at < end for start, end in near)]

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fuzzers of captures, with every report made of them, and of what proc says."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import struct
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest import mock
+
+from mutate import mutate, text
+
+from textpoke import proc
+from textpoke._capture_format import HEADER_BYTES, BlockType, fnv1a32
+from textpoke.capture import Capture
+from textpoke.report.counts import count
+from textpoke.report.names import escape
+from textpoke.report.records import records
+from textpoke.report.summary import summary
+from textpoke.report.table import table
+from textpoke.report.text import text as text_report
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "unit"))
+
+import captures
+
+if TYPE_CHECKING:
+    import random
+
+_MAGIC = struct.pack("<I", 0x4B425054)
+
+
+@functools.cache
+def seeds() -> list[tuple[bytes, list[tuple[int, int]]]]:
+    """Small captures, each with the places of its block headers and events."""
+    recipes = (
+        captures.SMALL,
+        captures.Recipe(meta=captures.meta(mode="overwrite", sites=[]), clocks=[captures.clock(9)]),
+        captures.Recipe([captures.Ring([(5, captures.SET)], lost=3)], end=None),
+    )
+    made = []
+    with tempfile.TemporaryDirectory() as directory:
+        for i, recipe in enumerate(recipes):
+            data = captures.write(Path(directory) / str(i), recipe).read_bytes()
+            hot = [(at, at + HEADER_BYTES) for at in heads(data)]
+            made.append((data, [*hot, *_events(data) * 6, (0, len(data))]))
+    return made
+
+
+def _events(data: bytes) -> list[tuple[int, int]]:
+    blocks = [at for at in heads(data) if data[at + 4] == BlockType.EVENTS]
+    sizes = [int.from_bytes(data[at + 8 : at + 16], "little") for at in blocks]
+    return [(at, at + HEADER_BYTES + size) for at, size in zip(blocks, sizes, strict=True)]
+
+
+def heads(data: bytes) -> list[int]:
+    """Offsets of everything that has the magic of a block header."""
+    found, at = [], data.find(_MAGIC)
+    while at >= 0:
+        found.append(at)
+        at = data.find(_MAGIC, at + 1)
+    return found
+
+
+@functools.cache
+def scratch() -> int:
+    """A file in memory to hold a case."""
+    return os.memfd_create("case", os.MFD_CLOEXEC)
+
+
+def damaged(rng: random.Random) -> bytes:
+    """A damaged capture, mostly with the checks of its block headers made right again."""
+    seed, hot = rng.choice(seeds())
+    data = mutate(rng, seed, hot)
+    if rng.random() < 0.3:
+        data = _other_number(rng, data)
+    if rng.random() < 0.8:
+        for at in heads(data):
+            if at + HEADER_BYTES <= len(data):
+                check = fnv1a32(bytes(data[at : at + HEADER_BYTES - 4]))
+                struct.pack_into("<I", data, at + HEADER_BYTES - 4, check)
+    return bytes(data)
+
+
+def _other_number(rng: random.Random, data: bytearray) -> bytearray:
+    # A digit of a JSON number, in its place: the lengths stay right.
+    digits = [i for i, byte in enumerate(data) if 48 <= byte <= 57]
+    for _ in range(min(rng.randrange(1, 8), len(digits))):
+        data[rng.choice(digits)] = rng.choice(b'0123456789-.e"[{tn\\\x1b')
+    return data
+
+
+def _open(data: bytes) -> Capture:
+    fd = scratch()
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, data, 0)
+    return Capture(f"/proc/self/fd/{fd}")
+
+
+def fuzz_capture(rng: random.Random) -> None:
+    """Open a damaged capture: every header and all JSON."""
+    _open(damaged(rng)).close()
+
+
+def fuzz_report(rng: random.Random) -> None:
+    """Make every report of a damaged capture."""
+    with _open(damaged(rng)) as capture:
+        counts = count(capture)
+        lines = summary(capture, counts)
+        for by in ("function", "thread"):
+            lines += table(capture, counts, by=by, limit=5)
+        for line in lines:
+            assert line.isprintable(), line
+        json.dumps(records(capture, counts), allow_nan=False)
+        for chunk in text_report(capture):
+            assert chunk.replace("\n", "").isprintable()
+
+
+def fuzz_maps(rng: random.Random) -> None:
+    """Paths with anything in them in proc/PID/maps, names with anything in status."""
+    path = "/" + text(rng).replace("\0", "").replace("\\", "")
+    raw = path.encode("utf-8", "surrogateescape") if _encodes(path) else b"/x"
+    row = b"55550000-55551000 r-xp 00001000 fe:01 42" + b" " * rng.choice((1, 20))
+    content = b"1000-2000 rw-p 00000000 00:00 0 \n" + row + raw.replace(b"\n", b"\\012") + b"\n"
+    with (
+        mock.patch.object(proc, "read_file", return_value=content),
+        mock.patch.object(proc, "living_task", return_value=""),
+    ):
+        found = proc.read_maps(1)
+    assert len(found) == 2
+    assert found[1].path == os.fsdecode(raw)
+    assert escape(found[1].path).isprintable()
+    name = rng.randbytes(rng.randrange(16)).replace(b"\0", b"").replace(b"\n", b"\\n")
+    status = b"Name:\t" + name + b"\nState:\tS (sleeping)\nTracerPid:\t7\nSigBlk:\t0010\n"
+    with mock.patch.object(proc, "read_file", return_value=status):
+        thread = proc.thread_of(1, proc.read_status(1))
+    assert thread.tracer_pid == 7
+    assert thread.sig_blocked == 0x10
+
+
+def _encodes(path: str) -> bool:
+    try:
+        path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
