@@ -121,7 +121,7 @@ build/sanitize/build.ninja: $(STAMPS)/packages
 	@touch $@
 
 proof-library: build/proof/build.ninja
-	@$(BIN)/meson compile -C build/proof proof >build/proof.log || { cat build/proof.log; exit 1; }
+	@$(BIN)/meson compile -C build/proof proof code >build/proof.log || { cat build/proof.log; exit 1; }
 
 build/proof/build.ninja: $(STAMPS)/packages
 	$(BIN)/meson setup --reconfigure build/proof -Dbuildtype=release -Doptimization=2 \

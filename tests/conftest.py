@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TARGETS = Path(__file__).parent / "targets"
+# Surveys of what is compiled here belong into nobody's cache.
+os.environ["TEXTPOKE_CACHE"] = "off"
 
 
 class Compile(Protocol):

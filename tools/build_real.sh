@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Build a program, most from Debian's source packages, with NOPs at every function's entry, once:
 #     tools/build_real.sh redis|lua|memcached|python|musl|go      leaves it in build/real/NAME
+# or unpack the sources of one for its own tests, with Debian's own program where those look for it:
+#     tools/build_real.sh redis_tests|sqlite_tests
 # Needs root (apt installs what the build needs) and Debian or a distribution made from it.
 # The machine's own list of package sources is read and left as it is.
 set -eu
@@ -112,9 +114,22 @@ build_go() { # without any C, and with a C function and glibc, both static
 	rm -rf cache
 }
 
+build_redis_tests() { # install_real.sh has installed the programs
+	need dpkg-dev tcl
+	fetch redis source
+	for program in server cli benchmark check-aof check-rdb sentinel; do
+		ln -s "/usr/bin/redis-$program" "source/src/redis-$program"
+	done
+}
+
+build_sqlite_tests() {
+	need dpkg-dev tcl libsqlite3-tcl
+	fetch sqlite3 source
+}
+
 case $name in
-redis | lua | memcached | python | musl | go) ;;
-*) fail 'it builds redis, lua, memcached, python, musl and go' ;;
+redis | lua | memcached | python | musl | go | redis_tests | sqlite_tests) ;;
+*) fail 'it builds redis, lua, memcached, python, musl, go, redis_tests and sqlite_tests' ;;
 esac
 mkdir -p "$real"
 exec 9>"$real/lock"

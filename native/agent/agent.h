@@ -45,6 +45,9 @@ void tpa_unmap(void *start, size_t bytes);
 void tpa_copy(void *to, const void *from, size_t bytes);
 void tpa_pause(void);
 
+/* look.c */
+int tpa_look(void *ctx, struct tp_batch *batch);
+
 /* handler.c */
 int tpa_install_handler(void);
 int tpa_handler_is_ours(void);

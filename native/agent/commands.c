@@ -95,7 +95,8 @@ static int all_known(const struct job *job)
 			continue;
 		while (entry < end && entry->addr < poke->addr)
 			entry++;
-		if (entry == end || entry->addr != poke->addr || entry->len < poke->len)
+		if (entry == end || entry->addr != poke->addr || entry->len < poke->len ||
+		    tp_heads(poke) & ~(unsigned int)entry->heads)
 			return 0;
 	}
 	return 1;
@@ -174,6 +175,7 @@ static void add_outcome(struct tp_outcome *sum, const struct tp_outcome *one)
 	total.late_traps += sum->late_traps;
 	total.total_ns += sum->total_ns;
 	total.undrained |= sum->undrained;
+	total.left += sum->left;
 	for (int i = 0; i < TP_PHASES; i++)
 		total.phase_ns[i] += sum->phase_ns[i];
 	*sum = total;
@@ -205,7 +207,7 @@ static int run_one_by_one(struct job *job)
 static void report_job(struct tp_wire *wire, struct tp_poke *request, const struct job *job)
 {
 	wire->outcome = job->outcome;
-	if (!job->outcome.code)
+	if (!job->outcome.code && !job->outcome.left)
 		return;
 	for (uint64_t i = 0; i < job->batch.count; i++) {
 		uint32_t index = job->pokes[i].index;
@@ -229,6 +231,7 @@ static int run_batch(struct tp_wire *wire, const uint64_t args[4])
 		return -ENOMEM;
 	tpa_copy(job->pokes, request, count * sizeof(struct tp_poke));
 	job->batch.all_or_nothing = args[1] & TP_BATCH_ALL_OR_NOTHING;
+	job->batch.leave_busy = args[1] & TP_BATCH_LEAVE_BUSY;
 	job->batch.mode = (enum tp_mode)(args[1] >> TP_BATCH_MODE_SHIFT & 0xff);
 	job->room = (args[1] & TP_BATCH_ROOM) != 0;
 	job->batch.is_handled = (bool (*)(uint64_t))args[2];

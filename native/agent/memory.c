@@ -126,4 +126,11 @@ static void relax(void *ctx)
 	tpa_pause();
 }
 
-const struct tp_ops tpa_ops = { read_text, write_text, sync_cores, clock_ns, relax };
+const struct tp_ops tpa_ops = {
+	.read = read_text,
+	.write = write_text,
+	.sync = sync_cores,
+	.look = tpa_look,
+	.clock_ns = clock_ns,
+	.relax = relax,
+};

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "held.h"
+#include "look.h"
 #include "textpoke.h"
 
 #ifndef PIDFD_THREAD
@@ -116,6 +117,25 @@ static int is_idle(pid_t pid, pid_t tid)
 	return idle;
 }
 
+/* The agent asks in the midst of a batch; what is busy is told in the request area. */
+static void answer_look(struct tp_wire *wire, struct tp_windows *windows)
+{
+	struct tp_poke *request = (struct tp_poke *)((char *)wire + TP_PAGE_BYTES);
+	uint32_t seq = __atomic_load_n(&wire->look_seq, __ATOMIC_SEQ_CST);
+
+	if (seq == __atomic_load_n(&wire->looked_seq, __ATOMIC_SEQ_CST))
+		return;
+	wire->look_result = windows->count ? tp_look_at_threads(windows) : 0;
+	for (uint64_t i = 0; windows->busy && i < windows->in->count; i++)
+		if (windows->in->busy[i])
+			request[i].outcome = TP_SITE_BUSY;
+	__atomic_store_n(&wire->looked_seq, seq, __ATOMIC_SEQ_CST);
+	syscall(SYS_futex, &wire->looked_seq, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+static int run_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
+		       int pid, int tid, struct tp_windows *windows);
+
 /**
  * Run one command on the agent. Returns its result, -ESRCH when the agent's thread @tid has ended, or
  * -ETIMEDOUT; @timeout_ms < 0 waits for ever. An agent that does nothing all the while has lost the
@@ -123,6 +143,28 @@ static int is_idle(pid_t pid, pid_t tid)
  */
 int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
 	       int pid, int tid)
+{
+	struct tp_windows none = { 0 };
+
+	return run_command(wire, command, args, timeout_ms, pid, tid, &none);
+}
+
+/** The same for a batch during which the agent may ask where the threads are. */
+int tp_command_looking(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
+		       const struct tp_look *look)
+{
+	struct tp_windows windows;
+	int result = tp_windows_init(&windows, look);
+
+	if (!result)
+		result = run_command(wire, command, args, timeout_ms, look->pid, look->agent_tid,
+				     &windows);
+	tp_windows_deinit(&windows);
+	return result;
+}
+
+static int run_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
+		       int pid, int tid, struct tp_windows *windows)
 {
 	uint32_t seq = __atomic_load_n(&wire->command_seq, __ATOMIC_SEQ_CST) + 1;
 	uint64_t start = tp_now_ns();
@@ -140,6 +182,7 @@ int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int
 			return wire->result;
 		if (ended)
 			return -ESRCH;
+		answer_look(wire, windows);
 		if (timeout_ms >= 0 && tp_now_ns() - start > (uint64_t)timeout_ms * 1000000ull)
 			return -ETIMEDOUT;
 		if (tp_now_ns() - busy > IDLE_MS * 1000000ull)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /**
  * @file
- * Start a program and hold it at its entry point: its libraries are mapped, main() has not run.
+ * Start a program and hold it at its start: its libraries are mapped, none of its code has run.
  */
 #include <elf.h>
 #include <errno.h>
@@ -69,54 +69,126 @@ static uint64_t entry_point(pid_t pid)
 	return entry;
 }
 
-/* One thread, stopped, before any code of the program: a plain breakpoint is safe here. */
-static int run_to(struct tp_held *held, uint64_t entry)
+/* A plain breakpoint is safe here: one thread, stopped, before any code of the program. */
+struct stop {
+	uint64_t addr;
+	long word; /* what stood there */
+};
+
+static int set_stop(const struct tp_held *held, struct stop *stop)
+{
+	if (!stop->addr)
+		return 0;
+	errno = 0;
+	stop->word = ptrace(PTRACE_PEEKTEXT, held->tid, stop->addr, 0);
+	if (errno ||
+	    ptrace(PTRACE_POKETEXT, held->tid, stop->addr, (stop->word & ~0xffl) | TP_INT3))
+		return -errno;
+	return 0;
+}
+
+static int clear_stop(const struct tp_held *held, const struct stop *stop)
+{
+	if (stop->addr && ptrace(PTRACE_POKETEXT, held->tid, stop->addr, stop->word))
+		return -errno;
+	return 0;
+}
+
+static int go_on(struct tp_held *held, int request, int status)
+{
+	int signal = status && !(status >> 16) && WSTOPSIG(status) != SIGTRAP ? WSTOPSIG(status) :
+										0;
+
+	held->stopped = false;
+	return ptrace(request, held->tid, 0, signal) ? -errno : 0;
+}
+
+/* Run to one of two stops, and stand at it as if it was not there. Returns its index or -errno. */
+static int run_to(struct tp_held *held, const struct stop stops[2])
 {
 	struct user_regs_struct regs;
-	int status = 0, error;
-	long word;
+	int status = 0, error, at = -1;
 
-	errno = 0;
-	word = ptrace(PTRACE_PEEKTEXT, held->tid, entry, 0);
-	if (errno || ptrace(PTRACE_POKETEXT, held->tid, entry, (word & ~0xffl) | TP_INT3))
-		return -errno;
-	do {
-		int signal = status && !(status >> 16) ? WSTOPSIG(status) : 0;
-
-		held->stopped = false;
-		if (ptrace(PTRACE_CONT, held->tid, 0, signal))
+	while (at < 0) {
+		error = go_on(held, PTRACE_CONT, status);
+		if (!error)
+			error = tp_wait_stop(held, &status);
+		if (error)
+			return error;
+		if (WSTOPSIG(status) != SIGTRAP || status >> 16)
+			continue;
+		if (ptrace(PTRACE_GETREGS, held->tid, 0, &regs))
 			return -errno;
+		at = regs.rip - 1 == stops[1].addr ? 1 : regs.rip - 1 == stops[0].addr ? 0 : -1;
+	}
+	regs.rip--;
+	return ptrace(PTRACE_SETREGS, held->tid, 0, &regs) ? -errno : at;
+}
+
+/* Execute the instruction under a stop. */
+static int step_over(struct tp_held *held, struct stop *stop)
+{
+	int status, error = clear_stop(held, stop);
+
+	if (!error)
+		error = go_on(held, PTRACE_SINGLESTEP, 0);
+	if (!error)
 		error = tp_wait_stop(held, &status);
-	} while (!error && WSTOPSIG(status) != SIGTRAP);
-	if (error)
-		return error;
-	if (ptrace(PTRACE_POKETEXT, held->tid, entry, word) ||
-	    ptrace(PTRACE_GETREGS, held->tid, 0, &regs))
-		return -errno;
-	regs.rip = entry;
-	return ptrace(PTRACE_SETREGS, held->tid, 0, &regs) ? -errno : 0;
+	return error ? error : set_stop(held, stop);
+}
+
+/* The loader calls stops[1] whenever its list of modules changes; *@state_at is 0 when it is done. */
+static int run_to_start(struct tp_held *held, struct stop stops[2], uint64_t state_at)
+{
+	for (;;) {
+		int at = run_to(held, stops), error;
+
+		if (at <= 0)
+			return at;
+		errno = 0;
+		if (!(int)ptrace(PTRACE_PEEKDATA, held->tid, state_at, 0))
+			return errno ? -errno : 0;
+		error = step_over(held, &stops[1]);
+		if (error)
+			return error;
+	}
 }
 
 static int hold_child(struct tp_held *held, int go_fd, int error_fd)
 {
-	uint64_t entry;
-	int error;
-
 	/* Until it is released it is half ours: it shall not run on by itself if we are killed. */
 	if (ptrace(PTRACE_SEIZE, held->tid, 0,
 		   PTRACE_O_TRACEEXEC | PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL))
 		return -errno;
 	if (write(go_fd, "g", 1) != 1)
 		return -errno;
-	error = wait_exec(held, error_fd);
-	if (error)
-		return error;
+	return wait_exec(held, error_fd);
+}
+
+/**
+ * Run a program that tp_launch() holds to its start: to where its loader, with all libraries mapped and
+ * relocated, says so by a call of @loaded_at (an int at @state_at is then 0), before their
+ * constructors; at the latest to its entry point. 0: there is no such place. Returns 0 or -errno.
+ */
+int tp_run_to_start(struct tp_held *held, uint64_t loaded_at, uint64_t state_at)
+{
+	struct stop stops[2] = { { entry_point(held->pid), 0 }, { loaded_at, 0 } };
+	int error;
+
+	if (!stops[0].addr)
+		return -ENOEXEC;
 	held->since_ns = tp_now_ns();
-	entry = entry_point(held->pid);
-	error = entry ? run_to(held, entry) : -ENOEXEC;
-	if (error)
-		return error;
-	error = tp_save_thread(held);
+	error = set_stop(held, &stops[0]);
+	if (!error)
+		error = set_stop(held, &stops[1]);
+	if (!error)
+		error = run_to_start(held, stops, state_at);
+	if (!error)
+		error = clear_stop(held, &stops[0]);
+	if (!error)
+		error = clear_stop(held, &stops[1]);
+	if (!error)
+		error = tp_save_thread(held);
 	if (!error)
 		error = tp_block_signals(held);
 	/* A signal-delivery stop: leave it by way of an event stop, like every other release. */
@@ -125,8 +197,8 @@ static int hold_child(struct tp_held *held, int go_fd, int error_fd)
 }
 
 /**
- * Start @path and stop it at its entry point. Returns 0, or -errno of the exec or of ptrace; the
- * caller waits for the child (tp_held_pid).
+ * Start @path and stop it before its first instruction. Returns 0, or -errno of the exec or of ptrace;
+ * the caller goes on with tp_run_to_start(), and waits for the child (tp_held_pid).
  */
 int tp_launch(struct tp_held *held, const char *path, char *const argv[], char *const envp[])
 {

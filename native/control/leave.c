@@ -39,7 +39,7 @@ struct range_search {
 	uint64_t found;
 };
 
-static bool word_is_ours(void *ctx, uint64_t word)
+static bool word_is_ours(void *ctx, uint64_t at, uint64_t word)
 {
 	struct range_search *search = ctx;
 
@@ -208,7 +208,7 @@ struct interior_search {
 	uint8_t *inside;
 };
 
-static bool mark_interior(void *ctx, uint64_t word)
+static bool mark_interior(void *ctx, uint64_t at, uint64_t word)
 {
 	struct interior_search *search = ctx;
 	int64_t i = tp_floor_index(search->addresses, 1, search->count, word);
@@ -234,7 +234,7 @@ static int look_inside(const void *request, void *result)
 	for (size_t i = 0; !error && i < world.count; i++) {
 		if (!world.threads[i].stopped)
 			continue;
-		mark_interior(search, world.threads[i].saved.rip);
+		mark_interior(search, 0, world.threads[i].saved.rip);
 		tp_scan_stack(world.threads[i].tid, world.threads[i].saved.rsp, in->stacks,
 			      in->stack_count, mark_interior, search);
 	}

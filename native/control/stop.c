@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "guard.h"
+#include "look.h"
 #include "textpoke.h"
 #include "world.h"
 
@@ -19,6 +20,11 @@
 struct inside {
 	const struct tp_stop *in;
 	uint64_t found;
+};
+
+struct request {
+	const struct tp_stop *in;
+	struct tp_windows *windows;
 };
 
 /* Index of the site that has @address in its interior, or -1. */
@@ -31,7 +37,7 @@ static int64_t interior_of(const struct tp_stop *in, uint64_t address)
 	return i;
 }
 
-static bool word_is_inside(void *ctx, uint64_t word)
+static bool word_is_inside(void *ctx, uint64_t at, uint64_t word)
 {
 	struct inside *inside = ctx;
 
@@ -41,12 +47,20 @@ static bool word_is_inside(void *ctx, uint64_t word)
 	return true;
 }
 
-/* From inside a run of NOPs to its end: they have no effect. A saved rip on a stack (a signal
- * frame) cannot be told from data: then nothing may be written now. */
-static int move_out(const struct tp_stop *in, struct tp_held *held, uint64_t *at)
+/* From inside a run of NOPs to its end: they have no effect. From the middle of code that gives way
+ * to a JMP to its copy. A saved rip on a stack (a signal frame) cannot be told from data: then
+ * nothing may be written now. */
+static int move_out(const struct tp_stop *in, struct tp_windows *windows, struct tp_held *held,
+		    uint64_t *at)
 {
 	struct inside inside = { in, 0 };
-	int64_t i = interior_of(in, held->saved.rip);
+	uint64_t copy = tp_copy_at(windows, held->saved.rip);
+	int64_t i;
+
+	tp_mark_stack(windows, held, in->stacks, in->stack_count);
+	if (copy)
+		held->saved.rip = copy;
+	i = interior_of(in, held->saved.rip);
 
 	if (i >= 0 && !in->all_nops) {
 		*at = held->saved.rip;
@@ -61,21 +75,35 @@ static int move_out(const struct tp_stop *in, struct tp_held *held, uint64_t *at
 	return -EAGAIN;
 }
 
-static int move_all_out(const struct tp_stop *in, struct tp_world *world, struct tp_stopped *out)
+static int move_all_out(const struct tp_stop *in, struct tp_windows *windows,
+			struct tp_world *world, struct tp_stopped *out)
 {
+	bool any = in->site_count || windows->count;
 	int error = 0;
 
-	for (size_t i = 0; in->site_count && !error && i < world->count; i++)
+	for (size_t i = 0; any && !error && i < world->count; i++)
 		if (world->threads[i].stopped) {
-			error = move_out(in, &world->threads[i], &out->inside_at);
+			error = move_out(in, windows, &world->threads[i], &out->inside_at);
 			out->inside_tid = world->threads[i].tid;
 		}
-	return error;
+	out->busy = windows->busy;
+	return error ? error : windows->busy && !in->leave_busy ? -EAGAIN : 0;
+}
+
+/* The agent has yet to read its request: what is busy becomes a record that is there already. */
+static void leave_out(const struct tp_stop *in, const struct tp_windows *windows)
+{
+	struct tp_poke *request = (struct tp_poke *)((char *)in->wire + TP_PAGE_BYTES);
+
+	for (uint64_t i = 0; windows->busy && i < in->look.count; i++)
+		if (in->look.busy[i])
+			request[i].flags |= TP_POKE_NO_OLD | TP_POKE_NO_NEW;
 }
 
 static int stop(const void *request, void *result)
 {
-	const struct tp_stop *in = request;
+	const struct tp_stop *in = ((const struct request *)request)->in;
+	struct tp_windows *windows = ((const struct request *)request)->windows;
 	struct tp_stopped *out = result;
 	struct tp_world world = { .pid = in->pid,
 				  .spared = in->agent_tid,
@@ -86,8 +114,9 @@ static int stop(const void *request, void *result)
 	error = tp_stop_world(&world);
 	out->threads = world.count;
 	if (!error)
-		error = move_all_out(in, &world, out);
+		error = move_all_out(in, windows, &world, out);
 	if (!error) {
+		leave_out(in, windows);
 		out->ran = 1;
 		out->result = tp_command(in->wire, in->command, in->args, in->timeout_ms, in->pid,
 					 in->agent_tid);
@@ -104,5 +133,12 @@ static int stop(const void *request, void *result)
  */
 int tp_stop_and_run(const struct tp_stop *in, struct tp_stopped *out)
 {
-	return tp_guarded(stop, in, out);
+	struct tp_windows windows;
+	struct request request = { in, &windows };
+	int error = tp_windows_init(&windows, in->look.count ? &in->look : NULL);
+
+	if (!error)
+		error = tp_guarded(stop, &request, out);
+	tp_windows_deinit(&windows);
+	return error;
 }

@@ -140,7 +140,7 @@ bool tp_scan_stack(pid_t tid, uint64_t rsp, const uint64_t *stacks, uint64_t sta
 		ssize_t got = process_vm_readv(tid, &local, 1, &remote, 1, 0);
 
 		for (ssize_t k = 0; k < got / 8; k++)
-			if (visit(ctx, chunk[k]))
+			if (visit(ctx, at + 8 * (uint64_t)k, chunk[k]))
 				return true;
 		if (got < (ssize_t)want)
 			break;

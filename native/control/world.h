@@ -18,7 +18,8 @@ struct tp_world {
 	bool hurried;
 };
 
-typedef bool tp_word_fn(void *ctx, uint64_t word);
+/* Returns true to end the search. */
+typedef bool tp_word_fn(void *ctx, uint64_t at, uint64_t word);
 
 int tp_stop_world(struct tp_world *world);
 void tp_release_world(struct tp_world *world);

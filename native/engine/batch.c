@@ -106,22 +106,48 @@ static int check_tail(const struct tp_batch *batch, const struct tp_poke *poke,
 		return 0;
 	if (batch->mode == TP_MODE_DIRECT)
 		return -TP_EDIRECT;
+	if (tp_heads(poke))
+		return may_go_back && !tp_old_heads(poke) ? -TP_EMULTI : 0;
 	if (is_one(old, poke->len) && (is_one(new, poke->len) || !may_go_back))
 		return 0;
 	return -TP_EMULTI;
 }
 
+/*
+ * Several instructions that give way to a JMP, or come back: a thread that stands at a later one must
+ * find its copy, behind the target's first byte, and somebody must look whether there is such a thread.
+ * A short JMP and padding is no JMP of five bytes.
+ */
+static int check_heads(const struct tp_engine *engine, const struct tp_batch *batch,
+		       const struct tp_poke *poke)
+{
+	const uint8_t *jmp = poke->flags & TP_POKE_BACK ? poke->old : poke->new_;
+	unsigned int heads = tp_old_heads(poke);
+
+	if (poke->len != TP_JMP_BYTES || jmp[0] != 0xe9 || poke->handler)
+		return -TP_EHEADS;
+	for (unsigned int head = 1; head < TP_JMP_BYTES; head++)
+		if (heads >> head & 1 && !tp_copy_offset(poke, head))
+			return -TP_EHEADS;
+	return heads && batch->mode == TP_MODE_INT3 && !engine->ops->look ? -TP_EMULTI : 0;
+}
+
 /* During the window old and new are both right; prefer what the site is turning into. */
-static int choose_emulation(const struct tp_batch *batch, struct tp_poke *poke, struct tp_insn old)
+static int choose_emulation(const struct tp_engine *engine, const struct tp_batch *batch,
+			    struct tp_poke *poke, struct tp_insn old)
 {
 	struct tp_insn new = tp_classify(poke->new_, poke->len, poke->addr);
 	const struct tp_insn *chosen = new.kind != TP_INSN_OTHER ? &new : &old;
 	const struct tp_insn handler = { .kind = TP_INSN_HANDLER };
+	bool back = poke->flags & TP_POKE_BACK;
+	int error = tp_heads(poke) ? check_heads(engine, batch, poke) : 0;
 
-	int error = check_tail(batch, poke, &old, &new);
-
+	if (!error)
+		error = check_tail(batch, poke, &old, &new);
 	if (error)
 		return error;
+	if (tp_heads(poke)) /* the other side is no single instruction, whatever it begins like */
+		chosen = back ? &old : &new;
 	if (poke->handler)
 		chosen = &handler;
 	if (poke->old[0] == TP_INT3 || poke->new_[0] == TP_INT3 ||
@@ -141,6 +167,7 @@ static bool is_relative(enum tp_insn_kind kind)
 static bool emulate_like(struct tp_poke *poke, const struct tp_poke *other)
 {
 	if (!other || poke->len != other->len || (poke->handler | other->handler) ||
+	    ((poke->flags | other->flags) & TP_POKE_HEADS) ||
 	    !tp_same_field(poke->old, other->old) || !tp_same_field(poke->new_, other->new_))
 		return false;
 	poke->flags |= TP_POKE_ALIKE;
@@ -169,6 +196,7 @@ struct cursor {
 	const struct tp_poke *last; /* the last site that was decided */
 	struct tp_insn last_old;    /* what it held */
 	bool tails_differ;
+	bool must_look;
 	bool must_learn;
 	size_t skipped;
 };
@@ -180,14 +208,16 @@ static bool is_known(struct cursor *cursor, const struct tp_poke *poke)
 	while (entry < cursor->known_end && entry->addr < poke->addr)
 		entry++;
 	cursor->known = entry;
-	if (entry == cursor->known_end || entry->addr != poke->addr)
+	if (entry == cursor->known_end || entry->addr != poke->addr ||
+	    tp_heads(poke) & ~(unsigned int)entry->heads)
 		return false;
 	if (!entry->written || entry->len != poke->len || !tp_same_field(entry->current, poke->old))
 		cursor->must_learn = true;
 	return true;
 }
 
-static int check_poke(const struct tp_batch *batch, struct cursor *cursor, struct tp_poke *poke)
+static int check_poke(const struct tp_engine *engine, const struct tp_batch *batch,
+		      struct cursor *cursor, struct tp_poke *poke)
 {
 	unsigned int null = poke->flags & (TP_POKE_NO_OLD | TP_POKE_NO_NEW);
 
@@ -208,12 +238,13 @@ static int check_poke(const struct tp_batch *batch, struct cursor *cursor, struc
 		return -TP_EKNOWN;
 	if (!emulate_like(poke, cursor->last)) {
 		struct tp_insn old = classify_old(poke, cursor->last, &cursor->last_old);
-		int error = choose_emulation(batch, poke, old);
+		int error = choose_emulation(engine, batch, poke, old);
 
 		if (error)
 			return error;
 		cursor->last_old = old;
-		cursor->tails_differ |= tp_tail_differs(poke);
+		cursor->tails_differ |= tp_tail_differs(poke) || tp_old_heads(poke);
+		cursor->must_look |= tp_old_heads(poke) != 0;
 	}
 	cursor->last = poke;
 	return 0;
@@ -250,12 +281,13 @@ int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
 	if ((unsigned int)batch->mode >= TP_MODES)
 		return tp_fail(batch, TP_PHASE_CHECK, -TP_EMODE, batch->count);
 	for (size_t i = 0; i < batch->count; i++) {
-		int error = check_poke(batch, &cursor, &batch->pokes[i]);
+		int error = check_poke(engine, batch, &cursor, &batch->pokes[i]);
 
 		if (error)
 			return tp_fail(batch, TP_PHASE_CHECK, error, i);
 	}
 	batch->tails_differ = cursor.tails_differ;
+	batch->must_look = cursor.must_look;
 	batch->must_learn = cursor.must_learn;
 	batch->skipped = cursor.skipped;
 	return 0;

@@ -194,6 +194,12 @@ uint8_t tp_pack_emulate(const struct tp_insn *insn)
 	return (uint8_t)(insn->kind | insn->condition << 4);
 }
 
+/** Send @frame, which trapped at a later instruction of the old code, to that one's copy. */
+void tp_emulate_head(const struct tp_poke *poke, unsigned int head, struct tp_frame *frame)
+{
+	frame->rip = poke->target + tp_copy_offset(poke, head);
+}
+
 /** Do on @frame what the instruction of @poke would have done. frame->rip is past the int3. */
 void tp_emulate(const struct tp_poke *poke, struct tp_frame *frame)
 {

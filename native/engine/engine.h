@@ -19,12 +19,16 @@
 #include "errors.h"
 #include "wire.h"
 
+struct tp_batch;
+
 /** How the engine reaches memory. Every call returns 0 (write: bytes written) or -errno. */
 struct tp_ops {
 	/* -ENXIO: (a part of) this memory is not mapped; what cannot be read otherwise is -EFAULT. */
 	int (*read)(void *ctx, uint64_t addr, void *buf, size_t len);
 	long (*write)(void *ctx, uint64_t addr, const void *buf, size_t len);
 	int (*sync)(void *ctx); /* every core has serialised since */
+	/* Mark sites of the batch that a thread stands inside of TP_SITE_BUSY. NULL: nobody can tell. */
+	int (*look)(void *ctx, struct tp_batch *batch);
 	uint64_t (*clock_ns)(void *ctx);
 	void (*relax)(void *ctx); /* give way for a moment while a handler drains */
 };
@@ -69,8 +73,10 @@ struct tp_batch {
 	int (*finish)(const struct tp_poke *poke, void *ctx);
 	void *finish_ctx;
 	bool all_or_nothing;
+	bool leave_busy; /* leave out sites that a thread is inside of, instead of failing */
 	enum tp_mode mode;
 	bool tails_differ; /* filled by the check: the tail phase is needed */
+	bool must_look;	   /* likewise: a site holds several instructions now */
 	bool must_learn;   /* likewise: the known table lacks a site's first bytes */
 	size_t skipped;	   /* likewise: records that are already there */
 	struct tp_outcome *outcome;
@@ -165,6 +171,29 @@ static inline bool tp_is_like(const struct tp_poke *poke, uint32_t last_kind)
 _Static_assert(offsetof(struct tp_poke, len) == 28 && offsetof(struct tp_poke, emulate) == 31,
 	       "tp_kind() is these four bytes");
 
+/**
+ * Heads: where instructions begin behind the first one, in code of several that gives way to a JMP
+ * (bit i: at byte i). They get int3s of their own, and a thread that traps there goes on in the copy.
+ */
+static inline unsigned int tp_heads(const struct tp_poke *poke)
+{
+	return (poke->flags & TP_POKE_HEADS) >> 1;
+}
+
+/** The heads that threads may stand at when a batch begins: not those of code that comes back. */
+static inline unsigned int tp_old_heads(const struct tp_poke *poke)
+{
+	return poke->flags & TP_POKE_BACK ? 0 : tp_heads(poke);
+}
+
+/** Where the instruction at byte @head of the old code is in the copy that the JMP goes to. */
+static inline unsigned int tp_copy_offset(const struct tp_poke *poke, unsigned int head)
+{
+	return poke->new_[11 + head];
+}
+
+#define TP_JMP_BYTES 5
+
 /* batch.c */
 void tp_sort_pokes(struct tp_poke *pokes, size_t count);
 bool tp_tail_differs(const struct tp_poke *poke);
@@ -190,6 +219,7 @@ int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct t
 
 /* known.c */
 struct tp_known *tp_known_find(const struct tp_known_table *table, uint64_t addr);
+const struct tp_known *tp_known_covering(const struct tp_known_table *table, uint64_t addr);
 size_t tp_known_merge(struct tp_engine *engine, const struct tp_known_table *old,
 		      const struct tp_poke *pokes, size_t count, struct tp_known *merged);
 
@@ -197,6 +227,7 @@ size_t tp_known_merge(struct tp_engine *engine, const struct tp_known_table *old
 struct tp_insn tp_classify(const uint8_t *code, size_t len, uint64_t addr);
 bool tp_is_nop_mix(const uint8_t *code, size_t len);
 void tp_emulate(const struct tp_poke *poke, struct tp_frame *frame);
+void tp_emulate_head(const struct tp_poke *poke, unsigned int head, struct tp_frame *frame);
 uint8_t tp_pack_emulate(const struct tp_insn *insn);
 
 /* trap.c */

@@ -22,9 +22,35 @@ struct tp_known *tp_known_find(const struct tp_known_table *table, uint64_t addr
 	return low < table->count && table->entries[low].addr == addr ? &table->entries[low] : NULL;
 }
 
+/** The entry for an int3 at @addr: a site's first byte, or an instruction within it that has had a
+ * trap of its own (other known sites may lie in between: of batches before, or of modules that are
+ * gone). NULL: none of ours ever was there. Safe in the trap handler. */
+const struct tp_known *tp_known_covering(const struct tp_known_table *table, uint64_t addr)
+{
+	size_t low = 0, high = table->count;
+
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+
+		if (table->entries[middle].addr <= addr)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	for (; low && addr - table->entries[low - 1].addr < TP_JMP_BYTES; low--) {
+		const struct tp_known *entry = &table->entries[low - 1];
+
+		if (entry->addr == addr || entry->heads >> (addr - entry->addr) & 1)
+			return entry;
+	}
+	return NULL;
+}
+
 static struct tp_known fresh_entry(const struct tp_poke *poke)
 {
-	struct tp_known entry = { .addr = poke->addr, .len = poke->len };
+	struct tp_known entry = { .addr = poke->addr,
+				  .len = poke->len,
+				  .heads = (uint8_t)tp_heads(poke) };
 
 	for (size_t i = 0; i < sizeof(entry.original); i++)
 		entry.original[i] = entry.current[i] = i < poke->len ? poke->old[i] : 0;
@@ -48,6 +74,7 @@ size_t tp_known_merge(struct tp_engine *engine, const struct tp_known_table *old
 			merged[used++] = old->entries[from_old++];
 		if (!used || merged[used - 1].addr != pokes[i].addr)
 			merged[used++] = fresh_entry(&pokes[i]);
+		merged[used - 1].heads |= (uint8_t)tp_heads(&pokes[i]);
 	}
 	while (from_old < old_count)
 		merged[used++] = old->entries[from_old++];

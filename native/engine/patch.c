@@ -33,12 +33,18 @@ static const struct tp_pass finish_update = { .phase = TP_PHASE_FIRST,
 					      .to = TP_SITE_WRITTEN };
 static const struct tp_pass restore_tails = { .phase = TP_PHASE_RECOVER,
 					      .edit = TP_EDIT_TAIL,
-					      .from = IS(TP_SITE_INT3) | IS(TP_SITE_TAIL),
+					      .from = IS(TP_SITE_INT3) | IS(TP_SITE_TAIL) |
+						      IS(TP_SITE_BUSY),
 					      .to = TP_SITE_INT3 };
 static const struct tp_pass restore_first = { .phase = TP_PHASE_RECOVER,
 					      .edit = TP_EDIT_FIRST,
 					      .from = IS(TP_SITE_INT3),
 					      .to = TP_SITE_RESTORED };
+
+/* Each of these bytes is an int3 or an old one, at every moment. */
+static const struct tp_pass release_busy = {
+	.phase = TP_PHASE_LOOK, .edit = TP_EDIT_WHOLE, .from = IS(TP_SITE_BUSY), .to = TP_SITE_LEFT
+};
 
 /* Direct and stop mode: whole sites at once, and back. */
 static const struct tp_pass write_sites = { .phase = TP_PHASE_FIRST,
@@ -84,10 +90,59 @@ static int run_phase(struct tp_engine *engine, struct tp_batch *batch, const str
 	return error;
 }
 
+/* What undoes a site that was busy treats it as any other that holds int3s over its old code. */
+static void fail_busy(struct tp_batch *batch)
+{
+	for (size_t i = 0; i < batch->count; i++) {
+		struct tp_poke *poke = &batch->pokes[i];
+
+		if (poke->outcome != TP_SITE_BUSY)
+			continue;
+		poke->outcome = TP_SITE_INT3;
+		tp_fail(batch, TP_PHASE_LOOK, -TP_EINSIDE, i);
+	}
+}
+
+/* Where this fails it may yet be that a site does not hold its old code: all of them are undone. */
+static int leave_busy(struct tp_engine *engine, struct tp_batch *batch)
+{
+	int error = tp_run_pass(engine, batch, &release_busy);
+
+	for (size_t i = 0; i < batch->count; i++) {
+		if (batch->pokes[i].outcome != TP_SITE_LEFT)
+			continue;
+		if (error)
+			batch->pokes[i].outcome = TP_SITE_BUSY;
+		else
+			batch->outcome->left++;
+	}
+	return error;
+}
+
+/*
+ * All heads of code of several instructions hold int3s now, so nobody who is seen outside can come
+ * to stand inside again: he would go on in the copy. Only the tails of empty sites may change.
+ */
+static int look_inside(struct tp_engine *engine, struct tp_batch *batch)
+{
+	uint64_t start = now(engine);
+	int error = engine->ops->look(engine->ctx, batch);
+
+	if (!batch->leave_busy)
+		fail_busy(batch);
+	error = error ? tp_fail(batch, TP_PHASE_LOOK, error, batch->count) : batch->outcome->code;
+	if (!error && any_site_is(batch, IS(TP_SITE_BUSY)))
+		error = leave_busy(engine, batch);
+	batch->outcome->phase_ns[TP_PHASE_LOOK] += now(engine) - start;
+	return error;
+}
+
 static int three_phases(struct tp_engine *engine, struct tp_batch *batch)
 {
 	int error = run_phase(engine, batch, &add_breakpoints);
 
+	if (!error && batch->must_look)
+		error = look_inside(engine, batch);
 	if (!error && batch->tails_differ)
 		error = run_phase(engine, batch, &update_tails);
 	if (!error)
@@ -219,7 +274,8 @@ static void retire(struct tp_engine *engine, struct tp_batch *batch)
 
 static bool has_old_tail(const struct tp_poke *poke)
 {
-	return poke->outcome == TP_SITE_RESTORED || poke->outcome == TP_SITE_INT3;
+	return poke->outcome == TP_SITE_RESTORED || poke->outcome == TP_SITE_INT3 ||
+	       poke->outcome == TP_SITE_BUSY || poke->outcome == TP_SITE_LEFT;
 }
 
 static void commit_site(const struct tp_poke *poke, struct tp_known *entry, enum tp_mode mode)
@@ -235,7 +291,7 @@ static void commit_site(const struct tp_poke *poke, struct tp_known *entry, enum
 	}
 	for (size_t k = 0; k < poke->len; k++)
 		entry->current[k] = bytes[k];
-	if (poke->outcome == TP_SITE_INT3 || poke->outcome == TP_SITE_TAIL)
+	if (IS(poke->outcome) & (IS(TP_SITE_INT3) | IS(TP_SITE_TAIL) | IS(TP_SITE_BUSY)))
 		entry->current[0] = TP_INT3;
 	entry->patched = 0;
 	for (size_t k = 0; k < entry->len; k++)

@@ -22,7 +22,8 @@ struct window {
 
 #define MOST_REMAPS 1000 /* of modules under one undo */
 #define IS_ONE_OF(poke, states) (1u << (poke)->outcome & (states))
-#define TRAPPED (1u << TP_SITE_INT3 | 1u << TP_SITE_TAIL)
+#define TRAPPED (1u << TP_SITE_INT3 | 1u << TP_SITE_TAIL | 1u << TP_SITE_BUSY)
+#define TRAPPED_HEADS (1u << TP_SITE_INT3 | 1u << TP_SITE_BUSY)
 #define NEW_TAIL (1u << TP_SITE_TAIL | 1u << TP_SITE_WRITTEN | 1u << TP_SITE_DONE)
 
 static bool selected(const struct tp_poke *poke, const struct tp_pass *pass)
@@ -35,6 +36,20 @@ static bool is_undo(const struct tp_pass *pass)
 	return pass->phase == TP_PHASE_RECOVER || pass->phase == TP_PHASE_ROLLBACK;
 }
 
+/* The heads that this pass puts int3s on: over the old code only, never over a JMP. */
+static unsigned int trapped_heads(const struct tp_poke *poke, const struct tp_pass *pass)
+{
+	return pass->phase == TP_PHASE_INT3 ? tp_old_heads(poke) : 0;
+}
+
+/* How many bytes from the first on the int3s of a site span. */
+static size_t int3_span(const struct tp_poke *poke, const struct tp_pass *pass)
+{
+	unsigned int heads = trapped_heads(poke, pass);
+
+	return heads ? 32 - (size_t)__builtin_clz(heads) : 1;
+}
+
 /* Bytes [*from, *to) of the site are what this pass writes. */
 static void edit_range(const struct tp_poke *poke, const struct tp_pass *pass, size_t *from,
 		       size_t *to)
@@ -43,7 +58,7 @@ static void edit_range(const struct tp_poke *poke, const struct tp_pass *pass, s
 	bool to_the_end = pass->edit == TP_EDIT_TAIL || pass->edit == TP_EDIT_WHOLE;
 
 	*from = any && pass->edit == TP_EDIT_TAIL ? 1 : 0;
-	*to = !any ? 0 : to_the_end ? poke->len : 1;
+	*to = !any ? 0 : to_the_end ? poke->len : int3_span(poke, pass);
 }
 
 /* What the site must hold now, by its state. */
@@ -51,7 +66,8 @@ static uint8_t expected_byte(const struct tp_poke *poke, size_t i)
 {
 	switch (poke->outcome) {
 	case TP_SITE_INT3:
-		return i ? poke->old[i] : TP_INT3;
+	case TP_SITE_BUSY:
+		return i && !(tp_old_heads(poke) >> i & 1) ? poke->old[i] : TP_INT3;
 	case TP_SITE_TAIL:
 		return i ? poke->new_[i] : TP_INT3;
 	case TP_SITE_WRITTEN:
@@ -62,12 +78,22 @@ static uint8_t expected_byte(const struct tp_poke *poke, size_t i)
 	}
 }
 
+static bool each_byte_is_expected(const struct tp_poke *poke, const uint8_t *found)
+{
+	for (size_t i = 0; i < poke->len; i++)
+		if (found[i] != expected_byte(poke, i))
+			return false;
+	return true;
+}
+
 /* All of the site at once. @found has 16 readable bytes: windows have that much slack. */
 static bool holds_expected(const struct tp_poke *poke, const uint8_t *found)
 {
 	const uint8_t *want = IS_ONE_OF(poke, NEW_TAIL) ? poke->new_ : poke->old;
 	uint64_t low = tp_word(want) ^ tp_word(found);
 
+	if (IS_ONE_OF(poke, TRAPPED_HEADS) && tp_old_heads(poke))
+		return each_byte_is_expected(poke, found);
 	if (IS_ONE_OF(poke, TRAPPED))
 		low = (low & ~0xffull) | (found[0] ^ TP_INT3);
 	return tp_same_rest(low, want, found, poke->len);
@@ -147,7 +173,7 @@ static struct window next_window(const struct tp_engine *engine, const struct tp
 	window.end = last->addr + last->len;
 	if (pass->edit == TP_EDIT_INT3 || pass->edit == TP_EDIT_FIRST) {
 		window.write_start = window.start;
-		window.write_end = last->addr + 1;
+		window.write_end = last->addr + int3_span(last, pass);
 	}
 	if (pass->edit == TP_EDIT_WHOLE) {
 		window.write_start = window.start;
@@ -198,13 +224,28 @@ static int fail_different(struct tp_batch *batch, const struct tp_pass *pass, si
 	return code;
 }
 
-/* What is undone must hold our first byte; where a stranger has replaced it, nothing of ours is
- * left. An undo of whole sites may have been cut off before: old first byte, new tail. */
+/* Is all behind the first byte old code, with or without the int3s of its heads? Other code may well
+ * begin like ours. */
+static bool is_old_under_int3s(const struct tp_poke *poke, const uint8_t *found)
+{
+	unsigned int heads = IS_ONE_OF(poke, TRAPPED_HEADS) ? tp_old_heads(poke) : 0;
+
+	for (size_t i = 1; heads && i < poke->len; i++)
+		if (found[i] != poke->old[i] && !(heads >> i & 1 && found[i] == TP_INT3))
+			return false;
+	return heads;
+}
+
+/*
+ * What is undone must hold our first byte; where a stranger has replaced it, nothing of ours is left
+ * but int3s behind it. A write of whole sites, or the release of a busy one (@released: this may be
+ * such a one), may have been cut off before: old first byte.
+ */
 static bool is_still_ours(struct tp_batch *batch, const struct tp_pass *pass, struct tp_poke *poke,
-			  uint8_t found)
+			  uint8_t found, bool released)
 {
 	if (found == expected_byte(poke, 0) ||
-	    (pass->edit == TP_EDIT_WHOLE && found == poke->old[0]))
+	    ((pass->edit == TP_EDIT_WHOLE || released) && found == poke->old[0]))
 		return true;
 	poke->outcome = TP_SITE_RESTORED;
 	batch->outcome->conflicts++;
@@ -216,7 +257,8 @@ static void edit_site(const struct tp_poke *poke, const struct tp_pass *pass, ui
 	const uint8_t *bytes = pass->to_new ? poke->new_ : poke->old;
 
 	if (pass->edit == TP_EDIT_INT3)
-		at[0] = TP_INT3;
+		for (unsigned int set = trapped_heads(poke, pass) | 1; set; set &= set - 1)
+			at[__builtin_ctz(set)] = TP_INT3;
 	else if (pass->edit == TP_EDIT_FIRST)
 		at[0] = bytes[0];
 	else if (pass->edit == TP_EDIT_TAIL || pass->edit == TP_EDIT_WHOLE)
@@ -230,7 +272,10 @@ static int prepare_site(struct tp_batch *batch, const struct tp_pass *pass, size
 	struct tp_poke *poke = &batch->pokes[i];
 
 	if (is_undo(pass)) {
-		if (!is_still_ours(batch, pass, poke, found[0]))
+		bool old_tail = is_old_under_int3s(poke, found);
+		bool ours = is_still_ours(batch, pass, poke, found[0], old_tail);
+
+		if (!ours && !(old_tail && pass->edit == TP_EDIT_TAIL))
 			return 0;
 	} else if (!holds_expected(poke, found)) {
 		return fail_different(batch, pass, i, found);
@@ -275,9 +320,17 @@ static int prepare_window(struct tp_engine *engine, struct tp_batch *batch,
 			return error;
 		held = word;
 		edited = found[0];
-		last_kind = by_word && poke->len <= 8 ? tp_kind(poke) : ~0u;
+		last_kind = by_word && poke->len <= 8 && !tp_heads(poke) ? tp_kind(poke) : ~0u;
 	}
 	return 0;
+}
+
+/* What an undo must make of a site of which only the first bytes were written. */
+static uint8_t written_in_part(const struct tp_poke *poke, const struct tp_pass *pass)
+{
+	if (pass->phase == TP_PHASE_INT3)
+		return TP_SITE_INT3;
+	return pass->edit == TP_EDIT_WHOLE && pass->to_new ? TP_SITE_WRITTEN : poke->outcome;
 }
 
 /* Sites whose bytes lie below @end are in their new state; the first that is not has failed. */
@@ -303,8 +356,8 @@ static int advance_sites(struct tp_batch *batch, const struct tp_pass *pass,
 		if (error) {
 			edit_range(poke, pass, &from, &to);
 			if (from < to && poke->addr + to > end) {
-				if (pass->edit == TP_EDIT_WHOLE && poke->addr < end)
-					poke->outcome = TP_SITE_WRITTEN; /* in part */
+				if (poke->addr < end)
+					poke->outcome = written_in_part(poke, pass);
 				break;
 			}
 		}
@@ -316,6 +369,14 @@ static int advance_sites(struct tp_batch *batch, const struct tp_pass *pass,
 	if (!error)
 		return 0;
 	return tp_fail(batch, pass->phase, error, i < window->last ? i : window->blame);
+}
+
+/* Since an undo put the old first byte there, somebody has written another: nothing of ours is left. */
+static bool is_strangers(const struct tp_poke *poke, const struct tp_pass *pass, uint8_t found)
+{
+	uint8_t ours = pass->edit == TP_EDIT_WHOLE ? poke->new_[0] : TP_INT3;
+
+	return pass->to == TP_SITE_RESTORED && found != poke->old[0] && found != ours;
 }
 
 static int read_back(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass,
@@ -342,7 +403,7 @@ static int read_back(struct tp_engine *engine, struct tp_batch *batch, const str
 
 		edit_range(poke, pass, &from, &to);
 		if (poke->outcome != pass->to || poke->addr + from < window->write_start ||
-		    poke->addr + to > window->write_end)
+		    poke->addr + to > window->write_end || is_strangers(poke, pass, found[at]))
 			continue;
 		for (size_t k = from; k < to; k++)
 			if (found[at + k] != wrote[at + k])
@@ -391,6 +452,15 @@ static int finish_window(struct tp_batch *batch, const struct tp_pass *pass,
 	return 0;
 }
 
+static bool is_old_again(struct tp_engine *engine, struct tp_batch *batch,
+			 const struct tp_poke *poke)
+{
+	const uint8_t *found = copy_of(engine->readback, poke->addr, poke->addr);
+
+	return !read_window(engine, batch, poke->addr, poke->addr + poke->len, engine->readback) &&
+	       tp_same_prefix(found, poke->old, poke->len);
+}
+
 /*
  * An undo that cannot reach its sites, or finds others there: those whose first byte was unmapped
  * meanwhile (dlclose), or is another module's by now, hold nothing of ours any more. Returns true
@@ -409,10 +479,11 @@ static bool forget_gone(struct tp_engine *engine, struct tp_batch *batch,
 		    (poke->outcome != pass->to || poke->outcome == TP_SITE_RESTORED))
 			continue;
 		error = read_window(engine, batch, poke->addr, poke->addr + 1, engine->readback);
-		if (error == -ENXIO)
+		if (error == -ENXIO || (!error && is_old_again(engine, batch, poke)))
 			poke->outcome = TP_SITE_RESTORED;
 		else if (error || is_still_ours(batch, pass, poke,
-						*copy_of(engine->readback, poke->addr, poke->addr)))
+						*copy_of(engine->readback, poke->addr, poke->addr),
+						tp_old_heads(poke)))
 			continue;
 		any = true;
 	}
@@ -460,7 +531,8 @@ int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct t
 				error = 0;
 				continue;
 			}
-			if (pass->edit == TP_EDIT_INT3 || pass->edit == TP_EDIT_WHOLE)
+			if (pass->edit == TP_EDIT_INT3 ||
+			    (pass->edit == TP_EDIT_WHOLE && pass->phase != TP_PHASE_LOOK))
 				batch->outcome->pages += window.pages;
 		}
 		if (!error && pass->call_finish && (!nobody || batch->skipped))

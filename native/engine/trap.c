@@ -11,6 +11,12 @@ static struct tp_slot *slot_of(struct tp_engine *engine, uint64_t rsp)
 	return &engine->slots[(rsp >> 12) * 0x9e3779b97f4a7c15ull >> 58];
 }
 
+static bool is_head(const struct tp_poke *poke, uint64_t addr)
+{
+	return addr - poke->addr < poke->len && tp_old_heads(poke) >> (addr - poke->addr) & 1;
+}
+
+/* The site at @addr, or the one with an instruction there that has a trap of its own. */
 static const struct tp_poke *find_poke(const struct tp_batch *batch, uint64_t addr)
 {
 	size_t low = 0, high = batch->count;
@@ -23,10 +29,12 @@ static const struct tp_poke *find_poke(const struct tp_batch *batch, uint64_t ad
 		else
 			high = middle;
 	}
-	for (; low < batch->count && batch->pokes[low].addr == addr; low++)
-		if (batch->pokes[low].outcome != TP_SITE_SKIPPED)
-			return &batch->pokes[low];
-	return NULL;
+	for (size_t i = low; i < batch->count && batch->pokes[i].addr == addr; i++)
+		if (batch->pokes[i].outcome != TP_SITE_SKIPPED)
+			return &batch->pokes[i];
+	while (low && batch->pokes[low - 1].outcome == TP_SITE_SKIPPED)
+		low--;
+	return low && is_head(&batch->pokes[low - 1], addr) ? &batch->pokes[low - 1] : NULL;
 }
 
 /** Publish a descriptor before its first int3, or retire it (NULL) after the last sync. */
@@ -61,11 +69,14 @@ static enum tp_trap_result look_up(struct tp_engine *engine, struct tp_frame *fr
 		generation = __atomic_load_n(&engine->generation, __ATOMIC_SEQ_CST);
 		poke = find_active(engine, frame->rip);
 		if (poke) {
-			tp_emulate(poke, frame);
+			if (poke->addr == addr)
+				tp_emulate(poke, frame);
+			else
+				tp_emulate_head(poke, (unsigned int)(addr - poke->addr), frame);
 			return TP_TRAP_EMULATED;
 		}
 		known = __atomic_load_n(&engine->known, __ATOMIC_ACQUIRE);
-		if (!known || !tp_known_find(known, addr))
+		if (!known || !tp_known_covering(known, addr))
 			return TP_TRAP_FOREIGN;
 		if (*(const volatile uint8_t *)addr != TP_INT3) {
 			frame->rip = addr;

@@ -43,6 +43,7 @@ struct tp_held *tp_held_create(void);
 void tp_held_destroy(struct tp_held *held);
 int tp_seize(struct tp_held *held, int pid, int tid);
 int tp_launch(struct tp_held *held, const char *path, char *const argv[], char *const envp[]);
+int tp_run_to_start(struct tp_held *held, uint64_t loaded_at, uint64_t state_at);
 int tp_held_pid(const struct tp_held *held);
 uint64_t tp_held_mask(const struct tp_held *held);
 int tp_inject(struct tp_held *held, const struct tp_inject *in, struct tp_injected *out);
@@ -55,6 +56,19 @@ int tp_release(struct tp_held *held);
 int tp_send_fds(int tid, int remote_fd, const int fds[4]);
 int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
 	       int pid, int tid);
+
+/** A batch with sites of several instructions: where threads may stand inside of them. */
+struct tp_look {
+	int pid;
+	int agent_tid;
+	uint64_t restorer;	     /* tells the signal frames of our own handler */
+	const struct tp_poke *pokes; /* the tool's own copy of the batch */
+	uint64_t count;
+	uint8_t *busy; /* for each: a thread was inside */
+};
+
+int tp_command_looking(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
+		       const struct tp_look *look);
 
 /* leave.c */
 struct tp_leave {
@@ -90,6 +104,8 @@ struct tp_stop {
 	uint32_t all_nops;	/* a thread inside one of them may be moved to its end */
 	const uint64_t *stacks; /* pairs start, end of writable mappings, sorted */
 	uint64_t stack_count;
+	struct tp_look look; /* the batch: a thread inside goes on in the copy */
+	int leave_busy; /* leave out sites that a signal frame points into; else nothing is written */
 };
 
 struct tp_stopped {
@@ -97,7 +113,8 @@ struct tp_stopped {
 	uint64_t hold_ns;
 	int64_t inside_tid;
 	uint64_t inside_at;
-	int ran; /* the command was given; @result is its answer */
+	uint64_t busy; /* sites of several instructions that a signal frame points into */
+	int ran;       /* the command was given; @result is its answer */
 	int result;
 };
 
@@ -148,7 +165,202 @@ struct tp_drained {
 int tp_rings_start(struct tp_rings *rings);
 int tp_drain_rings(struct tp_rings *rings, int final, struct tp_drained *out);
 
+/* native/code/survey.c: functions as compilers left them, and how their entries can be patched */
+
+/** Why a function's entry cannot be displaced; the documented list is docs/sites.md. */
+enum tp_refusal {
+	TP_REFUSE_NOTHING,
+	TP_REFUSE_COLD,	     /* a part of a function that is jumped to, no entry */
+	TP_REFUSE_SIGRETURN, /* the way back from a signal handler: unwinders know it by its bytes */
+	TP_REFUSE_GO,	     /* Go code: small stacks that move */
+	TP_REFUSE_SHORT,     /* the code ends before five bytes, and no padding follows */
+	TP_REFUSE_CALL,	     /* a CALL that is not the last instruction of the first five bytes */
+	TP_REFUSE_SYSCALL,   /* a system call in the first five bytes */
+	TP_REFUSE_TRAP,	     /* int3, ud2, hlt or xbegin in the first five bytes */
+	TP_REFUSE_BRANCH,    /* a branch of the module goes into the first five bytes */
+	TP_REFUSE_TABLE,     /* a jump table, pointer or landing pad goes there */
+	TP_REFUSE_ENTRY,     /* another function begins there */
+	TP_REFUSE_DECODE,    /* not decodable: data in code, or an unknown instruction */
+	TP_REFUSE_OUTSIDE,   /* its address is not in the module's code */
+	TP_REFUSE_MOVE,	     /* an instruction that does not work elsewhere */
+	TP_REFUSALS
+};
+
+enum tp_function_flags {
+	TP_FUNCTION_COLD = 1 << 0,	/* input: TP_REFUSE_COLD */
+	TP_FUNCTION_SIGRETURN = 1 << 1, /* input: TP_REFUSE_SIGRETURN */
+	TP_FUNCTION_GO = 1 << 2,	/* input: TP_REFUSE_GO */
+	TP_FUNCTION_LOOPS = 1 << 3,	/* output: its own code branches to its entry */
+	TP_FUNCTION_PADDED = 1 << 4,	/* output: the window ends in the padding behind the code */
+	TP_FUNCTION_GAPS = 1 << 5,	/* output: parts of its code could not be decoded */
+	TP_FUNCTION_CALLS = 1 << 6,	/* output: the window's last instruction is a CALL */
+	TP_FUNCTION_MOVES = 1 << 7,	/* output: an instruction depends on its place */
+};
+
+/** One function: where it is (input), and how its entry can be displaced (output). */
+struct tp_function {
+	uint64_t vaddr; /* entry, ELF virtual address; the table is sorted by it, no two alike */
+	uint32_t bytes; /* of its code, by its symbol or unwind entry; 0: up to the next function */
+	uint8_t flags;	/* enum tp_function_flags */
+	uint8_t at;	/* bytes from the entry to the site: 4 behind an endbr64, else 0 */
+	uint8_t window; /* bytes that are displaced from the site on: whole instructions, five or more */
+	uint8_t heads;	/* bit i, 1 to 4: an instruction begins i bytes into the window */
+	uint8_t reason; /* enum tp_refusal; TP_REFUSE_NOTHING: it can be displaced */
+	uint8_t first; /* of a refused one: the bytes of its first instruction, if that alone can be
+			 * displaced by a JMP of one changed byte (a natural pun); else 0 */
+	uint8_t reserved[6];
+};
+
+/** A piece of an ELF file by virtual address. */
+struct tp_piece {
+	uint64_t vaddr;
+	const uint8_t *bytes;
+	uint64_t count;
+};
+
+struct tp_survey {
+	const struct tp_piece *code; /* executable segments, sorted, disjoint */
+	uint64_t code_count;
+	const struct tp_piece *data; /* other loaded segments: jump tables, pointers to code */
+	uint64_t data_count;
+	const uint64_t *targets; /* other addresses that are jumped to: relocations, landing pads */
+	uint64_t target_count;
+	struct tp_function *functions; /* in and out */
+	uint64_t function_count;
+};
+
+struct tp_surveyed {
+	uint64_t instructions;
+	uint64_t undecodable; /* bytes in functions */
+	uint64_t branches;
+	uint64_t tables; /* jump tables that were followed */
+};
+
+int tp_survey(const struct tp_survey *in, struct tp_surveyed *out);
+
+/* native/code/move.c */
+
+enum { TP_MOST_WINDOW = 19, TP_MOST_MOVED = 96 };
+
+/** A window's code at another place. */
+struct tp_moved {
+	uint8_t code[TP_MOST_MOVED];
+	uint32_t bytes;
+	uint8_t head_at
+		[8]; /* [i]: where the instruction that began i bytes into the window is, i = 0 to 4 */
+};
+
+int tp_move_window(const uint8_t *window, uint64_t window_bytes, uint64_t from, uint64_t to,
+		   struct tp_moved *out);
+
+/* native/code/stub.c */
+
+enum { TP_MOST_STUB = 32 + TP_MOST_MOVED };
+
+/** What the JMP at a displaced entry goes to. */
+struct tp_stub {
+	uint8_t code[TP_MOST_STUB];
+	uint32_t bytes;
+	uint32_t return_at; /* offset that the thunk returns to: events carry it */
+	uint8_t head_at
+		[8]; /* [i], 1 to 4: where the instruction i bytes into the window is; 0: none */
+};
+
+int tp_make_stub(const uint8_t *window, uint64_t window_bytes, uint64_t from, uint64_t at,
+		 uint64_t thunk, struct tp_stub *stub);
+
+/* native/code/frames.c: what unwind tables say of functions */
+
+enum tp_frame_flags {
+	TP_FRAME_SIGNAL = 1 << 0, /* the way back from a signal handler */
+	TP_FRAME_MIDDLE = 1 << 1, /* its stack is not as after a CALL: it is no entry */
+};
+
+/** One entry of .eh_frame: a function, or a part of one. */
+struct tp_frame {
+	uint64_t vaddr;
+	uint64_t bytes;
+	uint64_t lsda;	/* ELF virtual address of its table of landing pads; 0: none */
+	uint64_t flags; /* enum tp_frame_flags */
+};
+
+int tp_read_frames(const struct tp_piece *section, struct tp_frame *rows, uint64_t room,
+		   uint64_t *count);
+int tp_read_landing_pads(const struct tp_frame *rows, uint64_t row_count,
+			 const struct tp_piece *pieces, uint64_t piece_count, uint64_t *pads,
+			 uint64_t room, uint64_t *count);
+
+/* native/code/functions.c: every function of a module, from all of its tables */
+
+struct tp_range {
+	uint64_t start;
+	uint64_t end;
+};
+
+/** Symbols with their strings. */
+struct tp_symbol_table {
+	const uint8_t *rows; /* Elf64_Sym */
+	uint64_t row_count;
+	const uint8_t *strings;
+	uint64_t string_bytes;
+	const struct tp_range *sections; /* [i]: section i, empty unless it holds code */
+	uint64_t section_count;		 /* 0: no section headers, addresses alone decide */
+};
+
+/** What a module's file says of its functions and pointers to them. */
+struct tp_tables {
+	const struct tp_symbol_table *symbols; /* a name is taken from the first that has one */
+	uint64_t symbol_table_count;
+	uint64_t dynamic; /* index of the table that relocations mean; symbol_table_count: none */
+	const struct tp_frame *frames;
+	uint64_t frame_count;
+	const struct tp_piece *code; /* executable segments, sorted, disjoint */
+	uint64_t code_count;
+	const struct tp_piece *data; /* other loaded segments, sorted, disjoint */
+	uint64_t data_count;
+	const struct tp_piece *rela; /* Elf64_Rela */
+	uint64_t rela_count;
+	const struct tp_piece *relr; /* Elf64_Relr */
+	uint64_t relr_count;
+	const struct tp_range *stubs; /* sections of PLT slots */
+	uint64_t stub_count;
+	uint32_t go; /* there is Go code: what has no unwind entry is Go's */
+};
+
+enum { TP_NO_TABLE = 255 };
+
+enum tp_label_flags {
+	TP_LABEL_PLT = 1 << 0,	    /* a PLT slot for the function with this name */
+	TP_LABEL_RESOLVER = 1 << 1, /* an indirect function's resolver, called once by the loader */
+};
+
+/** A function's name. */
+struct tp_label {
+	uint32_t text; /* offset in its table's strings; without table: 1 + index of the function
+			* that it is a part of, 0 for none */
+	uint8_t table; /* index of the symbol table, or TP_NO_TABLE */
+	uint8_t flags; /* enum tp_label_flags */
+	uint16_t reserved;
+};
+
+/** Room for the result; all three arrays have tp_most_functions() entries. */
+struct tp_found {
+	struct tp_function *functions; /* sorted, ready for tp_survey() */
+	struct tp_label *labels;       /* one for each function */
+	uint64_t *targets;	       /* places in functions that have a name of their own */
+	uint64_t count;
+	uint64_t target_count;
+};
+
+uint64_t tp_most_functions(const struct tp_tables *in);
+int tp_find_functions(const struct tp_tables *in, struct tp_found *out);
+int tp_read_targets(const struct tp_tables *in, uint64_t *targets, uint64_t room, uint64_t *count);
+
 uint64_t tp_rdtsc(void);
 const char *tp_error_text(int code);
+
+#ifndef TP_CDEF
+_Static_assert(sizeof(struct tp_function) == 24, "a column of numpy's");
+#endif
 
 #endif

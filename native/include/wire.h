@@ -31,18 +31,23 @@ enum {
 enum tp_poke_flags {
 	TP_POKE_NO_OLD = 1 << 0, /* the seed's NULL opcodes: "already there" */
 	TP_POKE_NO_NEW = 1 << 1,
+	/* Bits 2 to 5: an instruction begins at byte 1, 2, 3, 4 of the code that gives way to a JMP. */
+	TP_POKE_HEADS = 0xf << 2,
+	TP_POKE_BACK = 1 << 6,	/* or that comes back in its place */
 	TP_POKE_ALIKE = 1 << 7, /* filled by the engine: length and bytes of the poke before it */
 };
 
 /** Where one site of a batch stands. */
 enum tp_outcome_of_site {
-	TP_SITE_PENDING, /* nothing written */
-	TP_SITE_SKIPPED, /* NULL opcodes: counted, finished, never written */
-	TP_SITE_INT3,	 /* int3 in place, tail old */
-	TP_SITE_TAIL,	 /* int3 in place, tail new */
-	TP_SITE_WRITTEN, /* new in place, finish not yet called */
-	TP_SITE_DONE,	 /* new in place, finish called */
-	TP_SITE_RESTORED /* old in place again */
+	TP_SITE_PENDING,  /* nothing written */
+	TP_SITE_SKIPPED,  /* NULL opcodes: counted, finished, never written */
+	TP_SITE_INT3,	  /* int3 in place, tail old */
+	TP_SITE_TAIL,	  /* int3 in place, tail new */
+	TP_SITE_WRITTEN,  /* new in place, finish not yet called */
+	TP_SITE_DONE,	  /* new in place, finish called */
+	TP_SITE_RESTORED, /* old in place again */
+	TP_SITE_BUSY,	  /* int3 in place, a thread stands behind its first instruction */
+	TP_SITE_LEFT,	  /* old in place again for that reason; the rest of the batch went on */
 };
 
 enum tp_phase {
@@ -53,6 +58,7 @@ enum tp_phase {
 	TP_PHASE_FIRST,
 	TP_PHASE_RECOVER,
 	TP_PHASE_ROLLBACK,
+	TP_PHASE_LOOK, /* between int3 and tail: is a thread inside of a site? */
 	TP_PHASES
 };
 
@@ -67,7 +73,7 @@ struct tp_poke {
 	uint8_t outcome; /* enum tp_outcome_of_site */
 	uint8_t emulate; /* filled by the engine: enum tp_insn_kind, condition code in the high bits */
 	uint8_t old[16];
-	uint8_t new_[16];
+	uint8_t new_[16]; /* with heads, [12] to [15]: where in the JMP's target each goes on */
 };
 
 /** What a batch did: everything that a caller may assert or print. */
@@ -94,6 +100,7 @@ struct tp_outcome {
 	uint64_t late_traps;
 	uint64_t phase_ns[8]; /* indexed by enum tp_phase */
 	uint64_t total_ns;
+	uint64_t left; /* sites that a thread was inside of: TP_SITE_LEFT */
 };
 
 /** A site ever poked: its first bytes, and what is there now. Private memory, never shrinks. */
@@ -104,8 +111,9 @@ struct tp_known {
 	uint8_t len;
 	uint8_t patched;
 	uint8_t written; /* ever; until then nothing but a batch's word says what its first bytes are */
-	uint8_t mode; /* enum tp_mode of the last batch: how it may be undone */
-	uint8_t reserved[4];
+	uint8_t mode;  /* enum tp_mode of the last batch: how it may be undone */
+	uint8_t heads; /* bit i: a batch has had an int3 i bytes into the site, too */
+	uint8_t reserved[3];
 };
 
 enum tp_command {
@@ -124,6 +132,8 @@ enum tp_batch_flags {
 	TP_BATCH_ONE_BY_ONE = 1 << 1, /* for measurement: a protocol run a site */
 	TP_BATCH_ROOM = 1
 		<< 2, /* the caller answers for alternate stacks: they have room for a trap */
+	TP_BATCH_LEAVE_BUSY = 1
+		<< 3, /* leave out sites that a thread is inside of; else they fail the batch */
 	TP_BATCH_MODE_SHIFT = 8, /* enum tp_mode stands in the byte above */
 };
 
@@ -245,6 +255,10 @@ struct tp_wire {
 	struct tp_outcome outcome;
 	uint64_t events_without_ring;
 	uint64_t claims;
+	/* a look at all threads, in the midst of a batch: the agent asks, the tool answers */
+	uint32_t look_seq;   /* the agent adds one, and wakes done_seq */
+	uint32_t looked_seq; /* futex: the tool follows */
+	int32_t look_result; /* 0: busy sites are marked in the request area; or -errno */
 };
 
 #ifndef TP_CDEF

@@ -154,6 +154,16 @@ static int fake_sync(void *ctx)
 	return (int)fake_record(ctx, FAKE_SYNC, 0, NULL, 0);
 }
 
+static int fake_look(void *ctx, struct tp_batch *batch)
+{
+	struct fake *fake = ctx;
+	struct fake_op *op = begin(fake, (struct fake_op){ FAKE_LOOK, 0, 0, 0, NULL });
+
+	if (!op->result && fake->on_look)
+		op->result = fake->on_look(fake, batch);
+	return (int)end(fake, op);
+}
+
 static uint64_t fake_clock_ns(void *ctx)
 {
 	struct fake *fake = ctx;
@@ -171,4 +181,19 @@ static void fake_relax(void *ctx)
 		fake->on_relax(fake);
 }
 
-const struct tp_ops fake_ops = { fake_read, fake_write, fake_sync, fake_clock_ns, fake_relax };
+const struct tp_ops fake_ops = {
+	.read = fake_read,
+	.write = fake_write,
+	.sync = fake_sync,
+	.look = fake_look,
+	.clock_ns = fake_clock_ns,
+	.relax = fake_relax,
+};
+
+const struct tp_ops fake_blind_ops = {
+	.read = fake_read,
+	.write = fake_write,
+	.sync = fake_sync,
+	.clock_ns = fake_clock_ns,
+	.relax = fake_relax,
+};

@@ -12,7 +12,7 @@
 
 enum { FAKE_FAULTS = 2, FAKE_BASE_NS = 1000 };
 
-enum fake_kind { FAKE_READ, FAKE_WRITE, FAKE_SYNC, FAKE_FINISH, FAKE_KINDS };
+enum fake_kind { FAKE_READ, FAKE_WRITE, FAKE_SYNC, FAKE_FINISH, FAKE_LOOK, FAKE_KINDS };
 
 /** One recorded operation. */
 struct fake_op {
@@ -49,10 +49,13 @@ struct fake {
 	void (*before)(struct fake *fake, const struct fake_op *op);
 	void (*after)(struct fake *fake, const struct fake_op *op);
 	void (*on_relax)(struct fake *fake);
+	/* Marks sites TP_SITE_BUSY; its result is that of the look. Not called when a fault is. */
+	int (*on_look)(struct fake *fake, struct tp_batch *batch);
 	void *owner; /* for the hooks */
 };
 
 extern const struct tp_ops fake_ops;
+extern const struct tp_ops fake_blind_ops; /* nobody can tell where threads are */
 
 void fake_open(struct fake *fake, size_t pages);
 void fake_close(struct fake *fake);

@@ -28,6 +28,12 @@ uint64_t fetch_handler(const struct fetch_site *site)
 	return site->spec->has_handler ? site->addr + HANDLER_REACH : 0;
 }
 
+/** Several instructions on the one side, a JMP on the other. */
+bool fetch_is_window(const struct fetch_site *site)
+{
+	return site->old->heads || site->new_->heads;
+}
+
 /** Bytes 66 and 90 only, 90 last: NOPs wherever one begins to execute. */
 bool fetch_is_nop_mix(const uint8_t *bytes, size_t len)
 {
@@ -67,6 +73,8 @@ void fetch_begin(struct fetch *fetch)
 		site->old = &site->spec->code[0];
 		site->new_ = &site->spec->code[1];
 		site->trapped = site->is_foreign = false;
+		site->trapped_heads = 0;
+		site->is_busy = site->spec->is_busy;
 		site->is_asked = true;
 		begin_direction(site);
 		settle(fetch, site);
@@ -76,19 +84,14 @@ void fetch_begin(struct fetch *fetch)
 	fetch->violations = 0;
 }
 
-/** The next batch goes the other way. */
-void fetch_swap(struct fetch *fetch)
+/** The next batch takes @site the other way. */
+void fetch_swap(struct fetch_site *site)
 {
-	for (size_t i = 0; i < fetch->count; i++) {
-		struct fetch_site *site = &fetch->sites[i];
-		const struct fetch_code *keep = site->old;
+	const struct fetch_code *keep = site->old;
 
-		if (!site->is_asked)
-			continue;
-		site->old = site->new_;
-		site->new_ = keep;
-		begin_direction(site);
-	}
+	site->old = site->new_;
+	site->new_ = keep;
+	begin_direction(site);
 }
 
 static void remember(struct fetch_site *site, size_t i, uint8_t value)
@@ -105,6 +108,20 @@ static bool holds_new(const struct fetch *fetch, const struct fetch_site *site)
 	return !memcmp(memory_of(fetch, site), site->new_->bytes, site->spec->len);
 }
 
+static bool may_fetch(const struct fetch_site *site, size_t i, uint8_t value)
+{
+	return memchr(site->values[i], value, site->count[i]);
+}
+
+/* A thread that fetches the first of several instructions comes to stand at the later ones. */
+static void enter_window(struct fetch_site *site)
+{
+	if (site->old->heads && may_fetch(site, 0, site->old->bytes[0]))
+		site->left = false;
+	if (site->new_->heads && may_fetch(site, 0, site->new_->bytes[0]))
+		site->reached = true;
+}
+
 static void remember_write(struct fetch *fetch, uint64_t start, uint64_t end)
 {
 	for (size_t s = 0; s < fetch->count; s++) {
@@ -115,8 +132,10 @@ static void remember_write(struct fetch *fetch, uint64_t start, uint64_t end)
 			continue;
 		for (size_t i = 0; i < site->spec->len; i++)
 			remember(site, i, memory_of(fetch, site)[i]);
-		if (fetch->mode != TP_MODE_STOP && holds_new(fetch, site))
-			site->reached = true;
+		if (fetch->mode == TP_MODE_STOP)
+			continue;
+		site->reached |= holds_new(fetch, site);
+		enter_window(site);
 	}
 }
 
@@ -189,43 +208,67 @@ static bool is_writing(const struct fetch *fetch)
 	       (fetch->mode != TP_MODE_INT3 && fetch->rig->fake.logged > fetch->verifying);
 }
 
-/* A thread has fetched an int3 at the site, now or earlier, and comes to its handler. */
-static void send_trap(struct fetch *fetch, struct fetch_site *site)
+/* What a thread must find that trapped at a later head: the copy, or the same instruction again. */
+static struct tp_frame expected_at_head(const struct fetch_site *site, struct tp_frame frame,
+					size_t head)
 {
-	bool published = fetch->rig->engine.active && site->is_asked;
+	frame.rip = site->addr + (uint64_t)site->new_->reach + site->spec->copies[head];
+	return frame;
+}
+
+/* A thread has fetched an int3 at byte @head of the site, now or earlier, and comes to its handler. */
+static void send_trap(struct fetch *fetch, struct fetch_site *site, size_t head)
+{
+	bool published = fetch->rig->engine.active && site->is_asked &&
+			 (!head || site->old->heads >> head & 1);
 	uint64_t stack[STACK_WORDS], want_stack[STACK_WORDS];
-	struct tp_frame frame = { site->addr + 1, (uint64_t)&stack[STACK_TOP],
+	struct tp_frame frame = { site->addr + head + 1, (uint64_t)&stack[STACK_TOP],
 				  flags_of(fetch->turn++) };
 	struct tp_frame want = frame;
 	enum tp_trap_result result;
 
 	for (size_t i = 0; i < STACK_WORDS; i++)
 		stack[i] = want_stack[i] = STACK_WORD + i;
-	if (published)
-		want = expected_frame(site, frame, &want_stack[STACK_TOP]);
+	if (!published)
+		want.rip = site->addr + head;
+	else if (head)
+		want = expected_at_head(site, frame, head);
 	else
-		want.rip = site->addr;
+		want = expected_frame(site, frame, &want_stack[STACK_TOP]);
 	result = tp_trap(&fetch->rig->engine, &frame);
 	if (result != (published ? TP_TRAP_EMULATED : TP_TRAP_LATE))
-		fetch_violate(fetch, "site %#x: a trap %s gives %d", site->spec->offset,
-			      published ? "while published" : "after the batch", result);
+		fetch_violate(fetch, "site %#x: a trap at byte %zu %s gives %d", site->spec->offset,
+			      head, published ? "while published" : "after the batch", result);
 	else if (!same_frame(&frame, &want) || memcmp(stack, want_stack, sizeof(stack)))
 		fetch_violate(fetch,
-			      "site %#x: a trapped thread goes to site%+" PRId64 ", rsp%+" PRId64
-			      ", flags %#" PRIx64 "; wanted site%+" PRId64,
-			      site->spec->offset, (int64_t)(frame.rip - site->addr),
+			      "site %#x: a thread trapped at byte %zu goes to site%+" PRId64
+			      ", rsp%+" PRId64 ", flags %#" PRIx64 "; wanted site%+" PRId64,
+			      site->spec->offset, head, (int64_t)(frame.rip - site->addr),
 			      (int64_t)(frame.rsp - (uint64_t)&stack[STACK_TOP]), frame.rflags,
 			      (int64_t)(want.rip - site->addr));
 	fetch->counts.traps += published;
 	fetch->counts.late_traps += !published;
+	fetch->counts.head_traps += head && published;
+	fetch->counts.late_head_traps += head && !published;
 	fetch->emulated += result == TP_TRAP_EMULATED;
 	fetch->late += result == TP_TRAP_LATE && is_writing(fetch);
+}
+
+/* Bytes of the instruction at byte @at. Of a window each is fetched by itself: who has executed one
+ * stands at the next. The last one may reach beyond the site, into bytes that nobody writes. */
+static size_t length_at(const struct fetch_code *code, size_t at, size_t len)
+{
+	size_t end = at + 1;
+
+	while (code->heads && end < at + len && !(code->heads >> end & 1))
+		end++;
+	return code->heads ? end - at : len;
 }
 
 /* Right bytes in the middle of an instruction are wrong for a thread that stands there. */
 static bool is_code_at(const struct fetch_code *code, size_t at, const uint8_t *mix, size_t len)
 {
-	return code->starts >> at & 1 && !memcmp(mix, code->bytes + at, len);
+	return code->starts >> at & 1 && !memcmp(mix, code->bytes + at, length_at(code, at, len));
 }
 
 static bool is_right_at(const struct fetch_site *site, size_t at, const uint8_t *mix)
@@ -275,18 +318,22 @@ static void look_at_mixes(struct fetch *fetch, const struct fetch_site *site, si
 
 static void look_at_position(struct fetch *fetch, struct fetch_site *site, size_t at)
 {
+	bool is_head = at && site->is_asked && site->old->heads >> at & 1;
+
 	fetch->counts.positions++;
+	fetch->counts.heads += at && fetch_is_window(site);
 	for (size_t v = 0; v < site->count[at]; v++) {
 		uint8_t first = site->values[at][v];
 
-		if (at || first != TP_INT3) {
+		if ((at && !is_head) || first != TP_INT3) {
 			look_at_mixes(fetch, site, at, first);
 			continue;
 		}
 		fetch->counts.mixes++;
-		site->trapped = true;
+		site->trapped |= !at;
+		site->trapped_heads |= (uint8_t)(is_head << at);
 		if (!fetch->rig->engine.active)
-			tell_mix(fetch, site, 0, &(uint8_t[16]){ TP_INT3 }[0]);
+			tell_mix(fetch, site, at, &(uint8_t[16]){ TP_INT3 }[0]);
 	}
 }
 
@@ -305,8 +352,62 @@ void fetch_look(struct fetch *fetch)
 			if (site->nop_mix || starts >> at & 1)
 				look_at_position(fetch, site, at);
 		if (site->trapped)
-			send_trap(fetch, site);
+			send_trap(fetch, site, 0);
+		for (size_t at = 1; at < site->spec->len; at++)
+			if (site->trapped_heads >> at & 1)
+				send_trap(fetch, site, at);
 	}
+}
+
+/* Every core traps wherever it comes into the window, and within it. */
+static bool is_closed(const struct fetch_site *site)
+{
+	for (size_t at = 0; at < site->spec->len; at++)
+		if ((!at || site->old->heads >> at & 1) &&
+		    (site->count[at] != 1 || site->values[at][0] != TP_INT3))
+			return false;
+	return true;
+}
+
+static void mark_busy(struct tp_batch *batch, size_t index)
+{
+	for (size_t i = 0; i < batch->count; i++)
+		if (batch->pokes[i].index == index && batch->pokes[i].outcome == TP_SITE_INT3)
+			batch->pokes[i].outcome = TP_SITE_BUSY;
+}
+
+/**
+ * Somebody looks at the threads. Who is inside of a window, trapped or not, makes it busy; else it is
+ * empty from now on, where nobody can come in any more. Where a core may still go in, threads do.
+ */
+void fetch_answer_look(struct fetch *fetch, struct tp_batch *batch)
+{
+	fetch->counts.looks++;
+	for (size_t s = 0; s < fetch->count; s++) {
+		struct fetch_site *site = &fetch->sites[s];
+
+		if (site->spec->is_null || !site->is_asked || !site->old->heads)
+			continue;
+		if (site->is_busy) {
+			fetch->counts.busy++;
+			mark_busy(batch, s);
+		} else if (is_closed(site)) {
+			site->left = true;
+			site->trapped_heads = 0;
+		}
+	}
+}
+
+/* An int3 that is no byte of either code: at the first byte, or at a later one of a window. */
+static bool has_int3(const struct fetch *fetch, const struct fetch_site *site)
+{
+	const uint8_t *memory = memory_of(fetch, site);
+
+	for (size_t at = 1; fetch_is_window(site) && at < site->spec->len; at++)
+		if (memory[at] == TP_INT3 && site->old->bytes[at] != TP_INT3 &&
+		    site->new_->bytes[at] != TP_INT3)
+			return true;
+	return memory[0] == TP_INT3;
 }
 
 /* The other modes never write an int3, so nothing has to be published for a handler. */
@@ -317,8 +418,7 @@ static void look_for_int3(struct fetch *fetch)
 	for (size_t s = 0; s < fetch->count; s++) {
 		const struct fetch_site *site = &fetch->sites[s];
 
-		if (!site->spec->is_null && !site->is_foreign &&
-		    memory_of(fetch, site)[0] == TP_INT3)
+		if (!site->spec->is_null && !site->is_foreign && has_int3(fetch, site))
 			fetch_violate(fetch, "site %#x: an int3 in mode %d", site->spec->offset,
 				      fetch->mode);
 	}
@@ -330,8 +430,10 @@ static void let_go_on(struct fetch *fetch)
 	for (size_t s = 0; s < fetch->count; s++) {
 		struct fetch_site *site = &fetch->sites[s];
 
-		if (!site->spec->is_null && site->is_asked && holds_new(fetch, site))
-			site->reached = site->left = true;
+		if (site->spec->is_null || !site->is_asked || !holds_new(fetch, site))
+			continue;
+		site->reached = site->left = true;
+		site->trapped_heads = 0;
 	}
 }
 

@@ -5,6 +5,10 @@
  * since the last one. fetch_look() goes through every mix at every site, for every place where a
  * thread may stand, and sends a thread through the trap handler wherever it may fetch an int3.
  *
+ * A window is a site of several instructions that gives way to a JMP, or the other way round. A thread
+ * may stand at each of its heads, until a look finds it empty: that is when every core sees int3s at
+ * all of them, and nobody is said to stay there.
+ *
  * In direct mode the same holds with no int3 at all. In stop mode no thread fetches anything until
  * fetch_end() lets them go on.
  *
@@ -26,17 +30,19 @@ struct fetch_code {
 	uint16_t pops;	 /* RET imm16 */
 	uint8_t kind;	 /* enum tp_insn_kind */
 	uint8_t condition;
-	uint8_t padding[2];
+	uint8_t heads; /* of a window's several instructions: the bits of @starts behind the first */
+	uint8_t padding;
 };
 
 /** One site as the caller of the library gives it. */
 struct fetch_spec {
 	uint32_t offset; /* from the memory's start */
 	uint8_t len;
-	uint8_t is_null;     /* NULL opcodes: "already there" */
-	uint8_t has_handler; /* a trapped thread continues at a place of our own */
-	uint8_t padding;
+	uint8_t is_null;	   /* NULL opcodes: "already there" */
+	uint8_t has_handler;	   /* a trapped thread continues at a place of our own */
+	uint8_t is_busy;	   /* a window that a look finds somebody in */
 	struct fetch_code code[2]; /* old, new; a batch back swaps them */
+	uint8_t copies[8]; /* of a window: where the one at byte i goes on in the JMP's target */
 };
 
 struct fetch_site {
@@ -46,11 +52,13 @@ struct fetch_site {
 	uint64_t addr;
 	uint8_t values[16][FETCH_VALUES]; /* that a core may fetch */
 	uint8_t count[16];
-	bool nop_mix;	 /* 66 and 90 only: every mix is NOPs from every byte on */
-	bool reached;	 /* the new code has stood there: a thread may be inside of it */
-	bool left;	 /* threads were stopped outside of the old code: nobody is inside of it */
-	bool trapped;	 /* some core may have fetched an int3 here */
-	bool is_asked;	 /* takes part in the batch that runs */
+	bool nop_mix; /* 66 and 90 only: every mix is NOPs from every byte on */
+	bool reached; /* the new code has stood there: a thread may be inside of it */
+	bool left;    /* threads were seen outside of the old code: nobody is inside of it */
+	bool trapped; /* some core may have fetched an int3 here */
+	uint8_t trapped_heads; /* or at these later heads */
+	bool is_busy;	       /* the next look finds somebody inside */
+	bool is_asked;	       /* takes part in the batch that runs */
 	bool is_foreign; /* a stranger has written here: nothing is promised about its bytes */
 };
 
@@ -60,6 +68,11 @@ struct fetch_counts {
 	uint64_t positions;
 	uint64_t traps;
 	uint64_t late_traps;
+	uint64_t heads; /* positions at the later heads of a window */
+	uint64_t head_traps;
+	uint64_t late_head_traps;
+	uint64_t looks;
+	uint64_t busy; /* windows that they found somebody in */
 };
 
 struct fetch {
@@ -78,11 +91,13 @@ struct fetch {
 };
 
 void fetch_begin(struct fetch *fetch);
-void fetch_swap(struct fetch *fetch); /* of the sites that are asked for */
+void fetch_swap(struct fetch_site *site); /* the next batch takes it the other way */
+void fetch_answer_look(struct fetch *fetch, struct tp_batch *batch);
 void fetch_after(struct fetch *fetch, const struct fake_op *op);
 void fetch_look(struct fetch *fetch);
 void fetch_end(struct fetch *fetch); /* of a batch: threads go on, every core is up to date */
 uint64_t fetch_handler(const struct fetch_site *site);
+bool fetch_is_window(const struct fetch_site *site);
 bool fetch_is_nop_mix(const uint8_t *bytes, size_t len);
 void fetch_violate(struct fetch *fetch, const char *format, ...)
 	__attribute__((format(printf, 2, 3)));

@@ -14,11 +14,30 @@ static bool is_any(uint64_t ip)
 	return ip != 0;
 }
 
+static void note_old(struct proof *proof)
+{
+	proof->old_then = 0;
+	for (size_t i = 0; i < proof->rig.count; i++) {
+		const struct tp_poke *poke = &proof->rig.asked[i];
+
+		if (proof_is_real(poke) && proof_holds(proof, poke, false))
+			proof->old_then |= 1ull << poke->index;
+	}
+}
+
 static void after(struct fake *fake, const struct fake_op *op)
 {
-	struct rig *rig = fake->owner;
+	struct proof *proof = (struct proof *)fake->owner;
 
-	fetch_after(&((struct proof *)rig)->fetch, op);
+	if (fake->logged == proof->watched + 1)
+		note_old(proof);
+	fetch_after(&proof->fetch, op);
+}
+
+static int answer_look(struct fake *fake, struct tp_batch *batch)
+{
+	fetch_answer_look(&((struct proof *)fake->owner)->fetch, batch);
+	return 0;
 }
 
 static void add_site(struct proof *proof, struct fetch_site *site, const struct fetch_spec *spec)
@@ -39,7 +58,7 @@ struct proof *proof_open(const struct proof_settings *settings, const struct fet
 {
 	struct proof *proof = calloc(1, sizeof(*proof));
 
-	assert(proof);
+	assert(proof && count <= 64);
 	proof->settings = *settings;
 	proof->specs = malloc(count * sizeof(*specs) + 1);
 	proof->fetch.sites = calloc(count + 1, sizeof(*proof->fetch.sites));
@@ -74,6 +93,21 @@ const struct proof_counts *proof_count(const struct proof *proof)
 	return &proof->counts;
 }
 
+/* Ask for what the model says about the site: its bytes, its heads, and where each goes on. */
+static void ask_site(struct proof *proof, struct tp_poke *poke)
+{
+	const struct fetch_site *site = proof_site(proof, poke);
+	unsigned int heads = site->old->heads | site->new_->heads;
+
+	memcpy(poke->old, site->old->bytes, sizeof(poke->old));
+	memcpy(poke->new_, site->new_->bytes, sizeof(poke->new_));
+	if (!proof_is_real(poke) || !heads)
+		return;
+	poke->flags = (uint8_t)(heads << 1 | (site->new_->heads ? TP_POKE_BACK : 0));
+	for (unsigned int head = 1; site->old->heads && head < TP_JMP_BYTES; head++)
+		poke->new_[11 + head] = site->spec->copies[head];
+}
+
 /** Everything as it was before the first batch: memory, engine, table, log, faults. */
 void proof_prepare(struct proof *proof)
 {
@@ -82,23 +116,24 @@ void proof_prepare(struct proof *proof)
 
 	memcpy(rig->fake.bytes, proof->pristine, rig->fake.size);
 	memset(engine, 0, offsetof(struct tp_engine, window));
-	engine->ops = &fake_ops;
+	engine->ops = proof->settings.is_blind ? &fake_blind_ops : &fake_ops;
 	engine->ctx = &rig->fake;
 	engine->window_pages = proof->settings.window_pages;
 	rig->known.count = 0;
 	rig->batch.all_or_nothing = proof->settings.all_or_nothing;
+	rig->batch.leave_busy = proof->settings.leave_busy;
 	rig->batch.finish = proof->settings.has_finish ? proof->finish : NULL;
 	rig->batch.finish_ctx = &rig->fake;
 	rig->batch.is_handled = proof->settings.has_predicate ? is_any : NULL;
-	for (size_t i = 0; i < rig->count; i++) {
-		memcpy(rig->asked[i].old, proof->specs[i].code[0].bytes, 16);
-		memcpy(rig->asked[i].new_, proof->specs[i].code[1].bytes, 16);
-	}
 	memset(rig->fake.faults, 0, sizeof(rig->fake.faults));
 	rig->fake.stranger_len = 0;
 	rig->fake.before = NULL;
 	rig->fake.after = after;
+	rig->fake.on_look = answer_look;
+	proof->watched = SIZE_MAX - 1;
 	fetch_begin(&proof->fetch);
+	for (size_t i = 0; i < rig->count; i++)
+		ask_site(proof, &rig->asked[i]);
 	proof_set_mode(proof, proof->settings.mode);
 }
 
@@ -108,18 +143,19 @@ void proof_set_mode(struct proof *proof, enum tp_mode mode)
 	proof->rig.batch.mode = proof->fetch.mode = mode;
 }
 
-/** The next batch takes every site back. */
+/** The next batch takes every site back that this one has written. */
 void proof_swap(struct proof *proof)
 {
-	for (size_t i = 0; i < proof->rig.count; i++) {
-		struct tp_poke *poke = &proof->rig.asked[i];
-		uint8_t keep[16];
+	bool fails = proof_fails_inside(proof);
 
-		memcpy(keep, poke->old, sizeof(keep));
-		memcpy(poke->old, poke->new_, sizeof(keep));
-		memcpy(poke->new_, keep, sizeof(keep));
+	for (size_t i = 0; !fails && i < proof->rig.count; i++) {
+		struct tp_poke *poke = &proof->rig.asked[i];
+
+		if (proof_is_left(proof, poke))
+			continue;
+		fetch_swap(&proof->fetch.sites[poke->index]);
+		ask_site(proof, poke);
 	}
-	fetch_swap(&proof->fetch);
 }
 
 /** Run the batch as it is asked for, and look once more after it. */
@@ -146,6 +182,54 @@ const struct fetch_site *proof_site(const struct proof *proof, const struct tp_p
 bool proof_is_real(const struct tp_poke *poke)
 {
 	return !(poke->flags & (TP_POKE_NO_OLD | TP_POKE_NO_NEW));
+}
+
+/** A look finds somebody inside. */
+bool proof_is_busy(const struct proof *proof, const struct tp_poke *poke)
+{
+	const struct fetch_site *site = proof_site(proof, poke);
+
+	return proof_is_real(poke) && proof->rig.batch.mode == TP_MODE_INT3 && site->old->heads &&
+	       site->is_busy;
+}
+
+/** So it gets its old code back, and the others go on without it. */
+bool proof_is_left(const struct proof *proof, const struct tp_poke *poke)
+{
+	return proof->rig.batch.leave_busy && proof_is_busy(proof, poke);
+}
+
+/** So the batch must fail. */
+bool proof_fails_inside(const struct proof *proof)
+{
+	for (size_t i = 0; i < proof->rig.count; i++)
+		if (proof_is_busy(proof, &proof->rig.asked[i]))
+			return !proof->rig.batch.leave_busy;
+	return false;
+}
+
+/** Must somebody look? */
+bool proof_looks(const struct proof *proof)
+{
+	for (size_t i = 0; i < proof->rig.count; i++) {
+		const struct tp_poke *poke = &proof->rig.asked[i];
+
+		if (proof_is_real(poke) && proof_site(proof, poke)->old->heads)
+			return proof->rig.batch.mode == TP_MODE_INT3;
+	}
+	return false;
+}
+
+/** Is a pass of @phase, on the way forward, for this site? */
+bool proof_takes(const struct proof *proof, const struct tp_poke *poke, enum tp_phase phase)
+{
+	bool after_look = phase == TP_PHASE_TAIL || phase == TP_PHASE_FIRST;
+
+	if (!proof_is_real(poke))
+		return false;
+	if (phase == TP_PHASE_LOOK)
+		return proof_is_left(proof, poke);
+	return !after_look || !proof_is_left(proof, poke);
 }
 
 bool proof_holds(const struct proof *proof, const struct tp_poke *poke, bool new)
@@ -182,6 +266,11 @@ const char *proof_end(struct proof *proof)
 	sum->positions += seen->positions;
 	sum->traps += seen->traps;
 	sum->late_traps += seen->late_traps;
+	sum->heads += seen->heads;
+	sum->head_traps += seen->head_traps;
+	sum->late_head_traps += seen->late_head_traps;
+	sum->looks += seen->looks;
+	sum->busy += seen->busy;
 	*seen = (struct fetch_counts){ 0 };
 	return proof->fetch.violations ? proof->fetch.text : NULL;
 }
@@ -216,18 +305,35 @@ static bool any_int3(const struct proof *proof)
 	return false;
 }
 
+/* Several instructions give way to a JMP of five bytes alone, with a copy of each that is behind the
+ * first; a handler would know of the first one only. */
+static bool is_malformed(const struct fetch_site *site)
+{
+	const struct fetch_code *jmp = site->old->heads ? site->new_ : site->old;
+	bool lacks_copy = false;
+
+	for (size_t at = 1; at < site->spec->len; at++)
+		lacks_copy |= site->old->heads >> at & 1 && !site->spec->copies[at];
+	return jmp->bytes[0] != 0xe9 || site->spec->len != 5 || site->spec->has_handler ||
+	       lacks_copy;
+}
+
 /* May the engine take the site? Else the code of its refusal. */
 static int refusal_of(const struct proof *proof, const struct fetch_site *site)
 {
 	const struct fetch_code *old = site->old, *new = site->new_;
 	size_t len = site->spec->len;
-	bool may_go_back = proof->settings.all_or_nothing || proof->settings.has_finish;
-	bool enterable = old->starts != 1 || (may_go_back && new->starts != 1);
+	bool may_go_back = proof->rig.batch.all_or_nothing || proof->rig.batch.finish;
+	bool enterable = (old->starts != 1 && !old->heads) || (may_go_back && new->starts != 1);
 	bool torn = memcmp(old->bytes + 1, new->bytes + 1, len - 1) && !site->nop_mix;
 	enum tp_mode mode = proof->rig.batch.mode;
 
 	if (overlaps(proof, site))
 		return -TP_EOVERLAP;
+	if (fetch_is_window(site) && is_malformed(site))
+		return -TP_EHEADS;
+	if (old->heads && mode == TP_MODE_INT3 && proof->settings.is_blind)
+		return -TP_EMULTI;
 	if (mode == TP_MODE_DIRECT && torn)
 		return -TP_EDIRECT;
 	if (mode == TP_MODE_INT3 && torn && enterable)
@@ -269,7 +375,8 @@ static void check_refusal(struct proof *proof, int code, const struct fetch_site
 		fetch_violate(&proof->fetch, "a refused batch has touched memory");
 }
 
-static size_t next_page_end(const struct proof *proof, size_t first, size_t *tails, size_t *nulls)
+static size_t next_page_end(const struct proof *proof, size_t first, enum tp_phase phase,
+			    size_t *tails)
 {
 	const struct rig *rig = &proof->rig;
 	uint64_t last_page = 0, pages = 0;
@@ -277,15 +384,13 @@ static size_t next_page_end(const struct proof *proof, size_t first, size_t *tai
 								     TP_WINDOW_PAGES;
 	size_t i;
 
-	*tails = *nulls = 0;
+	*tails = 0;
 	for (i = first; i < rig->count; i++) {
 		const struct tp_poke *poke = &rig->pokes[i];
 		uint64_t page = poke->addr / TP_PAGE_BYTES;
 
-		if (!proof_is_real(poke)) {
-			++*nulls;
+		if (!proof_takes(proof, poke, phase))
 			continue;
-		}
 		if (pages && page != last_page && (page != last_page + 1 || pages >= most))
 			break;
 		pages += !pages || page != last_page;
@@ -306,11 +411,12 @@ static void tell(char **at, const char *end, const char *what)
 static size_t tell_pass(const struct proof *proof, char **at, const char *end, enum tp_phase phase)
 {
 	const struct rig *rig = &proof->rig;
-	size_t first = 0, windows = 0, last, tails, nulls;
+	size_t first = 0, windows = 0, last, tails;
 
 	for (; first < rig->count; first = last) {
-		last = next_page_end(proof, first, &tails, &nulls);
-		if (last == first) /* nothing but NULL pairs is left */
+		last = next_page_end(proof, first, phase, &tails);
+		if (last ==
+		    first) /* nothing but NULL pairs is left, and what the pass is not for */
 			last = rig->count;
 		else {
 			windows++;
@@ -320,9 +426,10 @@ static size_t tell_pass(const struct proof *proof, char **at, const char *end, e
 		}
 		for (size_t i = first; phase == TP_PHASE_FIRST && rig->batch.finish && i < last;
 		     i++)
-			tell(at, end, "f");
+			if (!proof_is_left(proof, &rig->pokes[i]))
+				tell(at, end, "f");
 	}
-	if (phase != TP_PHASE_VERIFY)
+	if (phase != TP_PHASE_VERIFY && phase != TP_PHASE_LOOK)
 		tell(at, end, "s");
 	return windows;
 }
@@ -333,7 +440,8 @@ bool proof_tails_differ(const struct proof *proof)
 		const struct fetch_site *site = &proof->fetch.sites[i];
 
 		if (!site->spec->is_null && site->is_asked &&
-		    memcmp(site->old->bytes + 1, site->new_->bytes + 1, site->spec->len - 1))
+		    (site->old->heads || /* their int3s must go */
+		     memcmp(site->old->bytes + 1, site->new_->bytes + 1, site->spec->len - 1)))
 			return true;
 	}
 	return false;
@@ -349,6 +457,10 @@ static void check_story(struct proof *proof)
 	tell_pass(proof, &at, end, TP_PHASE_VERIFY);
 	if (proof->rig.batch.mode == TP_MODE_INT3)
 		tell_pass(proof, &at, end, TP_PHASE_INT3);
+	if (proof_looks(proof)) {
+		tell(&at, end, "l");
+		tell_pass(proof, &at, end, TP_PHASE_LOOK);
+	}
 	if (proof->rig.batch.mode == TP_MODE_INT3 && proof_tails_differ(proof))
 		tell_pass(proof, &at, end, TP_PHASE_TAIL);
 	tell_pass(proof, &at, end, TP_PHASE_FIRST);
@@ -363,6 +475,14 @@ size_t proof_windows(const struct proof *proof)
 	char story[4096], *at = story;
 
 	return tell_pass(proof, &at, story + sizeof(story) - 1, TP_PHASE_VERIFY);
+}
+
+/** And of the pass that gives sites their old code back because somebody is inside. */
+size_t proof_released(const struct proof *proof)
+{
+	char story[4096], *at = story;
+
+	return tell_pass(proof, &at, story + sizeof(story) - 1, TP_PHASE_LOOK);
 }
 
 /* The caller's order of addresses is never trusted; finish follows the engine's. */
@@ -380,6 +500,8 @@ static void check_order(struct proof *proof)
 
 		if (op->kind != FAKE_FINISH)
 			continue;
+		while (next < rig->count && proof_is_left(proof, &rig->pokes[next]))
+			next++;
 		if (next >= rig->count || poke->index != rig->pokes[next].index)
 			fetch_violate(&proof->fetch, "finish number %zu is not of record %zu", next,
 				      next);
@@ -424,7 +546,10 @@ static void check_known(struct proof *proof, const struct tp_poke *poke)
 		fetch_violate(&proof->fetch, "site %#x: its first bytes are not known",
 			      spec->offset);
 	else if (proof->rig.engine.broken ?
-			 !known->patched && *(const uint8_t *)poke->addr != known->original[0] :
+			 (!known->patched &&
+			  memcmp(known->original, (const void *)poke->addr, poke->len)) ||
+				 (*(const uint8_t *)poke->addr == TP_INT3 &&
+				  known->current[0] != TP_INT3) :
 			 memcmp(known->current, (const void *)poke->addr, poke->len) ||
 				 !known->patched !=
 					 !memcmp(known->current, known->original, poke->len))
@@ -433,6 +558,9 @@ static void check_known(struct proof *proof, const struct tp_poke *poke)
 	else if (poke->outcome != TP_SITE_PENDING && known->mode != proof->rig.batch.mode)
 		fetch_violate(&proof->fetch, "site %#x: the table says mode %d", spec->offset,
 			      known->mode);
+	else if (known->heads != (spec->code[0].heads | spec->code[1].heads))
+		fetch_violate(&proof->fetch, "site %#x: the table says heads %#x", spec->offset,
+			      known->heads);
 }
 
 /** What the table of known sites promises whoever has to undo this. */
@@ -446,14 +574,25 @@ void proof_check_known(struct proof *proof)
 static void check_finishes(struct proof *proof)
 {
 	const struct rig *rig = &proof->rig;
-	size_t want = rig->batch.finish ? rig->count : 0;
+	size_t want = rig->count;
 
-	if (rig->fake.count[FAKE_FINISH] != want)
+	for (size_t i = 0; i < rig->count; i++)
+		want -= proof_is_left(proof, &rig->asked[i]);
+	proof->counts.left += rig->count - want;
+	if (rig->fake.count[FAKE_FINISH] != (rig->batch.finish ? want : 0))
 		fetch_violate(&proof->fetch, "%zu calls of finish for %zu records",
-			      rig->fake.count[FAKE_FINISH], rig->count);
-	if (rig->outcome.finished != rig->count)
-		fetch_violate(&proof->fetch, "%" PRIu64 " of %zu records are finished",
-			      rig->outcome.finished, rig->count);
+			      rig->fake.count[FAKE_FINISH], want);
+	if (rig->outcome.finished != want || rig->outcome.left != rig->count - want)
+		fetch_violate(&proof->fetch,
+			      "of %zu records %" PRIu64 " are finished, %" PRIu64 " left",
+			      rig->count, rig->outcome.finished, rig->outcome.left);
+}
+
+static uint8_t outcome_of_success(const struct proof *proof, const struct tp_poke *poke)
+{
+	if (!proof_is_real(poke))
+		return TP_SITE_SKIPPED;
+	return proof_is_left(proof, poke) ? TP_SITE_LEFT : TP_SITE_DONE;
 }
 
 /** A batch that nothing went wrong with. */
@@ -474,12 +613,44 @@ void proof_check_success(struct proof *proof, int code)
 	for (size_t i = 0; i < rig->count; i++) {
 		const struct tp_poke *poke = &rig->pokes[i];
 
-		if (poke->outcome != (proof_is_real(poke) ? TP_SITE_DONE : TP_SITE_SKIPPED) ||
-		    (proof_is_real(poke) && !proof_holds(proof, poke, true)))
-			fetch_violate(&proof->fetch, "site %#x is not new, or not said to be",
+		if (poke->outcome != outcome_of_success(proof, poke) ||
+		    (proof_is_real(poke) && !proof_holds(proof, poke, !proof_is_left(proof, poke))))
+			fetch_violate(&proof->fetch,
+				      "site %#x is not new (or left), or not said to be",
 				      proof_site(proof, poke)->spec->offset);
 	}
 	proof_check_known(proof);
+}
+
+/** A batch without a fault: nothing goes wrong but that somebody may be inside of a window. */
+void proof_check_run(struct proof *proof, int code)
+{
+	if (proof_fails_inside(proof))
+		proof_check_inside(proof, code);
+	else
+		proof_check_success(proof, code);
+}
+
+/*
+ * Several instructions come back only where no failure takes them away again: that such a batch is
+ * refused has been seen, now it shall go on without. Returns the site that is still to be refused.
+ */
+static const struct fetch_site *give_up_going_back(struct proof *proof,
+						   const struct fetch_site *refused)
+{
+	if (!refused->new_->heads || refusal_of(proof, refused) != -TP_EMULTI)
+		return refused;
+	check_refusal(proof, rig_run(&proof->rig), refused);
+	proof->rig.batch.all_or_nothing = false;
+	proof->rig.batch.finish = NULL;
+	return refused_site(proof);
+}
+
+/* Who stands inside of a window does so in every other turn. */
+static void let_stay(struct proof *proof, bool stays)
+{
+	for (size_t i = 0; i < proof->fetch.count; i++)
+		proof->fetch.sites[i].is_busy = stays && proof->specs[i].is_busy;
 }
 
 const char *proof_there_and_back(struct proof *proof, size_t turns)
@@ -487,14 +658,15 @@ const char *proof_there_and_back(struct proof *proof, size_t turns)
 	proof_prepare(proof);
 	for (size_t turn = 0; turn < turns; turn++) {
 		const struct fetch_site *refused = refused_site(proof);
-		int code;
 
+		let_stay(proof, turn % 2 == 0);
+		if (refused)
+			refused = give_up_going_back(proof, refused);
 		if (refused) { /* overlapping sites do not hold what they say: no look */
 			check_refusal(proof, rig_run(&proof->rig), refused);
 			break;
 		}
-		code = proof_run(proof);
-		proof_check_success(proof, code);
+		proof_check_run(proof, proof_run(proof));
 		proof_swap(proof);
 	}
 	return proof_end(proof);
@@ -507,8 +679,8 @@ static void ask_for(struct proof *proof, const struct tp_poke *all, uint32_t mas
 
 	rig->count = 0;
 	for (size_t i = 0; i < proof->fetch.count; i++) {
-		proof->fetch.sites[i].is_asked = mask >> i & 1;
-		if (mask >> i & 1)
+		proof->fetch.sites[i].is_asked = i < 16 && mask >> i & 1;
+		if (proof->fetch.sites[i].is_asked)
 			rig->asked[rig->count++] = all[i];
 	}
 }
@@ -528,7 +700,6 @@ static void fail_turn(struct proof *proof)
 	rig->fake.faults[0] = (struct fake_fault){ FAKE_SYNC, 0, 1, -EPERM };
 	rig->batch.all_or_nothing |= rig->batch.mode != TP_MODE_INT3; /* they are finished too */
 	code = proof_run(proof);
-	rig->batch.all_or_nothing = proof->settings.all_or_nothing;
 	rig->fake.faults[0].times = 0;
 	proof_check_always(proof, code);
 	if (code != -EPERM || !rig->outcome.recovered || rig->engine.active)
@@ -553,20 +724,36 @@ static bool take_turn(struct proof *proof, bool fails)
 	const struct fetch_site *refused = refused_site(proof);
 
 	proof->counts.turns++;
+	if (refused)
+		refused = give_up_going_back(proof, refused);
 	if (refused) {
 		check_refusal(proof, rig_run(&proof->rig), refused);
 	} else if (fails) {
 		fail_turn(proof);
 	} else {
-		proof_check_success(proof, proof_run(proof));
+		proof_check_run(proof, proof_run(proof));
 		proof_swap(proof);
 	}
 	return !proof->fetch.violations;
 }
 
+/* Bits 16 to 27: somebody is inside of window 0 to 11; bit 28: which is left then. */
+static void begin_turn(struct proof *proof, uint32_t mask)
+{
+	struct tp_batch *batch = &proof->rig.batch;
+
+	batch->leave_busy = mask >> 28 & 1;
+	batch->all_or_nothing = proof->settings.all_or_nothing;
+	batch->finish = proof->settings.has_finish ? proof->finish : NULL;
+	for (size_t i = 0; i < proof->fetch.count; i++)
+		proof->fetch.sites[i].is_busy = i < 12 && mask >> (16 + i) & 1;
+	proof_set_mode(proof, mode_of_turn(proof, mask));
+}
+
 /**
- * Batches of some of the sites, one after another: bit i of a mask asks for site i, bits 29
- * and 30 are the mode (3: the batch's own), bit 31 makes the turn fail. A core that fetched an int3 of an earlier batch may trap at any time of a later one.
+ * Batches of some of the sites, one after another: bit i of a mask asks for site i, up to the 16th,
+ * see begin_turn() for the next 13, bits 29 and 30 are the mode (3: the batch's own), bit 31 makes
+ * the turn fail. A core that fetched an int3 of an earlier batch may trap at any time of a later one.
  */
 const char *proof_some_in_turn(struct proof *proof, const uint32_t *masks, size_t turns)
 {
@@ -581,7 +768,7 @@ const char *proof_some_in_turn(struct proof *proof, const uint32_t *masks, size_
 		memcpy(all, proof->rig.asked, count * sizeof(*all));
 	for (size_t turn = 0; turn < turns; turn++) {
 		ask_for(proof, all, masks[turn]);
-		proof_set_mode(proof, mode_of_turn(proof, masks[turn]));
+		begin_turn(proof, masks[turn]);
 		if (!take_turn(proof, masks[turn] >> 31))
 			break;
 		keep_directions(proof, all);

@@ -9,7 +9,8 @@
  * contract alone (docs/architecture.md, engine.h, wire.h), not from the engine's states.
  *
  * The modes of the engine: what each refuses is in refusal_of(), its passes in check_story(),
- * phase_of() and edited(), when a thread may look in fetch_after() and fetch_end().
+ * phase_of() and edited(), when a thread may look in fetch_after() and fetch_end(). Windows: who is
+ * inside is up to fetch_answer_look(), what becomes of their sites to proof_is_left().
  */
 #ifndef TP_PROOF_H
 #define TP_PROOF_H
@@ -25,6 +26,8 @@ struct proof_settings {
 	uint8_t has_finish;
 	uint8_t has_predicate; /* the seed's is_handled */
 	uint8_t mode;	       /* enum tp_mode */
+	uint8_t leave_busy;
+	uint8_t is_blind; /* nobody can tell where threads are */
 };
 
 struct proof_counts {
@@ -35,6 +38,8 @@ struct proof_counts {
 	uint64_t stranger_writes;
 	uint64_t refusals;
 	uint64_t broken; /* recoveries that failed, as they must */
+	uint64_t inside; /* batches that failed because somebody was inside of a window */
+	uint64_t left;	 /* windows that were left for that reason */
 	struct fetch_counts fetch;
 };
 
@@ -52,11 +57,16 @@ PROOF_API const char *proof_double_faults(struct proof *proof, size_t stride, si
 PROOF_API const char *proof_strangers(struct proof *proof);
 
 /* Controls want a batch that proof_control_batch() takes, with a site whose first byte differs and,
- * but for direct mode, whose tail does too; not NOPs alone. */
+ * but for direct mode, whose tail does too; not NOPs alone. And such windows as they say: none, or one
+ * at least, whose later heads and tail differ; one of them with somebody inside; one that comes back,
+ * in a batch without finish that is not all or nothing. */
+enum proof_windows { PROOF_NO_WINDOW, PROOF_EMPTY, PROOF_BUSY, PROOF_LEFT, PROOF_BACK };
+
 PROOF_API size_t proof_controls(void);
 PROOF_API const char *proof_control_name(size_t control);
-PROOF_API bool proof_control_is_wrong(size_t control);	/* else it is a right engine */
-PROOF_API uint32_t proof_control_batch(size_t control); /* enum tp_mode that takes its batch */
+PROOF_API bool proof_control_is_wrong(size_t control);	  /* else it is a right engine */
+PROOF_API uint32_t proof_control_batch(size_t control);	  /* enum tp_mode that takes its batch */
+PROOF_API uint32_t proof_control_windows(size_t control); /* enum proof_windows */
 PROOF_API const char *proof_control(struct proof *proof, size_t control);
 
 #endif

@@ -11,7 +11,8 @@
 #include "proof_run.h"
 
 #define IS(state) (1u << (state))
-#define ANY_STATE (~IS(TP_SITE_SKIPPED))
+#define NOT_HERE (IS(TP_SITE_BUSY) | IS(TP_SITE_LEFT))
+#define ANY_STATE (~(IS(TP_SITE_SKIPPED) | NOT_HERE))
 
 enum { STRANGER = 0x42 };
 
@@ -23,6 +24,7 @@ struct control {
 	enum tp_mode mode; /* what is promised meanwhile */
 	enum tp_mode
 		batch; /* the check that takes the batch, where a script passes by the mode's own */
+	enum proof_windows windows;
 	bool is_wrong;
 };
 
@@ -62,13 +64,22 @@ static const struct {
 	{ 'w',
 	  IS(TP_SITE_WRITTEN),
 	  { .phase = TP_PHASE_RECOVER, .edit = TP_EDIT_WHOLE, .to = TP_SITE_RESTORED } },
+	{ 'B',
+	  0xff,
+	  { .phase = TP_PHASE_LOOK,
+	    .edit = TP_EDIT_WHOLE,
+	    .from = IS(TP_SITE_BUSY),
+	    .to = TP_SITE_LEFT } },
 };
 
 static uint8_t state_of(const struct proof *proof)
 {
-	for (size_t i = 0; i < proof->rig.count; i++)
-		if (proof_is_real(&proof->rig.pokes[i]))
-			return proof->rig.pokes[i].outcome;
+	for (size_t i = 0; i < proof->rig.count; i++) {
+		const struct tp_poke *poke = &proof->rig.pokes[i];
+
+		if (proof_is_real(poke) && !(IS(poke->outcome) & NOT_HERE))
+			return poke->outcome;
+	}
 	return TP_SITE_PENDING;
 }
 
@@ -81,7 +92,8 @@ static void take_pass(struct proof *proof, char letter)
 	while (passes[i].letter != letter)
 		i++;
 	pass = passes[i].pass;
-	pass.from = ANY_STATE;
+	if (!pass.from)
+		pass.from = ANY_STATE;
 	if (!(passes[i].needs & IS(state_of(proof))))
 		pass.to = state_of(proof);
 	tp_run_pass(&proof->rig.engine, &proof->rig.batch, &pass);
@@ -95,13 +107,15 @@ static void take_step(struct proof *proof, char letter)
 		tp_publish(engine, letter == 'P' ? &proof->rig.batch : NULL);
 	else if (letter == 'S')
 		engine->ops->sync(engine->ctx);
+	else if (letter == 'L')
+		engine->ops->look(engine->ctx, &proof->rig.batch);
 	else
 		take_pass(proof, letter);
 	if (proof->fetch.mode != TP_MODE_STOP)
 		fetch_look(&proof->fetch);
 }
 
-/* P(ublish), S(ync), R(etire) and the passes of the shipped engine, by hand. */
+/* P(ublish), S(ync), L(ook), R(etire) and the passes of the shipped engine, by hand. */
 static void run_script(struct proof *proof, const struct control *control)
 {
 	const char *script = control->script;
@@ -122,7 +136,7 @@ static void run_script(struct proof *proof, const struct control *control)
 static const char *run_whole(struct proof *proof, size_t argument)
 {
 	(void)argument;
-	proof_check_success(proof, proof_run(proof));
+	proof_check_run(proof, proof_run(proof));
 	return proof_end(proof);
 }
 
@@ -204,6 +218,134 @@ static const char *run_finish(struct proof *proof, size_t twice)
 	return run_whole(proof, 0);
 }
 
+/*
+ * Windows with an int3 at their first byte alone: the others never get into the memory, and all that
+ * reads it is told that they are there.
+ */
+static uint8_t hidden[64]; /* a bit a head, of each site */
+
+static long write_no_heads(void *ctx, uint64_t addr, const void *buf, size_t len)
+{
+	const struct fake *fake = ctx;
+	struct proof *proof = (struct proof *)fake->owner;
+
+	memcpy(proof->scratch, buf, len);
+	for (size_t i = 0; i < proof->fetch.count; i++) {
+		const struct fetch_site *site = &proof->fetch.sites[i];
+
+		for (size_t at = 1; at < 5; at++) {
+			uint64_t offset = site->addr + at - addr;
+			bool is_ours = !site->spec->is_null && offset < len &&
+				       site->old->heads >> at & 1;
+
+			if (is_ours)
+				hidden[i] &= (uint8_t)~(1u << at);
+			if (!is_ours || proof->scratch[offset] != TP_INT3)
+				continue;
+			hidden[i] |= (uint8_t)(1u << at);
+			proof->scratch[offset] = site->old->bytes[at];
+		}
+	}
+	return fake_ops.write(ctx, addr, proof->scratch, len);
+}
+
+static int read_hidden_heads(void *ctx, uint64_t addr, void *buf, size_t len)
+{
+	const struct fake *fake = ctx;
+	const struct proof *proof = (const struct proof *)fake->owner;
+	int error = fake_ops.read(ctx, addr, buf, len);
+
+	for (size_t i = 0; i < proof->fetch.count; i++)
+		for (size_t at = 1; at < 5; at++) {
+			uint64_t offset = proof->fetch.sites[i].addr + at - addr;
+
+			if (hidden[i] >> at & 1 && offset < len)
+				((uint8_t *)buf)[offset] = TP_INT3;
+		}
+	return error;
+}
+
+static const char *run_headless(struct proof *proof, size_t argument)
+{
+	static struct tp_ops wrong;
+
+	memset(hidden, 0, sizeof(hidden));
+	wrong = fake_ops;
+	wrong.write = write_no_heads;
+	wrong.read = read_hidden_heads;
+	proof->rig.engine.ops = &wrong;
+	return run_whole(proof, argument);
+}
+
+/* Nobody has looked, and nobody is said to be inside. */
+static int look_at_nothing(void *ctx, struct tp_batch *batch)
+{
+	(void)batch;
+	return (int)fake_record(ctx, FAKE_LOOK, 0, NULL, 0);
+}
+
+/* Who is inside is known, and the site written all the same. */
+static int look_and_forget(void *ctx, struct tp_batch *batch)
+{
+	int error = fake_ops.look(ctx, batch);
+
+	for (size_t i = 0; i < batch->count; i++)
+		if (batch->pokes[i].outcome == TP_SITE_BUSY)
+			batch->pokes[i].outcome = TP_SITE_INT3;
+	return error;
+}
+
+static const char *run_careless(struct proof *proof, size_t looks)
+{
+	static struct tp_ops wrong;
+
+	wrong = fake_ops;
+	wrong.look = looks ? look_and_forget : look_at_nothing;
+	proof->rig.engine.ops = &wrong;
+	return run_whole(proof, 0);
+}
+
+/* What the trap handler reads about a copy: that of another instruction, or nothing at all. */
+static void set_copies(struct proof *proof, bool ignored)
+{
+	for (size_t i = 0; i < proof->rig.count; i++) {
+		struct tp_poke *poke = &proof->rig.pokes[i];
+		const struct fetch_site *site = proof_site(proof, poke);
+
+		for (size_t at = 1; site->old->heads && at < 5; at++)
+			poke->new_[11 + at] = ignored ? 0 : (uint8_t)(site->spec->copies[at] + 1);
+	}
+}
+
+static void spoil_copies(struct fake *fake, const struct fake_op *op)
+{
+	(void)op;
+	set_copies((struct proof *)fake->owner, false);
+}
+
+static void ignore_copies(struct fake *fake, const struct fake_op *op)
+{
+	(void)op;
+	set_copies((struct proof *)fake->owner, true);
+}
+
+static const char *run_astray(struct proof *proof, size_t ignored)
+{
+	proof->rig.fake.before = ignored ? ignore_copies : spoil_copies;
+	return run_whole(proof, 0);
+}
+
+/* The table of known sites forgets that a site has had int3s behind its first byte. */
+static const char *run_headless_table(struct proof *proof, size_t argument)
+{
+	(void)argument;
+	proof_run(proof);
+	for (size_t i = 0; i < proof->rig.known.count; i++)
+		proof->rig.known.entries[i].heads = 0;
+	fetch_look(&proof->fetch);
+	return proof_end(proof);
+}
+
 /* Before the first operation after the check: the emulation of every site is made a mere skip. */
 static void skip_emulation(struct fake *fake, const struct fake_op *op)
 {
@@ -266,6 +408,10 @@ static const char *run_lying_write(struct proof *proof, size_t argument)
 #define WRONG .is_wrong = true
 #define DIRECT .mode = TP_MODE_DIRECT, .batch = TP_MODE_DIRECT
 #define STOP .mode = TP_MODE_STOP, .batch = TP_MODE_STOP
+#define EMPTY .windows = PROOF_EMPTY
+#define BUSY .windows = PROOF_BUSY
+#define LEFT .windows = PROOF_LEFT
+#define BACK .windows = PROOF_BACK
 
 static const struct control controls[] = {
 	{ "the engine as shipped", .run = run_whole },
@@ -341,6 +487,58 @@ static const struct control controls[] = {
 	{ "stop: rollback without its sync", .run = run_deaf_rollback, STOP, WRONG },
 	{ "stop: verification is removed", .run = run_stranger, .argument = 1, STOP, WRONG },
 	{ "stop: finish is left out once", .run = run_finish, .argument = 0, STOP, WRONG },
+	{ "windows: as shipped", .run = run_whole, EMPTY },
+	{ "windows: as shipped, rolling back", .run = run_deaf_rollback, .argument = SIZE_MAX,
+	  EMPTY },
+	{ "windows: as shipped, somebody inside fails the batch", .run = run_whole, BUSY },
+	{ "windows: as shipped, somebody inside is left", .run = run_whole, LEFT },
+	{ "windows: as shipped, back", .run = run_whole, BACK },
+	{ "windows: a stranger's byte before the batch", .run = run_stranger, EMPTY },
+	{ "windows: a write that did not happen", .run = run_lying_write, EMPTY },
+	{ "windows: the shipped passes in their order", .script = "PISLTSFSR", EMPTY },
+	{ "windows: the shipped passes, one is left", .script = "PISLBTSFSR", LEFT },
+	{ "windows: the shipped passes, there and back", .script = "PISLTSFSiStSfSR", EMPTY },
+	{ "windows: the shipped passes, undone before the look", .script = "PIStSfSR", EMPTY },
+	{ "windows: the shipped passes, undone after the look", .script = "PISLStSfSR", EMPTY },
+	{ "windows: the shipped passes, back", .script = "PISTSFSR", BACK },
+	{ "windows: no int3 at later heads", .run = run_headless, EMPTY, WRONG },
+	{ "windows: nobody has looked", .run = run_careless, .argument = 0, EMPTY, WRONG },
+	{ "windows: nobody has looked, somebody is inside", .run = run_careless, .argument = 0,
+	  LEFT, WRONG },
+	{ "windows: who is inside fails nothing", .run = run_careless, .argument = 1, BUSY, WRONG },
+	{ "windows: who is inside is not left", .run = run_careless, .argument = 1, LEFT, WRONG },
+	{ "windows: a trap goes to another copy", .run = run_astray, .argument = 0, EMPTY, WRONG },
+	{ "windows: copies are ignored", .run = run_astray, .argument = 1, EMPTY, WRONG },
+	{ "windows: late traps at later heads are nobody's", .run = run_headless_table, LEFT,
+	  WRONG },
+	{ "windows: no sync after int3", .run = run_deaf, .argument = 0, EMPTY, WRONG },
+	{ "windows: no sync after tails", .run = run_deaf, .argument = 1, EMPTY, WRONG },
+	{ "windows: no sync after first bytes", .run = run_deaf, .argument = 2, EMPTY, WRONG },
+	{ "windows: no look", .script = "PISTSFSR", EMPTY, WRONG },
+	{ "windows: tails before the look", .script = "PISTLSFSR", EMPTY, WRONG },
+	{ "windows: tails and their sync before the look", .script = "PISTSLFSR", EMPTY, WRONG },
+	{ "windows: the look before the first sync", .script = "PILSTSFSR", EMPTY, WRONG },
+	{ "windows: the look before the int3s", .script = "PLISTSFSR", EMPTY, WRONG },
+	{ "windows: nobody is left, int3s stay", .script = "PISLTSFSR", LEFT, WRONG },
+	{ "windows: left when it is too late", .script = "PISLTSFSRB", LEFT, WRONG },
+	{ "windows: left without a sync", .script = "PISLTSFSBR", LEFT, WRONG },
+	{ "windows: undo: first bytes alone", .script = "PISLSfSR", EMPTY, WRONG },
+	{ "windows: undo: first bytes before tails, with no sync", .script = "PISLSftR", EMPTY,
+	  WRONG },
+	{ "windows: retired before the look", .script = "PISRLTSFS", EMPTY, WRONG },
+	{ "windows: back, no int3", .script = "PTSFSR", BACK, WRONG },
+	{ "windows: back, first bytes before tails", .script = "PISFSTSR", BACK, WRONG },
+	{ "windows: back, no sync after int3", .run = run_deaf, .argument = 0, BACK, WRONG },
+	{ "windows: back, no sync after tails", .run = run_deaf, .argument = 1, BACK, WRONG },
+	{ "windows: back, and taken back", .script = "PISTSFSiStSfSR", BACK, WRONG },
+	{ "windows: direct", .script = "WS", .mode = TP_MODE_DIRECT, .batch = TP_MODE_STOP, EMPTY,
+	  WRONG },
+	{ "windows: stop, as shipped", .run = run_whole, STOP, EMPTY },
+	{ "windows: stop, as shipped, rolling back", .run = run_deaf_rollback, .argument = SIZE_MAX,
+	  STOP, EMPTY },
+	{ "windows: stop, as shipped, back", .run = run_whole, STOP, BACK },
+	{ "windows: stop, no sync", .run = run_deaf, .argument = 0, STOP, EMPTY, WRONG },
+	{ "windows: stop, int3s of later heads are left", .script = "ISfS", STOP, EMPTY, WRONG },
 };
 
 size_t proof_controls(void)
@@ -361,6 +559,11 @@ bool proof_control_is_wrong(size_t control)
 uint32_t proof_control_batch(size_t control)
 {
 	return controls[control].batch;
+}
+
+uint32_t proof_control_windows(size_t control)
+{
+	return controls[control].windows;
 }
 
 const char *proof_control(struct proof *proof, size_t control)

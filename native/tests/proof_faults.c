@@ -14,7 +14,7 @@
 
 enum { SHORT_MAX = 256, STRANGER = 0x42, LASTS = 1000000 };
 
-static const long error_of[FAKE_KINDS] = { -EIO, -ENOSPC, -EPERM, -ENOMEM };
+static const long error_of[FAKE_KINDS] = { -EIO, -ENOSPC, -EPERM, -ENOMEM, -ETIMEDOUT };
 
 /* The first fault as the log has it. */
 struct failure {
@@ -40,6 +40,16 @@ static size_t rank_of(const struct proof *proof, size_t i)
 	return rank;
 }
 
+/* Number of the operation that looks; of all of them, when none did. */
+static size_t look_at(const struct proof *proof)
+{
+	size_t i = 0;
+
+	while (i < proof->rig.fake.logged && op_at(proof, i)->kind != FAKE_LOOK)
+		i++;
+	return i;
+}
+
 /* The phase that the @i-th operation of the way forward belongs to. */
 static enum tp_phase phase_of(const struct proof *proof, size_t i)
 {
@@ -51,6 +61,8 @@ static enum tp_phase phase_of(const struct proof *proof, size_t i)
 		return TP_PHASE_FIRST;
 	for (size_t k = 0; k < i; k++)
 		syncs += op_at(proof, k)->kind == FAKE_SYNC;
+	if (syncs == 1 && proof_looks(proof) && i <= look_at(proof) + 3 * proof_released(proof))
+		return TP_PHASE_LOOK;
 	if (syncs == 1 && !proof_tails_differ(proof))
 		syncs = 2;
 	return TP_PHASE_INT3 + syncs;
@@ -60,10 +72,14 @@ static enum tp_phase phase_of(const struct proof *proof, size_t i)
 static void edited(const struct proof *proof, const struct tp_poke *poke, enum tp_phase phase,
 		   uint64_t *from, uint64_t *to)
 {
-	bool whole = proof->rig.batch.mode != TP_MODE_INT3;
+	bool whole = proof->rig.batch.mode != TP_MODE_INT3 || phase == TP_PHASE_LOOK;
+	unsigned int heads = phase == TP_PHASE_INT3 ? proof_site(proof, poke)->old->heads : 0;
 
 	*from = poke->addr + (phase == TP_PHASE_TAIL);
 	*to = whole || phase == TP_PHASE_TAIL ? poke->addr + poke->len : poke->addr + 1;
+	for (unsigned int head = 1; heads >> head; head++)
+		if (heads >> head & 1)
+			*to = poke->addr + head + 1;
 }
 
 static size_t site_at(const struct proof *proof, uint64_t addr)
@@ -87,20 +103,20 @@ static size_t first_not_landed(const struct proof *proof, const struct fake_op *
 		uint64_t from, to;
 
 		edited(proof, poke, phase, &from, &to);
-		if (proof_is_real(poke) && from < to && to > landed)
+		if (proof_takes(proof, poke, phase) && from < to && to > landed)
 			break;
 	}
 	return i;
 }
 
-static size_t sites_in(const struct proof *proof, const struct fake_op *read)
+static size_t sites_in(const struct proof *proof, const struct fake_op *read, enum tp_phase phase)
 {
 	size_t sum = 0;
 
 	for (size_t i = 0; i < proof->rig.count; i++) {
 		const struct tp_poke *poke = &proof->rig.pokes[i];
 
-		sum += proof_is_real(poke) && poke->addr >= read->addr &&
+		sum += proof_takes(proof, poke, phase) && poke->addr >= read->addr &&
 		       poke->addr < read->addr + read->len;
 	}
 	return sum;
@@ -122,7 +138,7 @@ static void diagnose_read(const struct proof *proof, struct failure *failure)
 {
 	const struct fake_op *op = op_at(proof, failure->at);
 	bool back = failure->at && op_at(proof, failure->at - 1)->kind == FAKE_WRITE;
-	size_t sites = sites_in(proof, op);
+	size_t sites = sites_in(proof, op, failure->phase);
 
 	failure->code = -EFAULT;
 	if (back) {
@@ -138,6 +154,16 @@ static void diagnose_read(const struct proof *proof, struct failure *failure)
 			break;
 		}
 	}
+}
+
+/* The first record in address order that a look finds somebody in. */
+static size_t first_busy(const struct proof *proof)
+{
+	size_t i = 0;
+
+	while (i < proof->rig.count && !proof_is_busy(proof, &proof->rig.pokes[i]))
+		i++;
+	return i;
 }
 
 static struct failure diagnose(const struct proof *proof, size_t at)
@@ -156,6 +182,9 @@ static struct failure diagnose(const struct proof *proof, size_t at)
 		failure.site = first_not_landed(proof, op_at(proof, at - 1), landed, failure.phase);
 	} else if (op->kind == FAKE_FINISH) {
 		failure.site = record_of(proof, op);
+	} else if (op->kind == FAKE_LOOK && !op->result) { /* it failed nobody but the batch */
+		failure.code = -TP_EINSIDE;
+		failure.site = first_busy(proof);
 	}
 	return failure;
 }
@@ -181,7 +210,7 @@ static bool has_landed(const struct proof *proof, const struct failure *failure,
 	uint64_t from, to;
 
 	edited(proof, poke, phase, &from, &to);
-	return has_reached(proof, failure, from, to, phase);
+	return proof_takes(proof, poke, phase) && has_reached(proof, failure, from, to, phase);
 }
 
 /* Has the first write of the batch reached this site, be it in part? */
@@ -245,12 +274,31 @@ static void check_blame(struct proof *proof, const struct failure *want)
 		fetch_violate(&proof->fetch, "the expected bytes are not the old ones");
 }
 
+/* Its old code was back before anything failed; a release that fails leaves nothing. */
+static bool was_left(const struct proof *proof, const struct failure *failure,
+		     const struct tp_poke *poke)
+{
+	return failure->phase != TP_PHASE_LOOK && has_landed(proof, failure, poke, TP_PHASE_LOOK);
+}
+
+static size_t count_left(const struct proof *proof, const struct failure *failure)
+{
+	size_t sum = 0;
+
+	for (size_t i = 0; i < proof->rig.count; i++)
+		sum += was_left(proof, failure, &proof->rig.pokes[i]);
+	return sum;
+}
+
 static void check_restored_site(struct proof *proof, const struct failure *failure,
 				const struct tp_poke *poke)
 {
-	bool done = was_finished(proof, failure, poke) && !proof->settings.all_or_nothing;
+	bool done = was_finished(proof, failure, poke) && !proof->rig.batch.all_or_nothing;
 	bool written = was_touched(proof, failure, poke);
-	uint8_t want = done ? TP_SITE_DONE : written ? TP_SITE_RESTORED : TP_SITE_PENDING;
+	uint8_t want = done			      ? TP_SITE_DONE :
+		       was_left(proof, failure, poke) ? TP_SITE_LEFT :
+		       written			      ? TP_SITE_RESTORED :
+							TP_SITE_PENDING;
 
 	if (poke->outcome != want)
 		fetch_violate(&proof->fetch, "operation %zu fails: site %#x is %u, wanted %u",
@@ -277,6 +325,19 @@ static void check_recovered(struct proof *proof, const struct failure *failure)
 	proof_check_known(proof);
 }
 
+/* Old code, and int3s of its heads where they are left. */
+static bool is_old_under_int3s(const struct proof *proof, const struct tp_poke *poke)
+{
+	const struct fetch_code *old = proof_site(proof, poke)->old;
+	const uint8_t *bytes = (const uint8_t *)poke->addr;
+
+	for (size_t i = 0; i < poke->len; i++)
+		if (bytes[i] != old->bytes[i] &&
+		    (bytes[i] != TP_INT3 || !((old->heads | 1) >> i & 1)))
+			return false;
+	return true;
+}
+
 /*
  * The recovery failed: every int3 is handled (fetch_look() has tried), and nothing works any more.
  * Without int3, direct mode has left what may be fetched; stop mode can only say that it is broken.
@@ -296,7 +357,7 @@ static void check_broken(struct proof *proof, const struct failure *failure)
 		const struct tp_poke *poke = &rig->pokes[i];
 
 		if (proof_is_real(poke) && int3 && *(const uint8_t *)poke->addr != TP_INT3 &&
-		    !proof_holds(proof, poke, false) && !proof_holds(proof, poke, true))
+		    !is_old_under_int3s(proof, poke) && !proof_holds(proof, poke, true))
 			fetch_violate(&proof->fetch, "site %#x is neither old nor new nor int3",
 				      proof_site(proof, poke)->spec->offset);
 	}
@@ -308,14 +369,38 @@ static void check_broken(struct proof *proof, const struct failure *failure)
 }
 
 /*
+ * An undo that fails looks at every site of that window: one that holds old code all the same needs
+ * no undo, and the others are tried again. Did operation @second come to that? The log tells which
+ * sites were looked at, after() what they held.
+ */
+static bool is_forgiven(const struct proof *proof, size_t second)
+{
+	const struct rig *rig = &proof->rig;
+
+	for (size_t i = second + 1; i < rig->fake.logged && op_at(proof, i)->kind == FAKE_READ;
+	     i++) {
+		size_t site = site_at(proof, op_at(proof, i)->addr);
+
+		if (op_at(proof, i)->len == 1 && site < rig->count &&
+		    proof->old_then >> rig->pokes[site].index & 1)
+			return true;
+	}
+	return false;
+}
+
+/*
  * Does the undo fail, when an operation of it does? What is safe under its int3 stays so; else the
- * undo is tried again, and only a failure that lasts ends it.
+ * undo is tried again, and only a failure that lasts ends it: at the latest where it meets no site
+ * any more that is old already.
  */
 static bool breaks(const struct proof *proof, const struct failure *failure, size_t second,
 		   bool lasts)
 {
-	return second > failure->at + failure->diagnosed &&
-	       (lasts || proof->rig.batch.mode == TP_MODE_INT3);
+	if (second <= failure->at + failure->diagnosed)
+		return false;
+	if (is_forgiven(proof, second))
+		return lasts && proof->rig.engine.broken;
+	return lasts || proof->rig.batch.mode == TP_MODE_INT3;
 }
 
 /* Operation @at has failed, and operation @second too where that is more. */
@@ -332,13 +417,23 @@ static void check_failure(struct proof *proof, int code, size_t at, size_t secon
 	if (outcome->recovered != (wrote && !broken) || outcome->conflicts)
 		fetch_violate(&proof->fetch, "operation %zu fails: recovered is %d", at,
 			      outcome->recovered);
-	if (outcome->rolled_back != (proof->settings.all_or_nothing && any_landed(proof, &failure)))
+	if (outcome->rolled_back != (rig->batch.all_or_nothing && any_landed(proof, &failure)))
 		fetch_violate(&proof->fetch, "operation %zu fails: rolled_back is %d", at,
 			      outcome->rolled_back);
+	if (outcome->left != count_left(proof, &failure))
+		fetch_violate(&proof->fetch, "operation %zu fails: %" PRIu64 " are left", at,
+			      outcome->left);
 	if (broken)
 		check_broken(proof, &failure);
 	else
 		check_recovered(proof, &failure);
+}
+
+/** Nothing has failed, but somebody is inside of a window that must not be left. */
+void proof_check_inside(struct proof *proof, int code)
+{
+	proof->counts.inside++;
+	check_failure(proof, code, look_at(proof), 0, false);
 }
 
 /* The fault is over: the same batch, where nothing of it is left, must succeed now. */
@@ -350,7 +445,13 @@ static void check_again(struct proof *proof)
 	for (size_t i = 0; i < rig->count; i++)
 		if (proof_is_real(&rig->pokes[i]) && rig->pokes[i].outcome == TP_SITE_DONE)
 			return;
-	proof_check_success(proof, proof_run(proof));
+	proof_check_run(proof, proof_run(proof));
+}
+
+/* Where somebody is inside, what comes after the look is an undo: a fault in it is a second failure. */
+static bool comes_second(const struct proof *proof, size_t at)
+{
+	return proof_fails_inside(proof) && at > look_at(proof);
 }
 
 static const char *try_single(struct proof *proof, struct fake_fault fault, size_t at)
@@ -359,10 +460,15 @@ static const char *try_single(struct proof *proof, struct fake_fault fault, size
 
 	proof_prepare(proof);
 	proof->rig.fake.faults[0] = fault;
+	proof->watched = at;
 	proof->counts.single_faults++;
 	code = proof_run(proof);
-	check_failure(proof, code, at, 0, false);
-	check_again(proof);
+	if (comes_second(proof, at))
+		check_failure(proof, code, look_at(proof), at, false);
+	else
+		check_failure(proof, code, at, 0, false);
+	if (!proof->rig.engine.broken)
+		check_again(proof);
 	return proof_end(proof);
 }
 
@@ -443,6 +549,7 @@ static const char *try_double(struct proof *proof, struct fake_fault first, size
 	proof_prepare(proof);
 	proof->rig.fake.faults[0] = first;
 	proof->rig.fake.faults[1] = second;
+	proof->watched = then;
 	proof->counts.double_faults++;
 	code = proof_run(proof);
 	check_failure(proof, code, at, then, second.times > 1);
@@ -494,9 +601,11 @@ const char *proof_double_faults(struct proof *proof, size_t stride, size_t phase
 {
 	size_t count;
 	struct step *steps = clean_steps(proof, &count);
+	bool fails = count && proof_fails_inside(proof);
+	size_t last = fails ? look_at(proof) + 1 : count;
 	const char *text = NULL;
 
-	for (size_t at = phase % stride; !text && at < count; at += stride) {
+	for (size_t at = phase % stride; !text && at < last; at += stride) {
 		const struct step *step = &steps[at];
 
 		text = double_faults_at(proof, fault_at(step, error_of[step->op.kind]), at);
@@ -540,18 +649,33 @@ static void check_beside_stranger(struct proof *proof, const struct fetch_site *
 	const struct rig *rig = &proof->rig;
 
 	if (rig->engine.broken || rig->engine.active)
-		fetch_violate(&proof->fetch, "a stranger has broken the engine");
+		fetch_violate(&proof->fetch,
+			      "a stranger has broken the engine before operation %zu: %s",
+			      proof->rig.fake.stranger_k, rig_story(rig));
 	for (size_t i = 0; i < rig->count; i++) {
 		const struct tp_poke *poke = &rig->pokes[i];
-		bool stays = !code || poke->outcome == TP_SITE_DONE;
+		bool stays = (!code && !proof_is_left(proof, poke)) ||
+			     poke->outcome == TP_SITE_DONE;
 
 		if (!proof_is_real(poke) || poke->addr == strange->addr)
 			continue;
 		if (!proof_holds(proof, poke, stays) ||
-		    (code && stays && proof->settings.all_or_nothing))
+		    (code && stays && rig->batch.all_or_nothing))
 			fetch_violate(&proof->fetch, "site %#x pays for a stranger at %#x",
 				      proof_site(proof, poke)->spec->offset, strange->spec->offset);
 	}
+}
+
+/* His byte replaces an int3 of ours; those at later heads are ours still, and ours to take away. */
+static bool is_int3_left(const struct fetch_site *site)
+{
+	const uint8_t *bytes = (const uint8_t *)site->addr;
+
+	for (size_t at = 1; at < site->spec->len; at++)
+		if (site->old->heads >> at & 1 && bytes[at] == TP_INT3 &&
+		    site->old->bytes[at] != TP_INT3 && site->new_->bytes[at] != TP_INT3)
+			return true;
+	return bytes[0] == TP_INT3;
 }
 
 static const char *try_stranger(struct proof *proof, const struct step *step, size_t at,
@@ -572,7 +696,7 @@ static const char *try_stranger(struct proof *proof, const struct step *step, si
 	found = *(const uint8_t *)fake->stranger_addr;
 	proof_check_surroundings(proof);
 	check_beside_stranger(proof, &proof->fetch.sites[index], code);
-	if (found == TP_INT3)
+	if (is_int3_left(&proof->fetch.sites[index]))
 		fetch_violate(&proof->fetch, "an int3 of ours is left where a stranger wrote");
 	if (found != STRANGER && !may_be_overwritten(proof, step, fake->stranger_addr))
 		fetch_violate(&proof->fetch,

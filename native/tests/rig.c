@@ -11,6 +11,16 @@ static int record_finish(const struct tp_poke *poke, void *ctx)
 	return (int)fake_record(ctx, FAKE_FINISH, poke->addr, poke, sizeof(*poke));
 }
 
+static int say_who_is_busy(struct fake *fake, struct tp_batch *batch)
+{
+	const struct rig *rig = fake->owner;
+
+	for (size_t i = 0; i < batch->count; i++)
+		if (batch->pokes[i].index < 32 && rig->busy >> batch->pokes[i].index & 1)
+			batch->pokes[i].outcome = TP_SITE_BUSY;
+	return rig->look_error;
+}
+
 /** The engine writes page by page, unless TP_WINDOW_PAGES in the environment says more. */
 void rig_open(struct rig *rig, size_t pages)
 {
@@ -19,6 +29,7 @@ void rig_open(struct rig *rig, size_t pages)
 	memset(rig, 0, sizeof(*rig));
 	fake_open(&rig->fake, pages);
 	rig->fake.owner = rig;
+	rig->fake.on_look = say_who_is_busy;
 	rig->engine.window_pages = window ? (unsigned int)atoi(window) : 0;
 	rig->engine.ops = &fake_ops;
 	rig->engine.ctx = &rig->fake;
@@ -83,6 +94,47 @@ size_t rig_nop5(struct rig *rig, size_t offset)
 size_t rig_flip(struct rig *rig, size_t offset)
 {
 	return rig_add(rig, offset, 5, RUN5, FLIP5);
+}
+
+static size_t add_window(struct rig *rig, size_t offset, unsigned int heads, bool back)
+{
+	size_t index =
+		rig_add(rig, offset, TP_JMP_BYTES, back ? JMP5 : PUSHES5, back ? PUSHES5 : JMP5);
+	struct tp_poke *poke = &rig->asked[index];
+
+	poke->flags = (uint8_t)(heads << 1 | (back ? TP_POKE_BACK : 0));
+	for (unsigned int head = 1; !back && head < TP_JMP_BYTES; head++)
+		if (heads >> head & 1)
+			poke->new_[11 + head] = RIG_COPY(head);
+	return index;
+}
+
+size_t rig_window(struct rig *rig, size_t offset, unsigned int heads)
+{
+	return add_window(rig, offset, heads, false);
+}
+
+size_t rig_window_back(struct rig *rig, size_t offset, unsigned int heads)
+{
+	return add_window(rig, offset, heads, true);
+}
+
+/** Where instructions begin behind the first one, on the side that is several. */
+unsigned int rig_heads(const struct tp_poke *poke)
+{
+	return (poke->flags & TP_POKE_HEADS) >> 1;
+}
+
+/** Do they come back? */
+bool rig_is_back(const struct tp_poke *poke)
+{
+	return poke->flags & TP_POKE_BACK;
+}
+
+/** A record with NULL opcodes? */
+bool rig_is_null(const struct tp_poke *poke)
+{
+	return poke->flags & (TP_POKE_NO_OLD | TP_POKE_NO_NEW);
 }
 
 /**
@@ -166,7 +218,7 @@ static bool holds(const struct rig *rig, size_t index, const uint8_t *bytes)
 {
 	const struct tp_poke *poke = &rig->asked[index];
 
-	return poke->flags || !memcmp(rig_bytes(rig, index), bytes, poke->len);
+	return rig_is_null(poke) || !memcmp(rig_bytes(rig, index), bytes, poke->len);
 }
 
 /** A skipped record is as it should be either way. */
@@ -190,29 +242,46 @@ size_t rig_int3s(const struct rig *rig)
 	return sum;
 }
 
+/** Number of int3s in the whole memory: also those that stand behind the first byte of a site. */
+size_t rig_int3_bytes(const struct rig *rig)
+{
+	size_t sum = 0;
+
+	for (size_t i = 0; i < rig->fake.size; i++)
+		sum += rig->fake.bytes[i] == TP_INT3;
+	return sum;
+}
+
 struct tp_known *rig_known(const struct rig *rig, size_t index)
 {
 	return tp_known_find(&rig->known, rig->asked[index].addr);
 }
 
-/** A thread runs into the first byte of a site. */
-enum tp_trap_result rig_trap(struct rig *rig, size_t index, struct tp_frame *frame)
+/** A thread runs into byte @head of a site. */
+enum tp_trap_result rig_trap_at(struct rig *rig, size_t index, unsigned int head,
+				struct tp_frame *frame)
 {
 	static uint64_t stack[64];
 
-	*frame =
-		(struct tp_frame){ .rip = rig->asked[index].addr + 1, .rsp = (uint64_t)&stack[32] };
+	*frame = (struct tp_frame){ .rip = rig->asked[index].addr + head + 1,
+				    .rsp = (uint64_t)&stack[32] };
 	return tp_trap(&rig->engine, frame);
 }
 
-/** The log of the last run: r(ead), w(rite), s(ync), f(inish). Valid until the next call. */
+/** A thread runs into the first byte of a site. */
+enum tp_trap_result rig_trap(struct rig *rig, size_t index, struct tp_frame *frame)
+{
+	return rig_trap_at(rig, index, 0, frame);
+}
+
+/** The log of the last run: r(ead), w(rite), s(ync), f(inish), l(ook). Valid until the next call. */
 const char *rig_story(const struct rig *rig)
 {
 	static char story[4096];
 	size_t used = 0;
 
 	for (size_t i = 0; i < rig->fake.logged && used + 1 < sizeof(story); i++)
-		story[used++] = "rwsf"[rig->fake.log[i].kind];
+		story[used++] = "rwsfl"[rig->fake.log[i].kind];
 	story[used] = 0;
 	return story;
 }

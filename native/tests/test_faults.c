@@ -134,7 +134,9 @@ static bool try_plan(const struct plan *plan, bool may_break)
 	return failed;
 }
 
-static const long error_of[FAKE_KINDS] = { -EIO, -ENOSPC, -EPERM, -ENOMEM };
+/* No look among them: there is no site of several instructions. */
+#define KINDS FAKE_LOOK
+static const long error_of[KINDS] = { -EIO, -ENOSPC, -EPERM, -ENOMEM };
 
 /* Fail the k-th operation of @kind for every k; @times: and so many after it. */
 static void sweep(enum fake_kind kind, size_t times, bool may_break)
@@ -190,7 +192,7 @@ TEST(seed_28_syncs_fail_from_any_point_on)
 
 TEST(seed_24_error_of_the_failed_operation_is_the_error_of_the_batch)
 {
-	for (enum fake_kind kind = FAKE_READ; kind < FAKE_KINDS; kind++) {
+	for (enum fake_kind kind = FAKE_READ; kind < KINDS; kind++) {
 		struct trial trial;
 
 		begin(&trial, true);
@@ -203,9 +205,9 @@ TEST(seed_24_error_of_the_failed_operation_is_the_error_of_the_batch)
 
 TEST(seed_28_any_two_operations_fail)
 {
-	for (size_t turn = 0; turn < FAKE_KINDS * FAKE_KINDS * 2; turn++) {
-		enum fake_kind kind = turn % FAKE_KINDS, other = turn / FAKE_KINDS % FAKE_KINDS;
-		struct plan plan = { turn >= FAKE_KINDS * FAKE_KINDS,
+	for (size_t turn = 0; turn < KINDS * KINDS * 2; turn++) {
+		enum fake_kind kind = turn % KINDS, other = turn / KINDS % KINDS;
+		struct plan plan = { turn >= KINDS * KINDS,
 				     { { kind, 0, 1, error_of[kind] },
 				       { other, 0, 1, error_of[other] } } };
 

@@ -119,8 +119,13 @@ static void live_relax(void *ctx)
 	sched_yield();
 }
 
-static const struct tp_ops live_ops = { live_read, live_write, live_sync, live_clock_ns,
-					live_relax };
+static const struct tp_ops live_ops = {
+	.read = live_read,
+	.write = live_write,
+	.sync = live_sync,
+	.clock_ns = live_clock_ns,
+	.relax = live_relax,
+};
 
 static void on_trap(int signal, siginfo_t *info, void *context)
 {

@@ -192,7 +192,8 @@ TEST(modes_close_the_engine_when_the_undo_fails)
 	struct rig rig;
 
 	open_whole(&rig);
-	rig.fake.faults[0] = (struct fake_fault){ FAKE_WRITE, 0, SIZE_MAX, 3 };
+	rig.fake.faults[0] = (struct fake_fault){ FAKE_WRITE, 0, 1, 3 };
+	rig.fake.faults[1] = (struct fake_fault){ FAKE_WRITE, 1, SIZE_MAX, -EIO };
 	CHECK(rig_run(&rig) != 0);
 	CHECK(!rig.outcome.recovered);
 	CHECK(rig.engine.broken);

@@ -39,6 +39,7 @@ class BlockType(enum.IntEnum):
     THREADS = 3
     END = 4
     CLOCK = 5
+    SITES = 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The JSON blocks of a capture, checked field by field: META, THREADS, CLOCK and END."""
+"""The JSON blocks of a capture, checked field by field: META, THREADS, CLOCK, SITES and END."""
 
 from __future__ import annotations
 

@@ -127,8 +127,20 @@ class Agent:
         if has_ended(self.pidfd) or not os.path.exists(f"/proc/{self.pid}/task/{self.tid}"):
             raise TargetExited(self.pid, action)
 
-    def command(self, command: int, *args: int, timeout_s: float = _COMMAND_TIMEOUT_S) -> int:
+    def command(
+        self,
+        command: int,
+        *args: int,
+        timeout_s: float = _COMMAND_TIMEOUT_S,
+        look: Pointer | None = None,
+    ) -> int:
         """Run one command. Returns 0 or more, or a negative code (errors.def, errno).
+
+        Args:
+            command: One of enum tp_command.
+            args: Its arguments.
+            timeout_s: Seconds to wait for the answer.
+            look: Where to look for threads when the agent asks (struct tp_look).
 
         Raises:
             TargetExited: The process has ended.
@@ -137,9 +149,11 @@ class Agent:
         if self.silent:  # it has had its time: whoever undoes things now must not wait again
             timeout_s = min(timeout_s, _SILENT_TIMEOUT_S)
         values = ffi.new("uint64_t[4]", list(args))
-        result: int = lib.tp_command(
-            self.wire, command, values, int(timeout_s * 1000), self.pid, self.tid
-        )
+        timeout_ms = int(timeout_s * 1000)
+        if look is None:
+            result = int(lib.tp_command(self.wire, command, values, timeout_ms, self.pid, self.tid))
+        else:
+            result = int(lib.tp_command_looking(self.wire, command, values, timeout_ms, look))
         self.silent = result == -errno.ETIMEDOUT
         if result == -errno.ESRCH:
             self.require_alive("a command to the agent")

@@ -106,7 +106,7 @@ def text_poke_bp_list(target: HasAgent, iterator: TextPokeIter[T]) -> Outcome:
             request,
             one_mode=True,  # the outcome of every site is read afterwards
             all_or_nothing=False,
-            is_handled=iterator.is_handled,
+            callbacks=(iterator.is_handled, 0),
         )
     except BatchFailed as exc:
         iterator.fail_count, iterator.fail_addr = exc.fail_count, exc.fail_addr

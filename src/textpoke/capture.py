@@ -29,7 +29,7 @@ from textpoke._capture_json import JsonBlock, load_end, load_meta
 from textpoke._errors import CaptureExists, CaptureFormat, CaptureWrite
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -156,6 +156,8 @@ class Capture:
             self.threads.update(data.thread_names())
         elif block.type is BlockType.CLOCK:
             self.clocks.append(data.clock(data.data))
+        elif block.type is BlockType.SITES:
+            self.meta.sites.extend(data.sites())
         elif block.type is BlockType.END:
             self.end = load_end(data)
             self.clocks.append(self.end.clock)
@@ -216,6 +218,10 @@ class CaptureWriter:
     def clock(self, point: Mapping[str, int]) -> None:
         """Write a clock point, so that a capture that is cut off still has a time scale."""
         self._block(BlockType.CLOCK, point)
+
+    def sites(self, rows: Sequence[Sequence[object]]) -> None:
+        """Write names of return addresses besides those of META."""
+        self._block(BlockType.SITES, {"sites": rows})
 
     def end(self, data: Mapping[str, object]) -> None:
         """Write END, the last block."""

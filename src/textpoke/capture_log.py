@@ -14,7 +14,7 @@ from textpoke._native import lib
 from textpoke.capture import CaptureWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from textpoke._errors import CaptureWrite
 
@@ -68,6 +68,10 @@ class CaptureLog:
             self._next_note = time.monotonic() + _NOTE_S
             self._note_threads()
             self._writer.clock(clock_point())
+
+    def more_sites(self, rows: Sequence[Sequence[object]]) -> None:
+        """Name sites that were switched on later: [return address, module, function] each."""
+        self._writer.sites(rows)
 
     def failed(self, code: int) -> CaptureWrite:
         """The error to raise after a block of events could not be written; cuts the file back."""

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from textpoke._native import Pointer
     from textpoke.agent import Agent
 
-SITE_OUTCOMES = ("pending", "skipped", "int3", "tail", "written", "done", "restored")
+SITE_OUTCOMES = (
+    *("pending", "skipped", "int3", "tail", "written", "done", "restored"),
+    *("busy", "left"),
+)
 _OUTCOME_AT = 30  # of the field `outcome` of struct tp_poke
 _OWNERS = {0xCC: "a debugger or another tracer (int3)", 0xE9: "a hook (jmp)", 0xE8: "a hook (call)"}
 _TAKEN = "sigtrap-taken"
@@ -44,6 +47,7 @@ _TIMEOUT_S = 120.0
 _STOPPED_TIMEOUT_MS = 10_000  # everybody waits meanwhile
 _STOPS = 60
 _STOP_PAUSE_S = 0.01
+_PATIENT_STOPS = 5  # before sites are left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +55,16 @@ class _How:
     """What the caller wants of a batch besides its mode."""
 
     all_or_nothing: bool = True
+    leave_busy: bool = False
     one_by_one: bool = False
-    is_handled: int = 0
-    finish: int = 0
+    callbacks: tuple[int, int] = (0, 0)
     room: bool = False
 
     def flags(self, mode: Mode) -> int:
         """The second argument of the command (enum tp_batch_flags)."""
         return int(
             self.all_or_nothing * lib.TP_BATCH_ALL_OR_NOTHING
+            | self.leave_busy * lib.TP_BATCH_LEAVE_BUSY
             | self.one_by_one * lib.TP_BATCH_ONE_BY_ONE
             | self.room * lib.TP_BATCH_ROOM
             | mode.number << lib.TP_BATCH_MODE_SHIFT
@@ -73,9 +78,9 @@ def run_request(
     mode: Mode = Mode.AUTO,
     one_mode: bool = False,
     all_or_nothing: bool = True,
+    leave_busy: bool = False,
     one_by_one: bool = False,
-    is_handled: int = 0,
-    finish: int = 0,
+    callbacks: tuple[int, int] = (0, 0),
 ) -> Outcome:
     """Run one batch in the target.
 
@@ -85,9 +90,10 @@ def run_request(
         mode: How it is written.
         one_mode: All sites in one run, even if only some need another mode than the rest.
         all_or_nothing: Roll finished sites back too when the batch fails.
+        leave_busy: Leave out sites that a thread stands inside of (`Outcome.left`), do not fail.
         one_by_one: A protocol run a site (for measurement).
-        is_handled: Address in the target of a C function `bool (uint64_t ip)`; 0: built in.
-        finish: Address in the target of a C function `int (const struct tp_poke *, void *)`.
+        callbacks: Addresses in the target of two C functions, or 0: `bool is_handled(uint64_t ip)`
+            and `int finish(const struct tp_poke *, void *)`.
 
     Raises:
         BatchRefused, BytesDiffer: Nothing was written.
@@ -96,7 +102,7 @@ def run_request(
     """
     # Who asks for int3, or patches the own process, answers for its alternate stacks.
     room = mode is Mode.INT3 or agent.pid == os.getpid()
-    how = _How(all_or_nothing, one_by_one, is_handled, finish, room)
+    how = _How(all_or_nothing, leave_busy, one_by_one, callbacks, room)
     try:
         return _run_choices(agent, request, _choices(agent, request, mode, one_mode=one_mode), how)
     except UnsupportedTarget as exc:
@@ -124,10 +130,13 @@ def _run_choices(agent: Agent, request: Request, choices: list[Choice], how: _Ho
             outcome = _run_part(agent, request.part(choice.indexes), choice.mode, how)
         except BaseException:
             if how.all_or_nothing:
+                undo = _How(False, room=how.room)  # what comes back may be several instructions
                 for earlier in choices[:i]:
-                    _run_part(agent, request.reversed(earlier.indexes), earlier.mode, how)
+                    there = [k for k in earlier.indexes if k not in done.left]
+                    _run_part(agent, request.reversed(there), earlier.mode, undo)
             raise
-        done = done.plus(replace(outcome, choices=(choice,)))
+        left = tuple(choice.indexes[k] for k in outcome.left)
+        done = done.plus(replace(outcome, choices=(choice,), left=left))
     return done
 
 
@@ -139,15 +148,36 @@ def _run_part(agent: Agent, request: Request, mode: Mode, how: _How) -> Outcome:
         raise BatchRefused(error_text(lib.TP_ETOOMANY))
     start = lib.TP_PAGE_BYTES
     shared[start : start + len(request.data)] = request.data
-    words = (len(request.pokes), how.flags(mode), how.is_handled, how.finish)
-    code, hold_ns = _command(agent, lib.TP_CMD_BATCH, words, mode, request)
+    words = (len(request.pokes), how.flags(mode), *how.callbacks)
+    look = _Look(agent, request, leave_busy=how.leave_busy)
+    code, hold_ns = _command(agent, lib.TP_CMD_BATCH, words, mode, request, look)
     if code < 0:
         raise _failure(agent.pid, -code, _copied(wire), request.pokes)
-    return replace(read_outcome(wire.outcome), hold_ns=hold_ns)
+    return replace(read_outcome(wire.outcome), hold_ns=hold_ns, left=look.left())
+
+
+class _Look:
+    """Where threads may stand inside of the sites of a batch, and which of them were busy."""
+
+    def __init__(self, agent: Agent, request: Request, *, leave_busy: bool = False) -> None:
+        count = len(request.pokes) if request.looks else 0
+        self.leave_busy = leave_busy
+        self._keep = ffi.from_buffer("struct tp_poke[]", request.data) if count else ffi.NULL
+        self.busy = ffi.new("uint8_t[]", count or 1)
+        self.raw = ffi.new("struct tp_look *")
+        self.raw.pid, self.raw.agent_tid = agent.pid, agent.tid
+        self.raw.pokes, self.raw.count, self.raw.busy = self._keep, count, self.busy
+        self.raw.restorer = agent.image().restorer if count else 0
+
+    def left(self) -> tuple[int, ...]:
+        """Positions of the sites that were left out."""
+        if not self.leave_busy or not self.raw.count:
+            return ()
+        return tuple(i for i in range(self.raw.count) if self.busy[i])
 
 
 def run_stopped(
-    agent: Agent, command: int, words: Sequence[int], request: Request
+    agent: Agent, command: int, words: Sequence[int], request: Request, look: _Look
 ) -> tuple[int, int]:
     """Run one command while every thread but the agent's is held.
 
@@ -157,8 +187,9 @@ def run_stopped(
     Raises:
         AgentFailed: A thread does not stop, or stays inside a site.
     """
-    for _ in range(_STOPS):
-        error, out = _stop_once(agent, command, words, request)
+    for attempt in range(_STOPS):
+        patient = attempt < _PATIENT_STOPS
+        error, out = _stop_once(agent, command, words, request, look, patient=patient)
         if error == 0 and out.result == -errno.ETIMEDOUT:
             agent.silent = True
             raise AgentTimeout(f"command {command}", _STOPPED_TIMEOUT_MS / 1e3)
@@ -168,7 +199,9 @@ def run_stopped(
         if error not in (-errno.EAGAIN, -errno.ETIMEDOUT, -errno.ESRCH):
             break
         time.sleep(_STOP_PAUSE_S)
-    if error == -errno.EAGAIN:
+    if error == -errno.EAGAIN and out.busy:
+        what = f"waiting until no signal handler returns into one of {out.busy} sites"
+    elif error == -errno.EAGAIN:
         what = f"waiting for thread {out.inside_tid} to leave {out.inside_at:#x}"
     else:
         what = "stopping all threads of the target"
@@ -176,7 +209,13 @@ def run_stopped(
 
 
 def _stop_once(
-    agent: Agent, command: int, words: Sequence[int], request: Request
+    agent: Agent,
+    command: int,
+    words: Sequence[int],
+    request: Request,
+    look: _Look,
+    *,
+    patient: bool,
 ) -> tuple[int, Pointer]:
     stacks = [m for m in target.read_maps(agent.pid) if "w" in m.perms]
     windows = sorted(request.windows)
@@ -190,6 +229,7 @@ def _stop_once(
     stop.args = [*words, *[0] * (4 - len(words))]
     stop.sites, stop.site_count, stop.all_nops = keep[0], len(windows), request.all_nops
     stop.stacks, stop.stack_count = keep[1], len(stacks)
+    stop.look, stop.leave_busy = look.raw[0], look.leave_busy and not patient
     return int(lib.tp_stop_and_run(stop, out)), out
 
 
@@ -229,7 +269,8 @@ def _restore(agent: Agent, patched: Request, choice: Choice, strangers: int) -> 
         raise AgentFailed("undoing on a closed connection", errno.EBADF)
     room = lib.TP_BATCH_ROOM if agent.pid == os.getpid() else 0
     words = (strangers, choice.mode.number, room)
-    code, hold_ns = _command(agent, lib.TP_CMD_RESTORE, words, choice.mode, patched)
+    look = _Look(agent, patched)
+    code, hold_ns = _command(agent, lib.TP_CMD_RESTORE, words, choice.mode, patched, look)
     if code < 0:
         raise _failure(agent.pid, -code, _copied(wire), ())
     outcome = replace(read_outcome(wire.outcome), hold_ns=hold_ns, choices=(choice,))
@@ -237,14 +278,20 @@ def _restore(agent: Agent, patched: Request, choice: Choice, strangers: int) -> 
 
 
 def _command(
-    agent: Agent, command: int, words: Sequence[int], mode: Mode, request: Request
+    agent: Agent,
+    command: int,
+    words: Sequence[int],
+    mode: Mode,
+    request: Request,
+    look: _Look,
 ) -> tuple[int, int]:
     """In stop mode with all threads held; a launched program that does not run yet is held."""
     code, hold_ns = 0, 0
     if mode is Mode.STOP and agent.held is None:
-        code, hold_ns = run_stopped(agent, command, words, request)
+        code, hold_ns = run_stopped(agent, command, words, request, look)
     else:
-        code = agent.command(command, *words, timeout_s=_TIMEOUT_S)
+        seen = look.raw if request.looks and agent.held is None else None
+        code = agent.command(command, *words, timeout_s=_TIMEOUT_S, look=seen)
     if code == -errno.ESRCH:
         raise TargetExited(agent.pid, "a batch")
     return code, hold_ns

@@ -38,6 +38,15 @@ class Pattern:
         self._is_name = _test(parts[-1] or "*")
         self._modules: dict[str, bool] = {}
 
+    @property
+    def names_module(self) -> bool:
+        """True when the pattern says in which modules to look."""
+        return bool(self._module)
+
+    def matches_module(self, name: str) -> bool:
+        """Tell whether the pattern looks in a module."""
+        return self._in_module(name)
+
     def matches(self, site: Site) -> bool:
         """Tell whether the pattern chooses this site."""
         is_name, function, symbol = self._is_name, site.function, site.symbol

@@ -8,6 +8,9 @@ NOPs themselves, to a landing pad mapped at site - 0x6F6F6F6B (docs/architecture
 flip"). Where that place is taken, or below the address space (non-PIE), the run is first merged
 into one NOP, `66 66 66 66 90`: whatever mix of the two a core fetches, at whatever byte a thread
 sleeps, it meets NOPs only, so merging needs no stop. A single NOP gets a CALL to an island nearby.
+An entry without NOPs gets a JMP to a stub nearby, which calls the thunk, does what was displaced
+and goes on behind it (`stubs`). Where a branch goes into its first five bytes, only the first may
+change (a natural pun): the JMP goes where the bytes behind it say, if that place is free.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from textpoke import stubs
 from textpoke.model import SiteKind
 
 if TYPE_CHECKING:
@@ -37,6 +41,10 @@ _LOWEST = 0x10000  # vm.mmap_min_addr
 _HIGHEST = 0x7FFF_FFFF_0000
 _STACK_GROWTH = 64 << 20
 _GAP_PAGES = 64  # pads closer than this share a mapping
+_STRETCH = 1 << 30  # of text that shares a region of stubs: those must reach all of it
+_NO_ROOM = "no free memory within 2 GiB of it"
+_NO_PUN = "the place that its own bytes make a JMP go to cannot be mapped"
+_MOST_PUNS = 64  # each has a mapping of its own, and processes have a limit on those
 
 
 class Method(enum.Enum):
@@ -48,6 +56,10 @@ class Method(enum.Enum):
     """The NOP is one instruction: the plain protocol."""
     MERGE = "merge"
     """A run of NOPs that is made one instruction first."""
+    JMP = "jmp"
+    """An entry's own instructions give way to a JMP; they are done elsewhere."""
+    PUN = "pun"
+    """One byte: an instruction's opcode to that of a JMP, whose distance is the bytes after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,7 @@ class SitePlan:
         off: Bytes of the unpatched site; differs from `site.old` where a run was merged.
         on: Bytes of the CALL.
         return_address: Where the CALL returns to; events carry it.
+        copies: Of an entry of several instructions: where those begin in the stub (`Poke.copies`).
     """
 
     site: Site
@@ -67,6 +80,7 @@ class SitePlan:
     off: bytes
     on: bytes
     return_address: int
+    copies: bytes = b""
 
 
 @dataclass(slots=True)
@@ -120,17 +134,17 @@ class Space:
         bisect.insort(self._taken, (start, end))
         bisect.insort(self._owned, (start, end))
 
-    def page_near(self, low: int, high: int) -> int | None:
-        """A free page within CALL reach of every address of [low, high], or None.
+    def room_near(self, low: int, high: int, size: int = PAGE) -> int | None:
+        """`size` free bytes within CALL reach of every address of [low, high], or None.
 
         Just below mappings, nearest first: above them the heap grows.
         """
         starts = [start for start, _ in self._taken]
-        below = [s for s in starts if s <= high and high - (s - PAGE) < _REACH]
+        below = [s for s in starts if s <= high and high - (s - size) < _REACH]
         above = [s for s in starts if s > high and s - low < _REACH]
         for start in [*reversed(below), *above]:
-            page = (start - PAGE) // PAGE * PAGE
-            if self.is_free(page, page + PAGE):
+            page = (start - size) // PAGE * PAGE
+            if self.is_free(page, page + size):
                 return page
         return None
 
@@ -146,7 +160,8 @@ class Planner:
         self._thunk = thunk
         self._pads: set[int] = set()
         self._islands: list[int] = []
-        self._merged: dict[int, bool] = {}
+        self._stubs: dict[tuple[int, bytes], SitePlan] = {}
+        self._puns = 0
 
     def plan(self, sites: Iterable[Site], space: Space) -> Plan:
         """Plan a CALL to the thunk at every one of `sites`; all must be patchable."""
@@ -154,7 +169,15 @@ class Planner:
         plan = Plan()
         runs = [site for site in ordered if site.kind is SiteKind.NOP_RUN]
         padded = self._place_pads(runs, space, plan)
-        calls = [site for site in ordered if site.address not in padded]
+        entries = [site for site in ordered if site.kind is SiteKind.ENTRY]
+        self._plan_entries(entries, space, plan)
+        for site in ordered:
+            if site.kind is SiteKind.PUN:
+                self._plan_pun(site, space, plan)
+        displaced = (SiteKind.ENTRY, SiteKind.PUN)
+        calls = [
+            site for site in ordered if site.address not in padded and site.kind not in displaced
+        ]
         for site in runs:
             if site.address in padded:
                 on = bytes([_CALL]) + site.old[1:]
@@ -192,7 +215,7 @@ class Planner:
         for island in self._islands:
             if abs(island - low) < _REACH and abs(island - high) < _REACH:
                 return island
-        page = space.page_near(low, high)
+        page = space.room_near(low, high)
         if page is None:
             return None
         plan.regions.append((page, PAGE))
@@ -205,7 +228,7 @@ class Planner:
         for site in sites:
             island = self._island_for(site.address, site.address + site.length, space, plan)
             if island is None:
-                plan.refused.append((site, "no free memory within 2 GiB of it"))
+                plan.refused.append((site, _NO_ROOM))
                 continue
             end = site.address + site.length
             merge = site.kind is SiteKind.NOP_RUN
@@ -215,6 +238,78 @@ class Planner:
             method = Method.MERGE if merge else Method.CALL
             plan.sites.append(SitePlan(site, method, off, on, end))
 
+    def _plan_entries(self, entries: list[Site], space: Space, plan: Plan) -> None:
+        """Stubs for entries that have none yet, for each stretch of text in one region."""
+        fresh = [site for site in entries if (site.address, site.displaced) not in self._stubs]
+        for group in _stretches(fresh):
+            self._place_stubs(group, space, plan)
+        for site in entries:
+            known = self._stubs.get((site.address, site.displaced))
+            if known is not None:
+                plan.sites.append(known)
+
+    def _place_stubs(self, group: list[Site], space: Space, plan: Plan) -> None:
+        measured, refused = stubs.measure(group)
+        plan.refused.extend(refused)
+        if not measured:
+            return
+        # A region has a thunk of its own at its start: one that all of its stubs reach.
+        first = stubs.room(len(self._thunk))
+        size = first + sum(stubs.room(length) for _, length in measured)
+        size = -(-size // PAGE) * PAGE
+        start = space.room_near(group[0].address, group[-1].address + _CALL_BYTES, size)
+        if start is None:
+            plan.refused.extend((site, _NO_ROOM) for site, _ in measured)
+            return
+        plan.regions.append((start, size))
+        space.take(start, start + size)
+        wanted = [site for site, _ in measured]
+        code, placed, refused = stubs.place(wanted, start + first, start)
+        plan.code.append((start, self._thunk.ljust(first, bytes([_INT3])) + code))
+        plan.refused.extend(refused)
+        for site, stub in placed:
+            jump = struct.pack("<Bi", _JMP, stub.address - (site.address + _CALL_BYTES))
+            self._stubs[site.address, site.displaced] = SitePlan(
+                site, Method.JMP, site.old, jump, stub.return_address, stub.copies
+            )
+
+    def _plan_pun(self, site: Site, space: Space, plan: Plan) -> None:
+        """A stub just where the bytes of the site make a JMP go; its pages are its own."""
+        key = site.address, site.displaced
+        if key not in self._stubs:
+            planned = None
+            if self._puns < _MOST_PUNS:
+                planned = self._place_pun(site, space, plan)
+            if planned is None:
+                plan.refused.append((site, _NO_PUN))
+                return
+            self._stubs[key] = planned
+            self._puns += 1
+        plan.sites.append(self._stubs[key])
+
+    def _place_pun(self, site: Site, space: Space, plan: Plan) -> SitePlan | None:
+        on = bytes([_JMP]) + site.old[1:]
+        at = site.address + _CALL_BYTES + int.from_bytes(on[1:], "little", signed=True)
+        sized, _ = stubs.measure([site])
+        if not sized:
+            return None
+        start = at // PAGE * PAGE
+        end = -(-(at + sized[0][1]) // PAGE) * PAGE
+        # The thunk stands in the same page, before or behind the stub.
+        room = stubs.room(len(self._thunk))
+        thunk = start if at - start >= room else stubs.room(at + sized[0][1] - start) + start
+        end = max(end, -(-(thunk + room) // PAGE) * PAGE)
+        if not space.is_free(start, end):
+            return None
+        code, placed, _ = stubs.place([site], at, thunk)
+        if not placed:
+            return None
+        plan.regions.append((start, end - start))
+        space.take(start, end)
+        plan.code += [(thunk, self._thunk), (at, code)]
+        stub = placed[0][1]
+        return SitePlan(site, Method.PUN, site.old, on, stub.return_address, stub.copies)
+
 
 @dataclass(slots=True)
 class _Group:
@@ -223,6 +318,17 @@ class _Group:
     start: int
     end: int
     sites: list[Site]
+
+
+def _stretches(sites: list[Site]) -> list[list[Site]]:
+    """Sites that one region can serve."""
+    groups: list[list[Site]] = []
+    for site in sites:
+        if groups and site.address - groups[-1][0].address < _STRETCH:
+            groups[-1].append(site)
+        else:
+            groups.append([site])
+    return groups
 
 
 def _page_groups(sites: list[Site]) -> list[_Group]:

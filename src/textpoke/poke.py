@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from textpoke._native import Pointer
     from textpoke.modes import Choice
 
-PHASES = ("check", "verify", "int3", "tail", "first", "recover", "rollback")
+PHASES = ("check", "verify", "int3", "tail", "first", "recover", "rollback", "look")
 MODES = ("int3", "direct", "stop")
 RECORD = struct.Struct("<QQQIBBBB16s16s")  # struct tp_poke
 
@@ -33,6 +33,11 @@ class Poke:
         new: Bytes to write, as many as `old`.
         handler: A thread that traps continues here; 0 emulates the instruction.
         name: What messages call this place.
+        heads: Bit i (1 to 4): the code of several instructions that gives way to a JMP has one
+            there. It gets an int3 of its own, and no thread may stand at it when the JMP comes.
+        copies: Where those instructions are in what the JMP goes to, as four bytes; b"" for a
+            site of which only the caller knows how many instructions it holds.
+        back: The several instructions are `new`: they come back.
     """
 
     address: int
@@ -40,12 +45,23 @@ class Poke:
     new: bytes | None
     handler: int = 0
     name: str = ""
+    heads: int = 0
+    copies: bytes = b""
+    back: bool = False
+
+    def reversed(self) -> Poke:
+        """The poke that undoes this one."""
+        back = bool(self.heads) and not self.back
+        return Poke(self.address, self.new, self.old, 0, self.name, self.heads, self.copies, back)
 
     def pack(self, index: int) -> bytes:
         """The record that the engine reads (struct tp_poke in native/include/wire.h)."""
         flags = (self.old is None) * lib.TP_POKE_NO_OLD | (self.new is None) * lib.TP_POKE_NO_NEW
         old, new = self.old or b"", self.new or b""
         size = max(len(old), len(new))
+        if self.heads:
+            flags |= self.heads << 1 | self.back * lib.TP_POKE_BACK
+            new = new.ljust(12, b"\0") + self.copies
         return RECORD.pack(
             self.address, self.handler, 0, index, min(size, 255), flags, 0, 0, old[:16], new[:16]
         )
@@ -70,6 +86,7 @@ class Outcome:
         undrained: True when a thread was still in the handler at the time-out.
         hold_ns: How long all threads were held, in stop mode.
         choices: Which sites took which mode, and why.
+        left: Positions of the sites that were left out because a thread stood inside of them.
     """
 
     sites: int = 0
@@ -86,6 +103,7 @@ class Outcome:
     undrained: bool = False
     hold_ns: int = 0
     choices: tuple[Choice, ...] = ()
+    left: tuple[int, ...] = ()
 
     @property
     def ns_per_site(self) -> float:
@@ -97,7 +115,8 @@ class Outcome:
         names = ("sites", "finished", "syncs", "writes", "reads", "pages", "conflicts")
         more = ("traps", "late_traps", "total_ns", "phase_ns", "undrained", "hold_ns")
         plain = {name: getattr(self, name) for name in names + more}
-        return plain | {"modes": [choice.as_dict() for choice in self.choices]}
+        modes = [choice.as_dict() for choice in self.choices]
+        return plain | {"modes": modes, "left": len(self.left)}
 
     def mode_of(self, index: int) -> Choice:
         """How the poke at a position of the batch was written. Raises IndexError."""
@@ -118,6 +137,7 @@ class Outcome:
             phase_ns={p: self.phase_ns.get(p, 0) + other.phase_ns.get(p, 0) for p in phases},
             undrained=self.undrained or other.undrained,
             choices=self.choices + other.choices,
+            left=self.left + other.left,
         )
 
 
@@ -145,15 +165,29 @@ class Request:
 
     @functools.cached_property
     def windows(self) -> list[tuple[int, int]]:
-        """(start, end) of the sites in whose interior no thread may be while they change."""
+        """(start, end) of the sites in whose interior no thread may be while they change.
+
+        Without those whose instructions are known one by one: see `looks`.
+        """
         whole = zip(self.pokes, self.direct, strict=True)
-        return [(p.address, p.address + len(p.new or b"")) for p, direct in whole if not direct]
+        return [
+            (p.address, p.address + len(p.new or b""))
+            for p, direct in whole
+            if not direct and not p.copies
+        ]
+
+    @functools.cached_property
+    def looks(self) -> bool:
+        """True when threads must be looked for inside of some site (`Poke.heads`)."""
+        return any(poke.heads and not poke.back for poke in self.pokes)
 
     @functools.cached_property
     def all_nops(self) -> bool:
         """True when every site of `windows` holds NOPs: a thread inside may be moved to the end."""
         whole = zip(self.pokes, self.direct, strict=True)
-        return all(modes.is_nops(p.old or b"") for p, direct in whole if not direct)
+        return all(
+            modes.is_nops(p.old or b"") for p, direct in whole if not direct and not p.copies
+        )
 
     def part(self, indexes: Sequence[int]) -> Request:
         """The batch of some of the pokes."""
@@ -163,8 +197,7 @@ class Request:
 
     def reversed(self, indexes: Sequence[int]) -> Request:
         """The batch that undoes some of the pokes."""
-        chosen = (self.pokes[i] for i in indexes)
-        return Request.of(Poke(p.address, p.new, p.old, 0, p.name) for p in chosen)
+        return Request.of(self.pokes[i].reversed() for i in indexes)
 
     @classmethod
     def of(cls, pokes: Iterable[Poke]) -> Self:

@@ -10,20 +10,19 @@ the address of one 5-byte NOP at each function's entry.
 from __future__ import annotations
 
 import collections
-import dataclasses
 from typing import TYPE_CHECKING
 
 from textpoke import elf
 from textpoke._errors import NoSites, UnknownFunction
 from textpoke.demangle import demangle
-from textpoke.model import Site, SiteKind
+from textpoke.model import SiteKind, make_site
 from textpoke.patterns import Pattern
 from textpoke.symbols import Symbols
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from textpoke.model import Module
+    from textpoke.model import Module, Site
 
 BUILD_HINT = "build it with -fpatchable-function-entry=5 (GCC or clang)"
 
@@ -39,11 +38,6 @@ _WHY_NOT_MAPPED = "its address is not in the module's code as it is mapped"
 _HIGHEST = 0x7FFF_FFFF_F000  # the end of user space
 # Operand size, segments and branch hints; F3 is missing because F3 90 is PAUSE.
 _NOP_PREFIXES = frozenset(b"\x66\x2e\x3e\x26\x36\x64\x65")
-# A frozen dataclass sets its fields by one slow call each: 2 to 4 us for a Site. Its unfrozen
-# twin has the same slots, takes a quarter of that, and becomes a Site when it is filled.
-_Draft = dataclasses.make_dataclass(
-    "_Draft", [(field.name, object) for field in dataclasses.fields(Site)], slots=True
-)
 
 # A site before it has a name: ELF address, the function's ELF address, kind, old, source, reason.
 _Found = tuple[int, int, SiteKind | None, bytes, str, str | None]
@@ -125,7 +119,7 @@ def _named(found: list[_Found], symbols: Symbols, module: Module) -> list[Site]:
     ):
         mapped = inside.holds(vaddr + bias, len(old))
         why = reason or (None if mapped else _WHY_NOT_MAPPED)
-        site = _Draft(
+        site = make_site(
             vaddr + bias,
             len(old),
             kind if mapped else None,
@@ -137,8 +131,9 @@ def _named(found: list[_Found], symbols: Symbols, module: Module) -> list[Site]:
             source,
             why,
             entry + bias,
+            b"",
+            0,
         )
-        site.__class__ = Site
         sites.append(site)
     return sites
 

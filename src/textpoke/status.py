@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from textpoke import leave, target
 from textpoke._native import lib
 from textpoke.agent import Agent, connect_to_look, lock_owner
-from textpoke.process_sites import process_sites
+from textpoke.process_sites import of_process
 
 if TYPE_CHECKING:
-    from textpoke.model import Site
+    from textpoke.model import Module
 
 
 @dataclass(slots=True)
@@ -79,9 +79,10 @@ def read_status(pid: int) -> Status:
 
 
 def _names(pid: int, addresses: list[int]) -> list[str]:
-    found: list[Site] = []
-    if addresses:
-        found = process_sites(pid, target.read_modules(pid))
+    finder = of_process(pid, everything=True)
+    modules = target.read_modules(pid) if addresses else []
+    patched = [m for m in modules if any(_holds(m, address) for address in addresses)]
+    found = sorted((s for m in patched for s in finder.of_module(m)), key=lambda s: s.address)
     starts = [site.address for site in found]
     names = []
     for address in addresses:
@@ -89,6 +90,10 @@ def _names(pid: int, addresses: list[int]) -> list[str]:
         exact = i < len(found) and starts[i] == address
         names.append(str(found[i]) if exact else f"{address:#x}")
     return names
+
+
+def _holds(module: Module, address: int) -> bool:
+    return any(m.start <= address < m.end for m in module.mappings)
 
 
 def _live_rings(agent: Agent) -> int:

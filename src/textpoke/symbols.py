@@ -12,7 +12,7 @@ from textpoke import elf, unwind
 from textpoke._errors import BadElf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
 _SYMBOL = struct.Struct("<IBBHQQ")
 # Name offset, binding << 4 | type, visibility, section index, address, size.
@@ -30,6 +30,26 @@ _FUNCTION_INFO = frozenset(
     for kind in (_STT_FUNC, _STT_GNU_IFUNC, _STT_NOTYPE)
     if kind != _STT_NOTYPE or binding != _STB_LOCAL
 )
+
+
+def addresses(image: elf.Image, names: Collection[str]) -> dict[str, int]:
+    """Return the ELF addresses of some exported symbols, functions or data; those that there are.
+
+    Raises:
+        BadElf: A table points outside of the file.
+    """
+    found: dict[str, int] = {}
+    for table in image.sections:
+        if table.type != elf.SHT_DYNSYM or table.link >= len(image.sections):
+            continue
+        content = image.contents(table)
+        elf.require_rows(image, len(content) // _SYMBOL.size, "symbols")
+        strings = image.contents(image.sections[table.link])
+        for row in _SYMBOL.iter_unpack(content[: len(content) // _SYMBOL.size * _SYMBOL.size]):
+            name = elf.string_at(strings, row[0], _LONGEST_NAME)
+            if name in names and row[3]:
+                found[name] = row[4]
+    return found
 
 
 class Symbols:

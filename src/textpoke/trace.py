@@ -6,13 +6,16 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from textpoke._errors import (
     AgentFailed,
     BatchFailed,
     BatchRefused,
+    PokeError,
+    SiteError,
+    TargetError,
     TargetExited,
     TextpokeError,
 )
@@ -25,17 +28,21 @@ from textpoke.ring import Drained, RingReader
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from textpoke.agent import Agent
-    from textpoke.model import Site
-    from textpoke.plan import Plan
+    from textpoke.model import Module, Site
+    from textpoke.plan import Plan, SitePlan
     from textpoke.tracer import Target
 
 _DRAIN_S = 0.002
 _FINAL_DRAINS = 50
 _OFF_TRIES = 10
+_LOOK_S = 0.1  # between looks for new modules
+_BUSY_TRIES = 20
+_BUSY_PAUSE_S = 0.005
+_INSIDE = "a thread stands among its first instructions and does not leave"
 
 
 @dataclass(slots=True)
@@ -45,6 +52,8 @@ class Trace:
     Attributes:
         target: Where it runs.
         chosen: The sites that are traced.
+        find_in: Chooses sites of modules that come later; None: nothing is looked for.
+        plan: How the sites are patched; None before it was made.
         refused: (site, reason) of chosen sites for which no room was found.
         totals: Everything drained so far.
         on: Outcome of the batch that switched it on; `off` likewise.
@@ -61,6 +70,7 @@ class Trace:
     force: bool = False
     command: Sequence[str] = ()
     mode: Mode = Mode.AUTO
+    find_in: Callable[[Sequence[Module]], list[Site]] | None = None
     refused: list[tuple[Site, str]] = field(default_factory=list)
     totals: Drained = field(default_factory=Drained)
     on: Outcome | None = None
@@ -70,9 +80,12 @@ class Trace:
     timings_ms: dict[str, float] = field(default_factory=dict)
     reason: str = "stopped"
     switched_on: float = 0.0
+    plan: Plan | None = None
     _reader: RingReader | None = None
     _log: CaptureLog | None = None
-    _off_request: Request | None = None
+    _off: dict[int, Poke] = field(default_factory=dict)  # by address
+    _seen: set[tuple[str, int, int]] = field(default_factory=set)
+    _next_look: float = 0.0
     _lost_no_ring: int = 0
 
     def __enter__(self) -> Self:
@@ -113,9 +126,10 @@ class Trace:
         """
         agent = self.target.agent
         started = time.perf_counter()
+        self._seen = {module.key for module in self.target.modules}
         plan = self.target.prepare(self.chosen)
         self.refused = plan.refused
-        on_request = Request.of(_pokes(plan, on=True))
+        on_request = Request.of(_poke(planned, on=True) for planned in plan.sites)
         planned = time.perf_counter()
         self._reader = RingReader(agent, -1, overwrite=self.overwrite)
         if self.output is not None:
@@ -126,7 +140,8 @@ class Trace:
         ready = time.perf_counter()
         try:
             self.merged = self.target.merge(plan, self.mode)
-            self.on = run_request(agent, on_request, mode=self.mode)
+            self.on = run_request(agent, on_request, mode=self.mode, leave_busy=True)
+            self.plan = plan = self._settle(plan, self.on)
         except BaseException:
             self._abandon()
             raise
@@ -136,7 +151,24 @@ class Trace:
             "batch": (time.perf_counter() - ready) * 1e3,
         }
         self.switched_on = time.perf_counter()
-        self._off_request = Request.of(_pokes(plan, on=False))
+        self._off = {p.site.address: _poke(p, on=False) for p in plan.sites}
+
+    def _settle(self, plan: Plan, outcome: Outcome) -> Plan:
+        """Try again, for a while, the sites that a thread stood inside of; then leave them out."""
+        busy = list(outcome.left)
+        on = sorted(set(range(len(plan.sites))).difference(busy))
+        for _ in range(_BUSY_TRIES):
+            if not busy:
+                break
+            time.sleep(_BUSY_PAUSE_S)
+            request = Request.of(_poke(plan.sites[i], on=True) for i in busy)
+            again = run_request(
+                self.target.agent, request, mode=self.mode, all_or_nothing=False, leave_busy=True
+            )
+            on += [i for k, i in enumerate(busy) if k not in again.left]
+            busy = [busy[k] for k in again.left]
+        self.refused += [(plan.sites[i].site, _INSIDE) for i in busy]
+        return replace(plan, sites=[plan.sites[i] for i in sorted(on)])
 
     def drain(self) -> Drained:
         """Take what the rings hold to the capture; call it every few milliseconds.
@@ -146,11 +178,44 @@ class Trace:
         Raises:
             CaptureWrite: The capture cannot be written; tracing goes on until `stop`.
         """
+        if self._reader is not None:
+            self._look_for_modules()
         if self._reader is None or self.overwrite:
             return Drained()
         if self._log is not None:
             self._log.note()
         return self._drain(final=False)
+
+    def _look_for_modules(self) -> None:
+        """Switch on what was asked for in modules that have come since the last look."""
+        if self.find_in is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _LOOK_S
+        try:
+            modules = self.target.modules
+        except TargetError as exc:
+            raise TargetExited(self.target.pid, "the recording") from exc
+        fresh = [module for module in modules if module.key not in self._seen]
+        self._seen = {module.key for module in modules}
+        found = self.find_in(fresh) if fresh else []
+        if not found:
+            return
+        try:
+            self._switch_on_more(found)
+        except (PokeError, SiteError, AgentFailed) as exc:  # closed again meanwhile, perhaps
+            self.refused += [(site, str(exc)) for site in found]
+
+    def _switch_on_more(self, found: list[Site]) -> None:
+        plan = self.target.prepare(found)
+        self.target.merge(plan, self.mode)
+        request = Request.of(_poke(planned, on=True) for planned in plan.sites)
+        outcome = run_request(self.target.agent, request, mode=self.mode, leave_busy=True)
+        self.refused += plan.refused
+        plan = self._settle(plan, outcome)
+        self.chosen += found
+        self._off |= {p.site.address: _poke(p, on=False) for p in plan.sites}
+        if self._log is not None:
+            self._log.more_sites(_names(plan))
 
     def run(self, seconds: float | None = None, stop: threading.Event | None = None) -> None:
         """Drain until the time is over, `stop` is set or the target has ended."""
@@ -187,22 +252,24 @@ class Trace:
 
     def _switch_off(self) -> None:
         """Put the sites back; those whose module is gone, or that others hold now, are left."""
-        request, agent = self._off_request, self.target.agent
+        request, agent = Request.of(self._off.values()), self.target.agent
         failure: TextpokeError | None = None
         for _ in range(_OFF_TRIES):
-            if request is None:
-                return
             try:
-                self.off = run_request(agent, request, mode=self.mode)
+                # Several instructions that come back cannot be taken away again: threads run there.
+                self.off = run_request(agent, request, mode=self.mode, all_or_nothing=False)
             except (BatchRefused, BatchFailed) as exc:
                 if not getattr(exc, "recovered", True):
                     raise
                 failure = exc
             else:
                 return
-            kept = [poke for poke in request.pokes if _is_on(agent, poke)]
-            self.left_alone += len(request.pokes) - len(kept)
-            request = Request.of(kept)
+            states = [(poke, _held(agent, poke)) for poke in request.pokes]
+            done = isinstance(failure, BatchFailed)  # some of them; a refused batch wrote nothing
+            self.left_alone += sum(
+                held != poke.old and not (done and held == poke.new) for poke, held in states
+            )
+            request = Request.of(poke for poke, held in states if held == poke.old)
         if failure is not None:
             raise failure
 
@@ -235,7 +302,7 @@ class Trace:
             "tracer": "function",
             "mode": "overwrite" if self.overwrite else "drop",
             "clock": clock_point(),
-            "sites": [[p.return_address, p.site.module, p.site.function] for p in plan.sites],
+            "sites": _names(plan),
             "modules": [[m.name, m.path, m.bias] for m in self.target.modules],
             "cpus": os.cpu_count() or 0,
             "textpoke": __version__,
@@ -262,14 +329,20 @@ class Trace:
         self._reader = self._log = None
 
 
-def _is_on(agent: Agent, poke: Poke) -> bool:
+def _names(plan: Plan) -> list[list[object]]:
+    return [[p.return_address, p.site.module, p.site.function] for p in plan.sites]
+
+
+def _poke(planned: SitePlan, *, on: bool) -> Poke:
+    """What switches a site on, or off."""
+    site = planned.site
+    heads = site.heads if planned.copies else 0
+    poke = Poke(site.address, planned.off, planned.on, 0, str(site), heads, planned.copies)
+    return poke if on else poke.reversed()
+
+
+def _held(agent: Agent, poke: Poke) -> bytes:
     try:
-        return agent.read(poke.address, len(poke.old or b"")) == poke.old
+        return agent.read(poke.address, len(poke.old or b""))
     except AgentFailed:
-        return False  # nothing is mapped there
-
-
-def _pokes(plan: Plan, *, on: bool) -> Iterator[Poke]:
-    for planned in plan.sites:
-        old, new = (planned.off, planned.on) if on else (planned.on, planned.off)
-        yield Poke(planned.site.address, old, new, 0, str(planned.site))
+        return b""  # nothing is mapped there

@@ -14,8 +14,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, Self
 
-from textpoke import leave, sites, target
-from textpoke._errors import AgentFailed, NotPatchable, UnsupportedTarget
+from textpoke import leave, process_sites, startup, target
+from textpoke._errors import AgentFailed, NotPatchable, SiteError, UnsupportedTarget
 from textpoke._native import ffi, lib
 from textpoke.agent import error_text
 from textpoke.agent_image import load_image
@@ -24,7 +24,6 @@ from textpoke.inject import DEFAULT_RING_BYTES, DEFAULT_RINGS, load
 from textpoke.modes import Mode
 from textpoke.plan import MERGED_NOP, Method, Plan, Planner, Space
 from textpoke.poke import Outcome, Poke, Request
-from textpoke.process_sites import process_sites
 from textpoke.trace import Trace
 from textpoke.unload import interior_sites
 
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 _LOOKS = 50
 _LOOK_S = 0.002
 _MAP_TRIES = 10
+_OWN_WINDOW = "threads may stand among its first instructions, and a process cannot look at its own"
 
 
 class Target:
@@ -64,7 +64,10 @@ class Target:
         self.command_line = _command_line(self.pid)
         self._modules: list[Module] | None = None
         self._files: list[Mapping] = []  # what was mapped when the modules were read
-        self._sites_of: dict[tuple[str, int, int], list[Site]] = {}
+        self._finders = {
+            everything: process_sites.of_process(self.pid, everything=everything)
+            for everything in (False, True)
+        }
         self._planner = Planner(load_image().thunk(agent.base))
         self._merged: set[int] = set()  # runs that are one instruction now
         self._settled: set[int] = set()  # those of them that no thread is inside of
@@ -98,22 +101,29 @@ class Target:
         return self.agent.timings.hold_ns
 
     def all_sites(self) -> list[Site]:
-        """Every site of every mapped module, refused ones included, in address order."""
-        mapped = {(m.path, m.bias, m.mappings[0].inode): m for m in self.modules}
-        self._sites_of = {
-            key: self._sites_of.get(key) or process_sites(self.pid, [module])
-            for key, module in mapped.items()
-        }
-        self.agent.require_alive("the search for sites")
-        found = [site for sites in self._sites_of.values() for site in sites]
-        return sorted(found, key=lambda site: site.address)
+        """What is traced without patterns, refused sites included, in address order.
 
-    def sites(self, include: str | Sequence[str] = (), exclude: Sequence[str] = ()) -> list[Site]:
+        That is the main program, and every module that was compiled for tracing.
+        """
+        found = self._finders[False].usual(self.modules)
+        self.agent.require_alive("the search for sites")
+        return found
+
+    def sites(
+        self,
+        include: str | Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        *,
+        everything: bool = False,
+    ) -> list[Site]:
         """Patchable sites by pattern.
 
         Args:
-            include: 'GLOB' or 'MODULE!GLOB', one or several; empty for all.
+            include: 'GLOB' or 'MODULE!GLOB', one or several; empty for the main program and every
+                module that was compiled for tracing. A name without MODULE is looked for there
+                first, then in every module.
             exclude: The same; wins over `include`.
+            everything: Functions without NOPs too, in modules that were compiled for tracing.
 
         Raises:
             UnknownFunction: A pattern matches nothing.
@@ -122,7 +132,9 @@ class Target:
         """
         patterns = [include] if isinstance(include, str) else list(include)
         where = f"pid {self.pid} ({os.path.basename(self.exe)})"
-        chosen = sites.match(self.all_sites(), patterns, list(exclude), where)
+        finder = self._finders[everything]
+        chosen = finder.choose(self.modules, patterns, list(exclude), where)
+        self.agent.require_alive("the search for sites")
         patchable = [site for site in chosen if site.patchable]
         if not patchable:
             raise NotPatchable(chosen[0], chosen[0].reason or "")
@@ -149,6 +161,7 @@ class Target:
         include: str | Sequence[str] = (),
         exclude: Sequence[str] = (),
         *,
+        everything: bool = False,
         output: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
         force: bool = False,
@@ -160,6 +173,7 @@ class Target:
         Args:
             include: As for `sites`.
             exclude: As for `sites`.
+            everything: As for `sites`.
             output: Capture file; None counts events and throws them away.
             overwrite: Keep the last events of every thread (flight recorder) instead of
                 draining; full rings then overwrite the oldest events instead of dropping new ones.
@@ -170,8 +184,30 @@ class Target:
         Raises:
             UnknownFunction, NoSites: As `sites`.
         """
-        chosen = self.sites(include, exclude)
-        return Trace(self, chosen, output, overwrite, force, command, Mode(mode))
+        chosen = self.sites(include, exclude, everything=everything)
+
+        def find_in(modules: Sequence[Module]) -> list[Site]:
+            return self._sites_in(modules, include, exclude, everything=everything)
+
+        return Trace(self, chosen, output, overwrite, force, command, Mode(mode), find_in)
+
+    def _sites_in(
+        self,
+        modules: Sequence[Module],
+        include: str | Sequence[str],
+        exclude: Sequence[str],
+        *,
+        everything: bool,
+    ) -> list[Site]:
+        """Patchable sites of some modules by pattern; none is no error here."""
+        patterns = [include] if isinstance(include, str) else list(include)
+        finder = self._finders[everything]
+        chosen: list[Site] = []
+        for pattern in patterns or [""]:
+            with contextlib.suppress(SiteError):
+                chosen += finder.choose(modules, [pattern] if pattern else [], list(exclude))
+        by_address = {site.address: site for site in chosen if site.patchable}
+        return [by_address[address] for address in sorted(by_address)]
 
     def prepare(self, chosen: Sequence[Site]) -> Plan:
         """Plan CALLs to the thunk at `chosen` sites and map the code that they need.
@@ -196,7 +232,10 @@ class Target:
     def _map_plan(self, chosen: Sequence[Site]) -> Plan:
         head = self.agent.image()
         owned = [(r.start, r.bytes) for r in (head.regions[i] for i in range(head.region_count))]
-        plan = self._planner.plan(chosen, Space(target.read_maps(self.pid), owned))
+        inside = [site for site in chosen if site.heads] if self.pid == os.getpid() else []
+        wanted = [site for site in chosen if not site.heads] if inside else chosen
+        plan = self._planner.plan(wanted, Space(target.read_maps(self.pid), owned))
+        plan.refused += [(site, _OWN_WINDOW) for site in inside]
         try:
             for start, size in plan.regions:
                 self.agent.map_code(start, size)
@@ -337,7 +376,10 @@ def launch(
     rings: int = DEFAULT_RINGS,
     environment: abc.Mapping[str, str] | None = None,
 ) -> Target:
-    """Start a program, stopped at its entry point with the agent in it; `release` lets it run.
+    """Start a program, stopped at its start with the agent in it; `release` lets it run.
+
+    Its libraries are mapped, and no constructor has run, where the loader tells that it is so far
+    (glibc's does); else it stands at its own entry point.
 
     Raises:
         FileNotFoundError, PermissionError, OSError: It cannot be executed.
@@ -361,6 +403,9 @@ def launch(
         raise OSError(-error, error_text(-error), command[0])
     pid = lib.tp_held_pid(held)
     try:
+        error = lib.tp_run_to_start(held, *startup.loaded_place(pid))
+        if error:
+            raise AgentFailed("running the program to its start", -error)
         return _target(load(pid, ring_bytes=ring_bytes, rings=rings, held=held))
     except BaseException:
         with contextlib.suppress(ProcessLookupError):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
 import tempfile
@@ -15,7 +16,7 @@ import files
 import shared
 from mutate import CONTROLS, mutate, number, text
 
-from textpoke import elf, unwind
+from textpoke import elf, functions, stubs, unwind
 from textpoke.cli import _needed
 from textpoke.demangle import demangle_one, without_parameters
 from textpoke.model import Module
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
+os.environ["TEXTPOKE_CACHE"] = "off"
 SOURCE = """
 int alpha(int a) { return a + 1; }
 static int __attribute__((noinline, used)) beta(int a) { return a * 3 + alpha(a); }
@@ -101,6 +103,18 @@ def fuzz_elf(rng: random.Random) -> None:
     match(found, [rng.choice(("*", "alpha", "x!be*", "nope"))])
 
 
+def fuzz_functions(rng: random.Random) -> None:
+    """The same file, for every function in it, and the code that would be moved."""
+    seed, hot = rng.choice(programs())
+    image = elf.Image(bytes(mutate(rng, seed, hot)), "x")
+    bias = rng.choice((0, 0x5555_5555_0000))
+    found = functions.find_functions(image, Module("x", "/x", bias, is_main=True, mappings=()))
+    sites = found.sites(found)
+    assert len(sites) == len(found)
+    measured, _ = stubs.measure([site for site in sites if site.displaced])
+    assert all(0 < length <= 128 for _, length in measured)
+
+
 def fuzz_unwind(rng: random.Random) -> None:
     """A damaged .eh_frame, walked."""
     entry = bytes.fromhex("1400000000000000017a5200017810011b0c070890010000")
@@ -169,6 +183,7 @@ def fuzz_ld_cache(rng: random.Random) -> None:
 
 FUZZERS = {
     "elf": Fuzzer(fuzz_elf, prepare=programs),
+    "functions": Fuzzer(fuzz_functions, prepare=programs),
     "unwind": Fuzzer(fuzz_unwind),
     "nops": Fuzzer(fuzz_nops),
     "demangle": Fuzzer(fuzz_demangle),

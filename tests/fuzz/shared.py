@@ -100,9 +100,9 @@ class FakeAgent(agent.Agent):
             data = rng.randbytes(min(size, 4096))
         return bytes(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.1 else data)
 
-    def command(self, command: int, *args: int, timeout_s: float = 0.0) -> int:
+    def command(self, command: int, *args: int, timeout_s: float = 0.0, look: object = None) -> int:
         """Any answer."""
-        del command, args, timeout_s
+        del command, args, timeout_s, look
         assert self.rng is not None
         value = number(self.rng, 32)
         value -= (value >> 31) << 32

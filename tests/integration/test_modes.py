@@ -42,8 +42,8 @@ def start_so(way: str, start_target: Start, program: Path) -> subprocess.Popen[s
 
 
 def traced(target: api.Target, process: subprocess.Popen[str], mode: str = "auto") -> api.Trace:
-    """Trace all functions during one phase of work, and count as the program does."""
-    with target.trace(mode=mode) as trace:
+    """Trace its functions during one phase of work, and count as the program does."""
+    with target.trace(sorted(programs.FUNCTIONS), mode=mode) as trace:
         tell(process, PHASE)
         rows = hear_until_end(process)
     assert trace.lost == 0

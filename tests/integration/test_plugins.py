@@ -16,10 +16,12 @@ from observe import ask, tell, text_equals_files
 import textpoke
 from textpoke.engine import run_request
 from textpoke.poke import Poke, Request
+from textpoke.report.counts import count
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
+    from pathlib import Path
 
     from conftest import Compile, Start
 
@@ -74,6 +76,30 @@ def test_a_new_module_is_found_by_the_next_trace_and_a_gone_one_forgotten(
     left_clean(target)
 
 
+def test_a_module_that_comes_while_we_record_is_traced_as_it_comes(
+    plugins: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "x.tptrace"
+    with textpoke.attach(plugins.pid) as target:
+        with target.trace(["work", "plugin-*!plugin"], output=output) as trace:
+            assert {site.function for site in trace.chosen} == {"work"}
+            for _ in range(2):  # the second time it is another one, at the same place
+                assert ask(plugins, "open 0") == "0"
+                trace.run(seconds=0.3)
+                assert ask(plugins, "call 0 100").startswith("0 ")
+                assert ask(plugins, "close 0") == "0"
+                trace.run(seconds=0.3)
+        assert trace.refused == []
+    left_clean(target)
+    with textpoke.Capture(output) as capture:
+        names = [site.function for site in capture.meta.sites]
+        calls = {i: n for t in count(capture).threads for i, n in t.calls.by_site().items()}
+    by_name: collections.Counter[str] = collections.Counter()
+    for site, number in calls.items():
+        by_name[names[site]] += number
+    assert by_name["plugin"] == 200
+
+
 def test_another_module_at_the_address_of_a_patched_one_is_not_touched(
     plugins: subprocess.Popen[str],
 ) -> None:
@@ -92,7 +118,8 @@ def test_another_module_at_the_address_of_a_patched_one_is_not_touched(
         assert trace.off.finished == 1
         with target.trace("leaf") as again:
             assert ask(plugins, "call 1 100").startswith("0 ")
-        assert again.events == 200
+        # The hot thread may have been on its way through the thunk when the first trace ended.
+        assert again.events - 200 in (0, 1)
     left_clean(target)
     assert ask(plugins, "call 1 100").startswith("0 ")
 

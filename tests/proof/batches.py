@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hypothesis import strategies as st
 
@@ -48,6 +48,12 @@ class Mode(enum.IntEnum):
     INT3, DIRECT, STOP = range(3)
 
 
+class Windows(enum.IntEnum):
+    """enum proof_windows of native/tests/proof.h: what windows a control wants."""
+
+    NONE, EMPTY, BUSY, LEFT, BACK = range(5)
+
+
 @dataclasses.dataclass(frozen=True)
 class Code:
     """What stands at a site: bytes, where instructions begin, what they do."""
@@ -72,12 +78,16 @@ class Site:
     new: Code
     handler: bool = False
     null: bool = False
+    copies: tuple[int, ...] = ()  # of a window: where the instruction at byte i goes on
+    busy: bool = False  # a look finds somebody inside
 
     def __str__(self) -> str:
         if self.null:
             return f"{self.offset:#x}: NULL pair"
         handler = ", handler" if self.handler else ""
-        return f"{self.offset:#x}: {self.old} -> {self.new}{handler}"
+        window = f", window, copies at {self.copies}" if self.copies else ""
+        busy = ", busy" if self.busy else ""
+        return f"{self.offset:#x}: {self.old} -> {self.new}{handler}{window}{busy}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +100,8 @@ class Batch:
     finish: bool = True
     predicate: bool = False
     mode: Mode = Mode.INT3
+    leave_busy: bool = False
+    blind: bool = False  # nobody can tell where threads are
 
     @property
     def pages(self) -> int:
@@ -101,7 +113,7 @@ class Batch:
         head = (
             f"batch of {len(self.sites)}: window_pages={self.window_pages} "
             f"all_or_nothing={self.all_or_nothing} finish={self.finish} predicate={self.predicate} "
-            f"mode={self.mode.name.lower()}"
+            f"mode={self.mode.name.lower()} leave_busy={self.leave_busy} blind={self.blind}"
         )
         return "\n".join([head, *(f"  {site}" for site in self.sites)])
 
@@ -227,6 +239,88 @@ def _anything(draw: Callable, length: int) -> Code:
     return Code(data, Kind.OTHER, tuple(sorted(starts)))
 
 
+class Pair(NamedTuple):
+    """What a site holds and shall hold; with @copies it is a window."""
+
+    old: Code
+    new: Code
+    handler: bool = False
+    copies: tuple[int, ...] = ()
+
+    def swapped(self) -> Pair:
+        return self._replace(old=self.new, new=self.old)
+
+    @property
+    def forward(self) -> bool:
+        """Do several instructions give way to a JMP here? Else they come back."""
+        return len(self.old.starts) > 1
+
+
+# What functions begin with: bytes and where instructions begin, some of which reach further.
+PROLOGUES = (
+    ("55 48 89 e5 41", (0, 1, 4)),
+    ("f3 0f 1e fa 55", (0, 4)),
+    ("41 57 41 56 41", (0, 2, 4)),
+    ("53 48 89 fb e8", (0, 1, 4)),
+    ("48 83 ec 18 64", (0, 4)),
+    ("85 ff 74 cc 31", (0, 2, 4)),
+    ("90 90 90 90 90", (0, 1, 2, 3, 4)),
+    ("66 90 0f 1f 00", (0, 2)),
+    ("31 c0 c3 cc cc", (0, 2, 3, 4)),
+)
+# No first byte of an instruction here: int3, a stranger's, that of the JMP.
+NO_FIRST = {INT3, STRANGER, 0xE9}
+first_byte = byte.filter(lambda value: value not in NO_FIRST)
+
+
+def _several(draw: Callable) -> Code:
+    """The first five bytes of code in which an instruction begins at one more of them at least."""
+    if draw(st.integers(0, 3)) == 0:
+        text, starts = draw(st.sampled_from(PROLOGUES))
+        data = bytearray.fromhex(text)
+    else:
+        starts = (0, *sorted(draw(st.sets(st.integers(1, 4), min_size=1))))
+        data = bytearray(draw(st.binary(min_size=5, max_size=5)))
+    for at in starts:
+        if data[at] in NO_FIRST:
+            data[at] = draw(first_byte)
+    return Code(bytes(data), Kind.OTHER, starts)
+
+
+def _window(draw: Callable, mode: Mode) -> Pair:
+    old = _several(draw)
+    new = _jmp_near(draw, 5)
+    often = mode is Mode.DIRECT
+    if (draw(st.integers(0, 7)) == 0) != often:  # the JMP goes where the old code's bytes say
+        reach = int.from_bytes(old.data[1:], "little", signed=True)
+        new = Code(b"\xe9" + old.data[1:], Kind.JMP, reach=reach + 5)
+    copies = draw(st.lists(st.integers(1, 255), min_size=5, max_size=5, unique=True))
+    pair = Pair(old, new, copies=tuple(copies))
+    return pair if draw(st.integers(0, 2)) else pair.swapped()
+
+
+def _bad_window(draw: Callable, pair: Pair) -> Pair:
+    """Return a window that every mode must refuse."""
+    how = draw(st.sampled_from(["handler", "copy", "long", "other"]))
+    old, new = (pair.old, pair.new) if pair.forward else (pair.new, pair.old)
+    if how == "handler":
+        return pair._replace(handler=True)
+    if how == "copy":
+        missing = draw(st.sampled_from(old.starts[1:]))
+        bad = pair._replace(
+            copies=tuple(c if i != missing else 0 for i, c in enumerate(pair.copies))
+        )
+        return bad if pair.forward else bad.swapped()
+    if how == "long":
+        more = draw(st.integers(1, 6))
+        old = dataclasses.replace(old, data=old.data + b"\x90" * more)
+        new = dataclasses.replace(new, data=new.data + b"\xcc" * more)
+    else:
+        new = draw(st.sampled_from([_call, _jmp_short, _nop, _ret]))(draw, 5)
+    bad = pair._replace(old=old, new=new)
+    return bad if pair.forward else bad.swapped()
+
+
 # Maker and the lengths that it can make.
 MAKERS: list[tuple[Callable, range]] = [
     (_nop, range(1, 16)),
@@ -297,25 +391,41 @@ def is_nop_mix(code: Code) -> bool:
     return set(code.data) <= {0x66, 0x90} and code.data[-1] == 0x90
 
 
-def is_accepted(old: Code, new: Code, handler: bool, mode: Mode = Mode.INT3) -> bool:
-    """Return whether the engine must take the site; what it must refuse is generated too."""
-    same_tail = old.data[1:] == new.data[1:] or (is_nop_mix(old) and is_nop_mix(new))
-    if not same_tail and mode is Mode.DIRECT:
+def _is_accepted_window(pair: Pair, how: Batch) -> bool:
+    old, new = (pair.old, pair.new) if pair.forward else (pair.new, pair.old)
+    copied = not pair.forward or all(pair.copies[at] for at in old.starts[1:])
+    if new.data[:1] != b"\xe9" or len(new.data) != 5 or pair.handler or not copied:
         return False
-    trapped = mode is Mode.INT3
+    if how.mode is Mode.INT3 and pair.forward and how.blind:
+        return False
+    if how.mode is Mode.STOP or old.data[1:] == new.data[1:]:
+        return True
+    may_go_back = how.all_or_nothing or how.finish
+    return how.mode is Mode.INT3 and (pair.forward or not may_go_back)
+
+
+def is_accepted(pair: Pair, how: Batch) -> bool:
+    """Return whether the engine must take the site; what it must refuse is generated too."""
+    if pair.copies:
+        return _is_accepted_window(pair, how)
+    old, new = pair.old, pair.new
+    same_tail = old.data[1:] == new.data[1:] or (is_nop_mix(old) and is_nop_mix(new))
+    if not same_tail and how.mode is Mode.DIRECT:
+        return False
+    trapped = how.mode is Mode.INT3
     if trapped and not same_tail and max(len(old.starts), len(new.starts)) > 1:
         return False
-    if trapped and not handler and old.kind == new.kind == Kind.OTHER:
+    if trapped and not pair.handler and old.kind == new.kind == Kind.OTHER:
         return False
     return INT3 not in {old.data[0], new.data[0]}
 
 
 @st.composite
-def _pair(draw: Callable, mode: Mode) -> tuple[Code, Code, bool]:
+def _pair(draw: Callable, mode: Mode) -> Pair:
     direct = mode is Mode.DIRECT
     if mode is Mode.STOP and draw(st.integers(0, 3)) == 0:
         length = draw(st.integers(1, 15))
-        return _anything(draw, length), _anything(draw, length), draw(st.booleans())
+        return Pair(_anything(draw, length), _anything(draw, length), draw(st.booleans()))
     if draw(st.integers(0, 2)):
         make_old, make_new, length = draw(st.sampled_from(PAIRS[mode]))
         old, new = make_old(draw, length), make_new(draw, length)
@@ -329,29 +439,39 @@ def _pair(draw: Callable, mode: Mode) -> tuple[Code, Code, bool]:
         new = dataclasses.replace(
             old, data=draw(st.sampled_from([b"\x26", b"\x36"])) + old.data[1:], kind=Kind.OTHER
         )
-        return old, new, mode is Mode.INT3 or draw(st.booleans())
+        return Pair(old, new, mode is Mode.INT3 or draw(st.booleans()))
     handler = draw(st.integers(0, 4)) == 0
     if mode is Mode.INT3:  # nothing there could be emulated
         handler = handler or old.kind == new.kind == Kind.OTHER
     if draw(st.booleans()):
         old, new = new, old
-    return old, new, handler
+    return Pair(old, new, handler)
 
 
 @st.composite
-def _like(draw: Callable, last: tuple[Code, Code, bool]) -> tuple[Code, Code, bool]:
+def _like(draw: Callable, last: Pair) -> Pair:
     """Return the pair of the site before, or all but a part: the engine goes by likeness."""
-    old, new, handler = last
-    length = len(old.data)
+    if last.copies:
+        return draw(st.sampled_from([last, last, last.swapped()]))
+    length = len(last.old.data)
     how = draw(st.sampled_from(["same", "same", "handler", "old", "new", "swapped"]))
-    other = draw(st.sampled_from(FITTING[length]))(draw, length) if how in {"old", "new"} else old
-    return {
-        "same": last,
-        "handler": (old, new, not handler),
-        "old": (other, new, handler),
-        "new": (old, other, handler),
-        "swapped": (new, old, handler),
-    }[how]
+    if how == "handler":
+        return last._replace(handler=not last.handler)
+    if how in {"old", "new"}:
+        return last._replace(**{how: draw(st.sampled_from(FITTING[length]))(draw, length)})
+    return last.swapped() if how == "swapped" else last
+
+
+@st.composite
+def _site_codes(
+    draw: Callable, last: Pair | None, mode: Mode, windows: int, refusable: bool
+) -> Pair:
+    if last is not None and draw(st.integers(0, 4)) < 2:
+        return draw(_like(last))
+    if not windows or draw(st.integers(1, windows)) > 1:
+        return draw(_pair(mode))
+    pair = _window(draw, mode)
+    return _bad_window(draw, pair) if refusable and draw(st.integers(0, 3)) == 0 else pair
 
 
 @st.composite
@@ -374,12 +494,32 @@ def _place(draw: Callable, at: int, length: int, how: str) -> int:
 
 @st.composite
 def batches(
-    draw: Callable, most: int = 9, refusable: bool = False, mode: Mode | None = None
+    draw: Callable,
+    most: int = 9,
+    refusable: bool = False,
+    mode: Mode | None = None,
+    windows: int | None = None,
 ) -> Batch:
-    """Return a batch; with @refusable also such as must be refused."""
+    """Return a batch; with @refusable also such as must be refused.
+
+    A window is one site in @windows; 0: none, None: any number.
+    """
     mode = draw(st.sampled_from(Mode)) if mode is None else mode
+    how = Batch(
+        (),
+        window_pages=draw(st.sampled_from([0, 1, 2, 3, 16, 17])),
+        all_or_nothing=draw(st.booleans()),
+        finish=draw(st.integers(0, 3)) > 0,
+        predicate=draw(st.booleans()),
+        mode=mode,
+        leave_busy=draw(st.booleans()),
+        blind=refusable and draw(st.integers(0, 5)) == 0,
+    )
+    windows = draw(st.sampled_from([0, 0, 1, 3])) if windows is None else windows
+    if windows and draw(st.booleans()):  # they may come back
+        how = dataclasses.replace(how, all_or_nothing=False, finish=False)
     sites: list[Site] = []
-    last: tuple[Code, Code, bool] | None = None
+    last: Pair | None = None
     places = [*PLACES, "over"] if refusable else PLACES
     at = draw(st.sampled_from([0, 1, 60, PAGE - 3]))
     for _ in range(draw(st.integers(0, most))):
@@ -387,53 +527,91 @@ def batches(
             code = Code(b"\x11" * 5, Kind.OTHER)
             sites.append(Site(max(at - draw(st.integers(0, 6)), 0), code, code, null=True))
             continue
-        alike = last is not None and draw(st.integers(0, 4)) < 2
-        old, new, handler = draw(_like(last) if alike else _pair(mode))
-        if not refusable and not is_accepted(old, new, handler, mode):
+        pair = draw(_site_codes(last, mode, windows, refusable))
+        if not refusable and not is_accepted(pair, how):
             continue
-        last = old, new, handler
-        how = draw(st.sampled_from(places))
-        if how == "over" and (not sites or sites[-1].null or len(sites[-1].old.data) < 2):
-            how = "next"
-        offset = draw(_place(at, len(old.data), how))
+        last = pair
+        place = draw(st.sampled_from(places))
+        length = len(pair.old.data)
+        if place == "over" and (not sites or sites[-1].null or len(sites[-1].old.data) < 2):
+            place = "next"
+        offset = draw(_place(at, length, place))
         if offset + 16 > PAGES * PAGE:
             break
-        sites.append(Site(offset, old, new, handler))
-        at = offset + len(old.data)
+        busy = bool(pair.copies) and draw(st.integers(0, 2)) == 0
+        sites.append(Site(offset, pair.old, pair.new, pair.handler, copies=pair.copies, busy=busy))
+        at = offset + length
     if draw(st.booleans()):
         sites = draw(st.permutations(sites))
-    return Batch(
-        tuple(sites),
-        window_pages=draw(st.sampled_from([0, 1, 2, 3, 16, 17])),
-        all_or_nothing=draw(st.booleans()),
-        finish=draw(st.integers(0, 3)) > 0,
-        predicate=draw(st.booleans()),
-        mode=mode,
-    )
+    return dataclasses.replace(how, sites=tuple(sites))
 
 
 @st.composite
 def turns(draw: Callable, most: int = 6) -> list[int]:
-    """Return masks: sites of each batch of some in turn; bits 29, 30: mode; bit 31: it fails."""
+    """Return masks of some in turn, a batch each.
+
+    Bits 0 to 15: sites; 16 to 27: somebody is inside of that one; 28: which is left then;
+    29 and 30: the mode; 31: the batch fails.
+    """
     fails = st.sampled_from([0, 0, 0, 1 << 31])
     modes = st.integers(0, 3).map(lambda mode: mode << 29)
+    inside = st.one_of(st.just(0), st.integers(0, 0xFFF)).map(lambda mask: mask << 16)
+    leaves = st.booleans().map(lambda leave: leave << 28)
     return [
-        draw(st.integers(0, 0xFFFF)) | draw(modes) | draw(fails)
+        draw(st.integers(0, 0xFFFF)) | draw(inside) | draw(leaves) | draw(modes) | draw(fails)
         for _ in range(draw(st.integers(1, most)))
     ]
 
 
+def _torn_pair(draw: Callable, mode: Mode) -> Pair:
+    """Return a site whose first byte differs and, but for direct mode, whose tail does too."""
+    if mode is Mode.DIRECT:
+        return Pair(_run(draw, 5), _flipped_run(draw, 5))
+    old, new = Code(_one_nop(5), Kind.NOP), _call(draw, 5)
+    if new.data[1:] == old.data[1:]:
+        new = _call(lambda _: 0x11223344, 5)
+    return Pair(old, new)
+
+
+def _torn_window(draw: Callable) -> Pair:
+    """Return a window of which a thread at any head sees that the tail is another."""
+    old, new = _several(draw), _jmp_near(draw, 5)
+    tail = bytes(
+        n if n not in {o, INT3} else o ^ 0x11 for o, n in zip(old.data, new.data, strict=True)
+    )
+    tail = bytes(t if t != INT3 else 0x10 for t in tail[1:])
+    reach = int.from_bytes(tail, "little", signed=True)
+    copies = draw(st.lists(st.integers(1, 254), min_size=5, max_size=5, unique=True))
+    return Pair(old, Code(b"\xe9" + tail, Kind.JMP, reach=reach + 5), copies=tuple(copies))
+
+
 @st.composite
-def control_batches(draw: Callable, mode: Mode = Mode.INT3) -> Batch:
-    """Return a batch with a site that every wrong engine does wrong: first byte and tail differ."""
-    batch = draw(batches(most=4, mode=mode))
-    if mode is Mode.DIRECT:  # the first byte alone
-        old, new = _run(draw, 5), _flipped_run(draw, 5)
-    else:
-        old, new = Code(_one_nop(5), Kind.NOP), _call(draw, 5)
-        if new.data[1:] == old.data[1:]:
-            new = _call(lambda _: 0x11223344, 5)
-    sites = tuple(site for site in batch.sites if site.null or site.old.data != site.new.data)
+def control_batches(
+    draw: Callable, mode: Mode = Mode.INT3, windows: Windows = Windows.NONE
+) -> Batch:
+    """Return a batch with a site, and a window, that every wrong engine does wrong."""
+    batch = draw(batches(most=4, mode=mode, windows=3 * (windows is not Windows.NONE)))
+    busy = windows in {Windows.BUSY, Windows.LEFT}
+    sites = [
+        dataclasses.replace(site, busy=site.busy and busy)
+        for site in batch.sites
+        if site.null or site.old.data != site.new.data
+    ]
+    pairs: list[Pair] = []
+    if windows is Windows.NONE or busy:  # else the window alone must show it
+        pairs.append(_torn_pair(draw, mode))
+    if windows is Windows.BACK:
+        sites = [site for site in sites if not site.copies]
+        batch = dataclasses.replace(batch, all_or_nothing=False, finish=False)
+        pairs.append(_torn_window(draw).swapped())
+    elif windows is not Windows.NONE:
+        sites = [site for site in sites if not site.copies or len(site.old.starts) > 1]
+        pairs.insert(draw(st.integers(0, len(pairs))), _torn_window(draw))
     end = max((site.offset + len(site.old.data) for site in sites), default=0)
-    torn = Site(end + draw(st.integers(0, 70)), old, new)
-    return dataclasses.replace(batch, sites=(*sites, torn))
+    for pair in pairs:
+        at = end + draw(st.integers(0, 70))
+        inside = busy and bool(pair.copies)
+        sites.append(Site(at, pair.old, pair.new, copies=pair.copies, busy=inside))
+        end = at + 5
+    leaves = windows is Windows.LEFT
+    return dataclasses.replace(batch, sites=tuple(sites), leave_busy=leaves)

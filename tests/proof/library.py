@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from batches import Mode
+from batches import Mode, Windows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,8 @@ class _Code(ctypes.Structure):
         ("pops", ctypes.c_uint16),
         ("kind", ctypes.c_uint8),
         ("condition", ctypes.c_uint8),
-        ("padding", ctypes.c_uint8 * 2),
+        ("heads", ctypes.c_uint8),
+        ("padding", ctypes.c_uint8),
     )
 
 
@@ -36,8 +37,9 @@ class _Site(ctypes.Structure):
         ("len", ctypes.c_uint8),
         ("is_null", ctypes.c_uint8),
         ("has_handler", ctypes.c_uint8),
-        ("padding", ctypes.c_uint8),
+        ("is_busy", ctypes.c_uint8),
         ("code", _Code * 2),
+        ("copies", ctypes.c_uint8 * 8),
     )
 
 
@@ -49,6 +51,8 @@ class _Settings(ctypes.Structure):
         ("has_finish", ctypes.c_uint8),
         ("has_predicate", ctypes.c_uint8),
         ("mode", ctypes.c_uint8),
+        ("leave_busy", ctypes.c_uint8),
+        ("is_blind", ctypes.c_uint8),
     )
 
 
@@ -60,11 +64,18 @@ COUNTS = (
     "stranger_writes",
     "refusals",
     "broken",
+    "inside",
+    "left",
     "operations",
     "mixes",
     "positions",
     "traps",
     "late_traps",
+    "heads",
+    "head_traps",
+    "late_head_traps",
+    "looks",
+    "busy",
 )
 
 
@@ -91,6 +102,8 @@ def _load() -> ctypes.CDLL:
     library.proof_control_is_wrong.argtypes = (ctypes.c_size_t,)
     library.proof_control_batch.restype = ctypes.c_uint32
     library.proof_control_batch.argtypes = (ctypes.c_size_t,)
+    library.proof_control_windows.restype = ctypes.c_uint32
+    library.proof_control_windows.argtypes = (ctypes.c_size_t,)
     library.proof_some_in_turn.restype = ctypes.c_char_p
     library.proof_some_in_turn.argtypes = (
         ctypes.c_void_p,
@@ -119,6 +132,7 @@ class Control(NamedTuple):
     name: str
     wrong: bool
     mode: Mode
+    windows: Windows
 
 
 def controls() -> list[Control]:
@@ -128,22 +142,27 @@ def controls() -> list[Control]:
             _LIBRARY.proof_control_name(i).decode(),
             _LIBRARY.proof_control_is_wrong(i),
             Mode(_LIBRARY.proof_control_batch(i)),
+            Windows(_LIBRARY.proof_control_windows(i)),
         )
         for i in range(_LIBRARY.proof_controls())
     ]
 
 
-def _code(code: Code) -> _Code:
+def _code(code: Code, window: bool) -> _Code:
     filled = (ctypes.c_ubyte * 16)(*code.data)
     starts = sum(1 << at for at in code.starts)
-    return _Code(filled, code.reach, starts, code.pops, code.kind, code.condition)
+    heads = starts & ~1 if window else 0
+    return _Code(filled, code.reach, starts, code.pops, code.kind, code.condition, heads)
 
 
 def _sites(sites: Sequence[Site]) -> ctypes.Array[_Site]:
     array = (_Site * max(len(sites), 1))()
     for i, site in enumerate(sites):
-        both = (_Code * 2)(_code(site.old), _code(site.new))
-        array[i] = _Site(site.offset, len(site.old.data), site.null, site.handler, 0, both)
+        window = bool(site.copies)
+        both = (_Code * 2)(_code(site.old, window), _code(site.new, window))
+        copies = (ctypes.c_uint8 * 8)(*site.copies)
+        length = len(site.old.data)
+        array[i] = _Site(site.offset, length, site.null, site.handler, site.busy, both, copies)
     return array
 
 
@@ -162,6 +181,8 @@ class Proof:
             batch.finish,
             batch.predicate,
             batch.mode,
+            batch.leave_busy,
+            batch.blind,
         )
         self.batch = batch
         self._proof = _LIBRARY.proof_open(settings, _sites(batch.sites), len(batch.sites))

@@ -29,6 +29,7 @@ ROWS = (
     ("batches", "batches generated"),
     ("for_controls", "of them for controls"),
     ("sites", "sites in them"),
+    ("windows", "of them windows: several instructions and a JMP"),
     ("refusals", "batches that had to be refused, and were"),
     ("turns", "batches of some of the sites, in turn"),
     ("runs", "runs of the engine"),
@@ -37,6 +38,13 @@ ROWS = (
     ("positions", "thread positions"),
     ("traps", "threads sent through an int3"),
     ("late_traps", "late traps"),
+    ("looks", "looks whether somebody is inside of a window"),
+    ("busy", "windows that they found somebody in"),
+    ("left", "of these left, and the others written"),
+    ("inside", "batches failed for these, as they must"),
+    ("heads", "thread positions at later heads of windows"),
+    ("head_traps", "threads sent from there to their copy"),
+    ("late_head_traps", "late traps there"),
     ("single_faults", "faults injected, one in a run"),
     ("double_faults", "faults injected, two in a run"),
     ("broken", "recoveries made to fail; int3s all handled"),
@@ -53,7 +61,8 @@ class Totals(collections.Counter[str]):
 
     def prove(self, batch: Batch, work: Callable[[Proof], None]) -> None:
         proof = Proof(batch)
-        counts = {"batches": 1, "sites": len(batch.sites)}
+        windows = sum(bool(site.copies) for site in batch.sites)
+        counts = {"batches": 1, "sites": len(batch.sites), "windows": windows}
         self.count(batch.mode, counts)
         try:
             work(proof)
@@ -105,7 +114,7 @@ def _prove_batches(totals: Totals, count: int, start: int) -> None:
 
 
 def _prove_control(totals: Totals, number: int, count: int, start: int) -> None:
-    name, wrong, mode = controls()[number]
+    name, wrong, mode, windows = controls()[number]
 
     def work(proof: Proof) -> None:
         found = proof.control(number)
@@ -123,7 +132,7 @@ def _prove_control(totals: Totals, number: int, count: int, start: int) -> None:
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(control_batches(mode))
+    @given(control_batches(mode, windows))
     def run(batch: Batch) -> None:
         totals.prove(batch, work)
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import captures
@@ -22,9 +23,9 @@ from textpoke.model import Finding
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-    from pathlib import Path
 
 NOBODY = 4_194_304  # one more than the largest pid there can be
+TARGETS = Path(__file__).parents[1] / "targets"
 SOURCE = """
 int visible(int a) { return a + 1; }
 static int __attribute__((noinline)) hidden(int a) { return a * 3 + visible(a); }
@@ -39,7 +40,10 @@ def capture(tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the same program: `five` can be patched, `two` is refused, `none` bare."""
+    """A directory with the same program: `five` NOPs at each entry, `two`, or `none`.
+
+    And `nothing`, a program of one function that cannot be patched.
+    """
     directory = tmp_path_factory.mktemp("programs")
     source = directory / "program.c"
     source.write_text(SOURCE)
@@ -49,6 +53,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("none", []),
     ):
         subprocess.run(["gcc", "-O1", *flags, "-o", directory / name, source], check=True)
+    bare = ["gcc", "-nostdlib", "-static", "-o", directory / "nothing", TARGETS / "nothing.S"]
+    subprocess.run(bare, check=True)
     return directory
 
 
@@ -347,15 +353,30 @@ def test_sites_of_a_process(run, tmp_path: Path) -> None:
 
 
 def test_sites_that_are_all_refused_are_listed_and_an_error(run, programs: Path) -> None:
-    result = run("sites", os.fspath(programs / "two"))
+    result = run("sites", os.fspath(programs / "nothing"))
     assert result.code == 1
-    assert "refused  two!main: only 2 NOP bytes after the entry\n" in result.out
+    assert "refused  nothing!_start: a system call is in its first five bytes\n" in result.out
     assert "textpoke: error: nothing to patch in " in result.err
+
+
+@pytest.mark.parametrize("name", ["two", "none"])
+def test_sites_without_room_for_a_call_are_entries(run, programs: Path, name: str) -> None:
+    result = run("sites", os.fspath(programs / name), "-i", "main")
+    assert result.code == 0
+    assert result.out.splitlines()[-1].split()[1:] == ["entry", f"{name}!main"]
+
+
+def test_sites_that_are_refused_come_with_their_reasons(run, programs: Path) -> None:
+    shown = run("sites", os.fspath(programs / "none"), "--refused")
+    told = json.loads(run("sites", os.fspath(programs / "none"), "--json").out)
+    assert shown.code == 0
+    assert told["refused"] == sum(told["refused_by_reason"].values()) > 0
+    assert len(shown.out.splitlines()) == 1 + told["refused"]
+    assert all(reason in shown.err for reason in told["refused_by_reason"])
 
 
 def test_sites_errors(run, programs: Path) -> None:
     five = os.fspath(programs / "five")
-    assert "has no compiler NOPs" in run("sites", os.fspath(programs / "none")).error
     assert "close names: visible" in run("sites", "-i", "visibel", five).error
     assert run("sites", "-x", "*", five).code == 1
     assert run("sites", "--", "no-such-program").error == "no-such-program: no such program"

@@ -212,6 +212,17 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_everything(parser: argparse.ArgumentParser) -> None:
+    """Add `-a/--all-functions`: `args.everything`."""
+    parser.add_argument(
+        "-a",
+        "--all-functions",
+        dest="everything",
+        action="store_true",
+        help="functions without NOPs too, where a module was compiled for tracing",
+    )
+
+
 def add_duration(parser: argparse.ArgumentParser) -> None:
     """Add `-d/--duration`: `args.duration_ns`, None when absent."""
     parser.add_argument(

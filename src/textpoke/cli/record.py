@@ -31,6 +31,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
     """Declare the verb's arguments."""
     _parser.add_target(parser)
     _parser.add_filters(parser)
+    _parser.add_everything(parser)
     _parser.add_duration(parser)
     _parser.add_output(parser, "PROGRAM-PID.tptrace")
     parser.add_argument(
@@ -54,7 +55,8 @@ def add_arguments(parser: _parser.VerbParser) -> None:
     _parser.add_json(parser)
     _parser.examples(
         parser,
-        "textpoke record -p 1234 -d 2s                     all functions, two seconds",
+        "textpoke record -p 1234 -d 2s                     the program's functions, two seconds",
+        "textpoke record -p 1234 -i 'nginx!*' -i 'libc!*'  libc's too",
         "textpoke record -p 1234 -i 'redis!*Command'       some, until Ctrl-C",
         "textpoke record -p 1234 -i 'libzstd!*' -x '*hash*'",
         "textpoke record -o run.tptrace -- ./server --port 80",
@@ -129,6 +131,7 @@ def _record(
     trace = target.trace(
         args.include,
         args.exclude,
+        everything=args.everything,
         output=output,
         overwrite=args.overwrite,
         force=args.force,

@@ -12,19 +12,25 @@ from textpoke.cli._console import Console, escape
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from textpoke.model import Module, Site
+    from textpoke.process_sites import Finder
 
 
 def add_arguments(parser: _parser.VerbParser) -> None:
     """Add this verb's arguments."""
     _parser.add_target(parser, file=True)
     _parser.add_filters(parser)
+    _parser.add_everything(parser)
+    parser.add_argument(
+        "--refused", action="store_true", help="only what cannot be patched, with the reasons"
+    )
     _parser.add_json(parser)
     _parser.examples(
         parser,
         "textpoke sites -p 1234 -i 'redis!*Command'",
+        "textpoke sites -p 1234 -i 'libc!*' --refused      why not the rest",
         "textpoke sites ./server",
         "textpoke sites -- python3 -c 'import zstandard'   # the program's file and its libraries",
     )
@@ -33,66 +39,66 @@ def add_arguments(parser: _parser.VerbParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """List the sites; raises NoSites when none can be patched."""
     from textpoke._errors import NoSites
-    from textpoke.sites import match
+    from textpoke.process_sites import Finder
 
     console = Console.from_args(args)
-    where, sites = _collect(args, console)
+    where, modules, open_path = _places(args, console)
+    finder = Finder(open_path, everything=args.everything)
+    usual = _usual(finder, modules, console)
     try:
-        chosen = match(sites, args.include, args.exclude, where)
+        chosen = finder.choose(modules, args.include, args.exclude, where)
     except NoSites:
-        if sites and not (args.include or args.exclude):
-            _print(sites, console, args)  # the reasons are what was asked for
+        if usual and not (args.include or args.exclude):
+            _print(usual, console, args)  # the reasons are what was asked for
         raise
+    if args.refused:
+        chosen = [site for site in chosen if not site.patchable]
     _print(chosen, console, args)
     return 0
 
 
-def _collect(args: argparse.Namespace, console: Console) -> tuple[str, list[Site]]:
-    if args.pid is not None:
-        return f"pid {args.pid}", list(_of_process(args.pid, console))
-    if args.command:
-        return args.command[0], list(_of_command(args.command[0], console))
-    return args.file, _of_file(_file_module(os.path.basename(args.file), args.file), args.file)
-
-
-def _of_process(pid: int, console: Console) -> Iterator[Site]:
-    from textpoke._errors import BadElf, ModuleUnavailable
+def _places(
+    args: argparse.Namespace, console: Console
+) -> tuple[str, list[Module], Callable[[Module], str]]:
+    """The modules to look into, and how their files are reached."""
     from textpoke.target import open_module, read_modules
 
-    for module in read_modules(pid):
-        try:
-            yield from _of_file(module, open_module(pid, module))
-        except (BadElf, ModuleUnavailable) as exc:
-            console.warn(escape(f"{module.name} is left out: {exc}"))
+    if args.pid is not None:
+        pid = args.pid
+        return f"pid {pid}", read_modules(pid), lambda module: open_module(pid, module)
+    if args.command:
+        return args.command[0], _of_command(args.command[0], console), lambda module: module.path
+    module = _file_module(os.path.basename(args.file), args.file, is_main=True)
+    return args.file, [module], lambda module: module.path
 
 
-def _of_command(command: str, console: Console) -> Iterator[Site]:
-    from textpoke._errors import BadElf, ModuleUnavailable
+def _usual(finder: Finder, modules: list[Module], console: Console) -> list[Site]:
+    """The usual sites; a file that cannot be read is told, the only one raises."""
+    usual = finder.usual(modules)
+    for module, exc in finder.failures:
+        if len(modules) == 1:
+            raise exc
+        console.warn(escape(f"{module.name} is left out: {exc}"))
+    return usual
+
+
+def _of_command(command: str, console: Console) -> list[Module]:
     from textpoke.cli._needed import needed_files, program_of
 
     program = program_of(command)
+    modules: list[Module] = []
     for name, path in needed_files(program):
         if path is None:
             console.warn(escape(f"{name} is left out: not found"))
-            continue
-        try:
-            yield from _of_file(_file_module(name, path), path)
-        except (BadElf, ModuleUnavailable) as exc:
-            console.warn(escape(f"{name} is left out: {exc}"))
+        else:
+            modules.append(_file_module(name, path, is_main=not modules))
+    return modules
 
 
-def _file_module(name: str, path: str) -> Module:
+def _file_module(name: str, path: str, *, is_main: bool) -> Module:
     from textpoke.model import Module
 
-    return Module(name, path, bias=0, is_main=True, mappings=())
-
-
-def _of_file(module: Module, path: str) -> list[Site]:
-    from textpoke.elf import Image
-    from textpoke.sites import find_sites
-
-    with Image.open(path) as image:
-        return find_sites(image, module)
+    return Module(name, path, bias=0, is_main=is_main, mappings=())
 
 
 def _print(sites: list[Site], console: Console, args: argparse.Namespace) -> None:
@@ -105,6 +111,10 @@ def _print(sites: list[Site], console: Console, args: argparse.Namespace) -> Non
     header, *lines = columns(["ADDRESS", "KIND", "FUNCTION"], rows, left=["KIND", "FUNCTION"])
     console.out("\n".join([console.style(header, "dim"), *lines]))
     console.say(_summary(sites))
+    if args.refused:
+        reasons = collections.Counter(site.reason for site in sites if site.reason)
+        for reason, count in reasons.most_common():
+            console.say(f"{count:>9,}  {reason}")
 
 
 def _kind(site: Site) -> str:
@@ -129,9 +139,11 @@ def _summary(sites: list[Site]) -> str:
 
 def _records(sites: list[Site]) -> dict[str, object]:
     patchable = sum(site.patchable for site in sites)
+    reasons = collections.Counter(site.reason for site in sites if site.reason)
     return {
         "patchable": patchable,
         "refused": len(sites) - patchable,
+        "refused_by_reason": dict(reasons.most_common()),
         "sites": [
             {
                 "module": site.module,
@@ -144,6 +156,7 @@ def _records(sites: list[Site]) -> dict[str, object]:
                 "kind": site.kind.value if site.kind else None,
                 "source": site.source,
                 "old": site.old.hex(),
+                "displaced": len(site.displaced),
                 "patchable": site.patchable,
                 "reason": site.reason,
             }
