@@ -6,6 +6,8 @@
  */
 #include "engine.h"
 
+enum { TP_UNSORTED = 1 };
+
 static void swap_pokes(struct tp_poke *a, struct tp_poke *b)
 {
 	struct tp_poke keep = *a;
@@ -106,8 +108,6 @@ static int check_tail(const struct tp_batch *batch, const struct tp_poke *poke,
 		return 0;
 	if (batch->mode == TP_MODE_DIRECT)
 		return -TP_EDIRECT;
-	if (tp_heads(poke))
-		return may_go_back && !tp_old_heads(poke) ? -TP_EMULTI : 0;
 	if (is_one(old, poke->len) && (is_one(new, poke->len) || !may_go_back))
 		return 0;
 	return -TP_EMULTI;
@@ -119,35 +119,53 @@ static int check_tail(const struct tp_batch *batch, const struct tp_poke *poke,
  * A short JMP and padding is no JMP of five bytes.
  */
 static int check_heads(const struct tp_engine *engine, const struct tp_batch *batch,
-		       const struct tp_poke *poke)
+		       const struct tp_poke *poke, const uint8_t *jmp)
 {
-	const uint8_t *jmp = poke->flags & TP_POKE_BACK ? poke->old : poke->new_;
 	unsigned int heads = tp_old_heads(poke);
 
-	if (poke->len != TP_JMP_BYTES || jmp[0] != 0xe9 || poke->handler)
+	if (poke->len != TP_JMP_BYTES || jmp[0] != TP_JMP || poke->handler)
 		return -TP_EHEADS;
 	for (unsigned int head = 1; head < TP_JMP_BYTES; head++)
 		if (heads >> head & 1 && !tp_copy_offset(poke, head))
 			return -TP_EHEADS;
-	return heads && batch->mode == TP_MODE_INT3 && !engine->ops->look ? -TP_EMULTI : 0;
+	if (heads && batch->mode == TP_MODE_INT3 && !engine->ops->look)
+		return -TP_EMULTI;
+	if (batch->mode == TP_MODE_STOP || any_mix_is_right(poke))
+		return 0;
+	if (batch->mode == TP_MODE_DIRECT)
+		return -TP_EDIRECT;
+	/* What comes back may not be taken away again: threads stand in it. */
+	return !heads && (batch->all_or_nothing || batch->finish) ? -TP_EMULTI : 0;
+}
+
+/* The other side is no single instruction, whatever it begins like: a trapped thread takes the JMP. */
+static int choose_jmp(const struct tp_engine *engine, const struct tp_batch *batch,
+		      struct tp_poke *poke)
+{
+	const uint8_t *jmp = poke->flags & TP_POKE_BACK ? poke->old : poke->new_;
+	int error = check_heads(engine, batch, poke, jmp);
+	int32_t displacement;
+
+	if (error)
+		return error;
+	if (poke->old[0] == TP_INT3 || poke->new_[0] == TP_INT3)
+		return -TP_EEMULATE;
+	__builtin_memcpy(&displacement, jmp + 1, sizeof(displacement));
+	poke->emulate = TP_INSN_JMP;
+	poke->target = poke->addr + TP_JMP_BYTES + (uint64_t)(int64_t)displacement;
+	return 0;
 }
 
 /* During the window old and new are both right; prefer what the site is turning into. */
-static int choose_emulation(const struct tp_engine *engine, const struct tp_batch *batch,
-			    struct tp_poke *poke, struct tp_insn old)
+static int choose_emulation(const struct tp_batch *batch, struct tp_poke *poke, struct tp_insn old)
 {
 	struct tp_insn new = tp_classify(poke->new_, poke->len, poke->addr);
 	const struct tp_insn *chosen = new.kind != TP_INSN_OTHER ? &new : &old;
 	const struct tp_insn handler = { .kind = TP_INSN_HANDLER };
-	bool back = poke->flags & TP_POKE_BACK;
-	int error = tp_heads(poke) ? check_heads(engine, batch, poke) : 0;
+	int error = check_tail(batch, poke, &old, &new);
 
-	if (!error)
-		error = check_tail(batch, poke, &old, &new);
 	if (error)
 		return error;
-	if (tp_heads(poke)) /* the other side is no single instruction, whatever it begins like */
-		chosen = back ? &old : &new;
 	if (poke->handler)
 		chosen = &handler;
 	if (poke->old[0] == TP_INT3 || poke->new_[0] == TP_INT3 ||
@@ -236,37 +254,26 @@ static int check_poke(const struct tp_engine *engine, const struct tp_batch *bat
 	cursor->end = poke->addr + poke->len;
 	if (!is_known(cursor, poke))
 		return -TP_EKNOWN;
+	if (tp_heads(poke)) {
+		cursor->last = NULL;
+		cursor->tails_differ |= tp_tail_differs(poke) || tp_old_heads(poke);
+		cursor->must_look |= tp_old_heads(poke) != 0;
+		return choose_jmp(engine, batch, poke);
+	}
 	if (!emulate_like(poke, cursor->last)) {
 		struct tp_insn old = classify_old(poke, cursor->last, &cursor->last_old);
-		int error = choose_emulation(engine, batch, poke, old);
+		int error = choose_emulation(batch, poke, old);
 
 		if (error)
 			return error;
 		cursor->last_old = old;
-		cursor->tails_differ |= tp_tail_differs(poke) || tp_old_heads(poke);
-		cursor->must_look |= tp_old_heads(poke) != 0;
+		cursor->tails_differ |= tp_tail_differs(poke);
 	}
 	cursor->last = poke;
 	return 0;
 }
 
-/* Every pass over 20,000 pokes costs 50 us of memory bandwidth: this one does two things. */
-static bool begin_pokes(struct tp_batch *batch)
-{
-	bool sorted = true;
-	uint64_t last = 0;
-
-	for (size_t i = 0; i < batch->count; i++) {
-		batch->pokes[i].outcome = TP_SITE_PENDING;
-		batch->pokes[i].flags &= (uint8_t)~TP_POKE_ALIKE;
-		sorted &= batch->pokes[i].addr >= last;
-		last = batch->pokes[i].addr;
-	}
-	return sorted;
-}
-
-/** Sort and check; fills outcome, emulation and target of every poke. Nothing is written. */
-int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
+static struct cursor start_of(const struct tp_engine *engine)
 {
 	struct cursor cursor = { 0 };
 
@@ -274,18 +281,61 @@ int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
 		cursor.known = engine->known->entries;
 		cursor.known_end = cursor.known + engine->known->count;
 	}
-	if (!begin_pokes(batch))
-		tp_sort_pokes(batch->pokes, batch->count);
-	if (engine->broken)
-		return tp_fail(batch, TP_PHASE_CHECK, -TP_EBROKEN, batch->count);
-	if ((unsigned int)batch->mode >= TP_MODES)
-		return tp_fail(batch, TP_PHASE_CHECK, -TP_EMODE, batch->count);
-	for (size_t i = 0; i < batch->count; i++) {
-		int error = check_poke(engine, batch, &cursor, &batch->pokes[i]);
+	return cursor;
+}
 
-		if (error)
-			return tp_fail(batch, TP_PHASE_CHECK, error, i);
+/* Returns 0, or the error and the poke to blame, or TP_UNSORTED. Every pass over 20,000 pokes costs 50 us
+ * of memory bandwidth, so this one does all that there is to do. */
+static int check_pokes(const struct tp_engine *engine, struct tp_batch *batch,
+		       struct cursor *cursor, size_t *blame)
+{
+	uint64_t last = 0;
+
+	for (size_t i = 0; i < batch->count; i++) {
+		struct tp_poke *poke = &batch->pokes[i];
+		int error;
+
+		if (poke->addr < last)
+			return TP_UNSORTED;
+		last = poke->addr;
+		poke->outcome = TP_SITE_PENDING;
+		poke->flags &= (uint8_t)~TP_POKE_ALIKE;
+		error = check_poke(engine, batch, cursor, poke);
+		if (error) {
+			*blame = i;
+			return error;
+		}
 	}
+	return 0;
+}
+
+/* Refused: nothing was done to any site, those behind the one to blame included. */
+static int refuse(struct tp_batch *batch, int error, size_t blame)
+{
+	for (size_t i = blame < batch->count ? blame : 0; i < batch->count; i++)
+		batch->pokes[i].outcome = TP_SITE_PENDING;
+	return tp_fail(batch, TP_PHASE_CHECK, error, blame);
+}
+
+/** Sort and check; fills outcome, emulation and target of every poke. Nothing is written. */
+int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
+{
+	struct cursor cursor = start_of(engine);
+	size_t blame = batch->count;
+	int error;
+
+	if (engine->broken)
+		return refuse(batch, -TP_EBROKEN, batch->count);
+	if ((unsigned int)batch->mode >= TP_MODES)
+		return refuse(batch, -TP_EMODE, batch->count);
+	error = check_pokes(engine, batch, &cursor, &blame);
+	if (error) { /* of an unsorted batch another poke may be the first to blame */
+		tp_sort_pokes(batch->pokes, batch->count);
+		cursor = start_of(engine);
+		error = check_pokes(engine, batch, &cursor, &blame);
+	}
+	if (error)
+		return refuse(batch, error, blame);
 	batch->tails_differ = cursor.tails_differ;
 	batch->must_look = cursor.must_look;
 	batch->must_learn = cursor.must_learn;

@@ -193,6 +193,7 @@ static inline unsigned int tp_copy_offset(const struct tp_poke *poke, unsigned i
 }
 
 #define TP_JMP_BYTES 5
+#define TP_JMP 0xe9
 
 /* batch.c */
 void tp_sort_pokes(struct tp_poke *pokes, size_t count);

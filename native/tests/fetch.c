@@ -208,7 +208,7 @@ static bool is_writing(const struct fetch *fetch)
 	       (fetch->mode != TP_MODE_INT3 && fetch->rig->fake.logged > fetch->verifying);
 }
 
-/* What a thread must find that trapped at a later head: the copy, or the same instruction again. */
+/* Where a thread must go on that trapped at a later head: in the copy of what it stood at. */
 static struct tp_frame expected_at_head(const struct fetch_site *site, struct tp_frame frame,
 					size_t head)
 {
