@@ -108,6 +108,8 @@ static int check_tail(const struct tp_batch *batch, const struct tp_poke *poke,
 		return 0;
 	if (batch->mode == TP_MODE_DIRECT)
 		return -TP_EDIRECT;
+	if (poke->flags & TP_POKE_ONE)
+		return 0;
 	if (is_one(old, poke->len) && (is_one(new, poke->len) || !may_go_back))
 		return 0;
 	return -TP_EMULTI;
@@ -186,7 +188,8 @@ static bool emulate_like(struct tp_poke *poke, const struct tp_poke *other)
 {
 	if (!other || poke->len != other->len || (poke->handler | other->handler) ||
 	    ((poke->flags | other->flags) & TP_POKE_HEADS) ||
-	    !tp_same_field(poke->old, other->old) || !tp_same_field(poke->new_, other->new_))
+	    ((poke->flags ^ other->flags) & TP_POKE_ONE) || !tp_same_field(poke->old, other->old) ||
+	    !tp_same_field(poke->new_, other->new_))
 		return false;
 	poke->flags |= TP_POKE_ALIKE;
 	poke->emulate = other->emulate;

@@ -33,7 +33,9 @@ enum tp_poke_flags {
 	TP_POKE_NO_NEW = 1 << 1,
 	/* Bits 2 to 5: an instruction begins at byte 1, 2, 3, 4 of the code that gives way to a JMP. */
 	TP_POKE_HEADS = 0xf << 2,
-	TP_POKE_BACK = 1 << 6,	/* or that comes back in its place */
+	TP_POKE_BACK = 1 << 6, /* or that comes back in its place */
+	/* Without heads: each side is one instruction, whatever it looks like: the rest is padding. */
+	TP_POKE_ONE = 1 << 6,
 	TP_POKE_ALIKE = 1 << 7, /* filled by the engine: length and bytes of the poke before it */
 };
 

@@ -901,3 +901,33 @@ TEST(heads_late_trap_is_known_where_other_known_sites_lie_within_the_window)
 		rig_close(&rig);
 	}
 }
+
+/* ret and the padding behind it, which nobody executes */
+#define PADDED5 BYTES(0xc3, 0x66, 0x90, 0x66, 0x90)
+
+TEST(one_instruction_and_padding_is_one_when_the_caller_says_so)
+{
+	for (int says = 0; says < 2; says++) {
+		struct rig rig;
+
+		rig_open(&rig, 1);
+		rig_add(&rig, 32, 5, PADDED5, JMP5);
+		rig.asked[0].flags = says ? TP_POKE_ONE : 0;
+		CHECK_EQ(rig_run(&rig), says ? 0 : -TP_EMULTI);
+		CHECK_EQ(rig_is_new(&rig, 0), says);
+		rig_close(&rig);
+	}
+}
+
+TEST(what_is_one_by_its_callers_word_is_not_taken_for_its_neighbour)
+{
+	struct rig rig;
+
+	rig_open(&rig, 1);
+	rig_add(&rig, 32, 5, PADDED5, JMP5);
+	rig_add(&rig, 64, 5, PADDED5, JMP5);
+	rig.asked[0].flags = TP_POKE_ONE;
+	CHECK_EQ(rig_run(&rig), -TP_EMULTI);
+	CHECK_EQ(rig.outcome.fail_index, 1);
+	rig_close(&rig);
+}

@@ -35,8 +35,8 @@ class Poke:
         name: What messages call this place.
         heads: Bit i (1 to 4): the code of several instructions that gives way to a JMP has one
             there. It gets an int3 of its own, and no thread may stand at it when the JMP comes.
-        copies: Where those instructions are in what the JMP goes to, as four bytes; b"" for a
-            site of which only the caller knows how many instructions it holds.
+        copies: Where those instructions are in what the JMP goes to, as four bytes. Without heads:
+            b"" for a site that may hold several, anything for one that the caller knows to hold one.
         back: The several instructions are `new`: they come back.
     """
 
@@ -62,6 +62,8 @@ class Poke:
         if self.heads:
             flags |= self.heads << 1 | self.back * lib.TP_POKE_BACK
             new = new.ljust(12, b"\0") + self.copies
+        elif self.copies:
+            flags |= lib.TP_POKE_ONE
         return RECORD.pack(
             self.address, self.handler, 0, index, min(size, 255), flags, 0, 0, old[:16], new[:16]
         )
