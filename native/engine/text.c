@@ -99,18 +99,16 @@ static bool holds_expected(const struct tp_poke *poke, const uint8_t *found)
 	return tp_same_rest(low, want, found, poke->len);
 }
 
+/* Four words at a time: windows of many pages are compared whole. */
 static bool same_words(const uint8_t *a, const uint8_t *b, size_t bytes)
 {
 	size_t i = 0;
 
-	for (; i + 8 <= bytes; i += 8) {
-		uint64_t x, y;
-
-		__builtin_memcpy(&x, a + i, sizeof(x));
-		__builtin_memcpy(&y, b + i, sizeof(y));
-		if (x != y)
+	for (; i + 32 <= bytes; i += 32)
+		if ((tp_word(a + i) ^ tp_word(b + i)) | (tp_word(a + i + 8) ^ tp_word(b + i + 8)) |
+		    (tp_word(a + i + 16) ^ tp_word(b + i + 16)) |
+		    (tp_word(a + i + 24) ^ tp_word(b + i + 24)))
 			return false;
-	}
 	for (; i < bytes; i++)
 		if (a[i] != b[i])
 			return false;
@@ -261,6 +259,8 @@ static void edit_site(const struct tp_poke *poke, const struct tp_pass *pass, ui
 			at[__builtin_ctz(set)] = TP_INT3;
 	else if (pass->edit == TP_EDIT_FIRST)
 		at[0] = bytes[0];
+	else if (pass->edit == TP_EDIT_WHOLE && poke->len == TP_JMP_BYTES) /* by far the most */
+		__builtin_memcpy(at, bytes, TP_JMP_BYTES);
 	else if (pass->edit == TP_EDIT_TAIL || pass->edit == TP_EDIT_WHOLE)
 		for (size_t k = pass->edit == TP_EDIT_TAIL; k < poke->len; k++)
 			at[k] = bytes[k];

@@ -42,7 +42,9 @@ struct fetch_spec {
 	uint8_t has_handler;	   /* a trapped thread continues at a place of our own */
 	uint8_t is_busy;	   /* a window that a look finds somebody in */
 	struct fetch_code code[2]; /* old, new; a batch back swaps them */
-	uint8_t copies[8]; /* of a window: where the one at byte i goes on in the JMP's target */
+	uint8_t copies[5]; /* of a window: where the one at byte i goes on in the JMP's target */
+	uint8_t is_one; /* each side is one instruction, by the caller's word; the rest is padding */
+	uint8_t padding[2];
 };
 
 struct fetch_site {

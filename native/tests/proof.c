@@ -101,7 +101,10 @@ static void ask_site(struct proof *proof, struct tp_poke *poke)
 
 	memcpy(poke->old, site->old->bytes, sizeof(poke->old));
 	memcpy(poke->new_, site->new_->bytes, sizeof(poke->new_));
-	if (!proof_is_real(poke) || !heads)
+	if (!proof_is_real(poke))
+		return;
+	poke->flags = site->spec->is_one ? TP_POKE_ONE : 0;
+	if (!heads)
 		return;
 	poke->flags = (uint8_t)(heads << 1 | (site->new_->heads ? TP_POKE_BACK : 0));
 	for (unsigned int head = 1; site->old->heads && head < TP_JMP_BYTES; head++)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from textpoke._native import Pointer
     from textpoke.modes import Choice
+    from textpoke.plan import SitePlan
 
 PHASES = ("check", "verify", "int3", "tail", "first", "recover", "rollback", "look")
 MODES = ("int3", "direct", "stop")
@@ -36,7 +37,7 @@ class Poke:
         heads: Bit i (1 to 4): the code of several instructions that gives way to a JMP has one
             there. It gets an int3 of its own, and no thread may stand at it when the JMP comes.
         copies: Where those instructions are in what the JMP goes to, as four bytes. Without heads:
-            b"" for a site that may hold several, anything for one that the caller knows to hold one.
+            b"" for a site that may hold several, else the caller knows that it holds one.
         back: The several instructions are `new`: they come back.
     """
 
@@ -221,6 +222,14 @@ def read_outcome(raw: Pointer) -> Outcome:
         phase_ns={name: int(raw.phase_ns[i]) for i, name in enumerate(PHASES)},
         undrained=bool(raw.undrained),
     )
+
+
+def poke_of(planned: SitePlan, *, on: bool) -> Poke:
+    """What switches a planned site on, or off."""
+    site = planned.site
+    heads = site.heads if planned.copies else 0
+    poke = Poke(site.address, planned.off, planned.on, 0, str(site), heads, planned.copies)
+    return poke if on else poke.reversed()
 
 
 def name_of(poke: Poke) -> str:

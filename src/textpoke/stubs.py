@@ -8,7 +8,6 @@ A stub calls the thunk, does the displaced instructions, and goes on behind them
 from __future__ import annotations
 
 import errno
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,17 +76,12 @@ def place(
             continue
         placed.append((site, Stub(at, at + raw.return_at, bytes(raw.head_at)[1:5])))
         code += ffi.buffer(raw.code, raw.bytes)
-        code += bytes([_INT3]) * (-len(code) % _ALIGN)
+        code += bytes([_INT3]) * (-(start + len(code)) % _ALIGN)
     return bytes(code), placed, refused
 
 
-@functools.cache
-def _scratch() -> Pointer:
-    return ffi.new("struct tp_stub *")
-
-
 def _make(site: Site, at: int, thunk: int) -> tuple[int, Pointer]:
-    stub = _scratch()
+    stub = ffi.new("struct tp_stub *")
     window = site.displaced
     error = lib.tp_make_stub(window, len(window), site.address, at, thunk, stub)
     return int(error), stub

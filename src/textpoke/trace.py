@@ -23,7 +23,7 @@ from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
 from textpoke.engine import run_request
 from textpoke.modes import Mode
-from textpoke.poke import Outcome, Poke, Request
+from textpoke.poke import Outcome, Request, poke_of
 from textpoke.ring import Drained, RingReader
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from textpoke.agent import Agent
     from textpoke.model import Module, Site
-    from textpoke.plan import Plan, SitePlan
+    from textpoke.plan import Plan
+    from textpoke.poke import Poke
     from textpoke.tracer import Target
 
 _DRAIN_S = 0.002
@@ -129,7 +130,7 @@ class Trace:
         self._seen = {module.key for module in self.target.modules}
         plan = self.target.prepare(self.chosen)
         self.refused = plan.refused
-        on_request = Request.of(_poke(planned, on=True) for planned in plan.sites)
+        on_request = Request.of(poke_of(planned, on=True) for planned in plan.sites)
         planned = time.perf_counter()
         self._reader = RingReader(agent, -1, overwrite=self.overwrite)
         if self.output is not None:
@@ -151,7 +152,7 @@ class Trace:
             "batch": (time.perf_counter() - ready) * 1e3,
         }
         self.switched_on = time.perf_counter()
-        self._off = {p.site.address: _poke(p, on=False) for p in plan.sites}
+        self._off = {p.site.address: poke_of(p, on=False) for p in plan.sites}
 
     def _settle(self, plan: Plan, outcome: Outcome) -> Plan:
         """Try again, for a while, the sites that a thread stood inside of; then leave them out."""
@@ -161,7 +162,7 @@ class Trace:
             if not busy:
                 break
             time.sleep(_BUSY_PAUSE_S)
-            request = Request.of(_poke(plan.sites[i], on=True) for i in busy)
+            request = Request.of(poke_of(plan.sites[i], on=True) for i in busy)
             again = run_request(
                 self.target.agent, request, mode=self.mode, all_or_nothing=False, leave_busy=True
             )
@@ -208,12 +209,12 @@ class Trace:
     def _switch_on_more(self, found: list[Site]) -> None:
         plan = self.target.prepare(found)
         self.target.merge(plan, self.mode)
-        request = Request.of(_poke(planned, on=True) for planned in plan.sites)
+        request = Request.of(poke_of(planned, on=True) for planned in plan.sites)
         outcome = run_request(self.target.agent, request, mode=self.mode, leave_busy=True)
         self.refused += plan.refused
         plan = self._settle(plan, outcome)
         self.chosen += found
-        self._off |= {p.site.address: _poke(p, on=False) for p in plan.sites}
+        self._off |= {p.site.address: poke_of(p, on=False) for p in plan.sites}
         if self._log is not None:
             self._log.more_sites(_names(plan))
 
@@ -331,14 +332,6 @@ class Trace:
 
 def _names(plan: Plan) -> list[list[object]]:
     return [[p.return_address, p.site.module, p.site.function] for p in plan.sites]
-
-
-def _poke(planned: SitePlan, *, on: bool) -> Poke:
-    """What switches a site on, or off."""
-    site = planned.site
-    heads = site.heads if planned.copies else 0
-    poke = Poke(site.address, planned.off, planned.on, 0, str(site), heads, planned.copies)
-    return poke if on else poke.reversed()
 
 
 def _held(agent: Agent, poke: Poke) -> bytes:

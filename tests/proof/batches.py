@@ -79,6 +79,7 @@ class Site:
     handler: bool = False
     null: bool = False
     copies: tuple[int, ...] = ()  # of a window: where the instruction at byte i goes on
+    one: bool = False  # each side is one instruction and padding, and the engine is told so
     busy: bool = False  # a look finds somebody inside
 
     def __str__(self) -> str:
@@ -87,7 +88,8 @@ class Site:
         handler = ", handler" if self.handler else ""
         window = f", window, copies at {self.copies}" if self.copies else ""
         busy = ", busy" if self.busy else ""
-        return f"{self.offset:#x}: {self.old} -> {self.new}{handler}{window}{busy}"
+        one = ", one" if self.one else ""
+        return f"{self.offset:#x}: {self.old} -> {self.new}{handler}{window}{busy}{one}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +248,7 @@ class Pair(NamedTuple):
     new: Code
     handler: bool = False
     copies: tuple[int, ...] = ()
+    one: bool = False
 
     def swapped(self) -> Pair:
         return self._replace(old=self.new, new=self.old)
@@ -254,6 +257,25 @@ class Pair(NamedTuple):
     def forward(self) -> bool:
         """Do several instructions give way to a JMP here? Else they come back."""
         return len(self.old.starts) > 1
+
+
+def _padded(draw: Callable, told: bool) -> Pair:
+    """Return a site of one instruction that nothing follows, NOPs behind it, and a JMP.
+
+    Where the engine is not @told, it must take these for what they look like. What it does not know
+    is one instruction anyhow.
+    """
+    unknown = ["0f0b", "ffe0"] if told else []
+    first = draw(st.sampled_from(["c3", "f3c3", "c20800", "eb10", "e911223344", *unknown]))
+    data = bytes.fromhex(first)
+    length = draw(st.integers(max(len(data) + 1, 5), 15))
+    starts = [0]
+    while len(data) < length:
+        starts.append(len(data))
+        data += _one_nop(draw(st.integers(1, length - len(data))))
+    old = Code(data, Kind.OTHER, (0,) if told else tuple(starts))
+    pair = Pair(old, _jmp_near(draw, length), one=told)
+    return pair if draw(st.integers(0, 2)) else pair.swapped()
 
 
 # What functions begin with: bytes and where instructions begin, some of which reach further.
@@ -386,6 +408,10 @@ WHOLES: list[tuple[Callable, Callable, int]] = [
 PAIRS = {Mode.INT3: USUAL, Mode.DIRECT: FLIPS, Mode.STOP: WHOLES}
 
 
+# What a NOP may begin with, so that a prefix before it is part of a NOP.
+PREFIXED = frozenset(b"\x90\x66\x2e\x36\x3e\x26\x0f")
+
+
 def is_nop_mix(code: Code) -> bool:
     """Return whether every mix with another such code is NOPs at every byte."""
     return set(code.data) <= {0x66, 0x90} and code.data[-1] == 0x90
@@ -436,9 +462,10 @@ def _pair(draw: Callable, mode: Mode) -> Pair:
     if (
         draw(st.integers(0, 1 if direct else 7)) == 0 and length > 1
     ):  # only the first byte is another
-        new = dataclasses.replace(
-            old, data=draw(st.sampled_from([b"\x26", b"\x36"])) + old.data[1:], kind=Kind.OTHER
-        )
+        first = draw(st.sampled_from([b"\x26", b"\x36"]))
+        if old.kind is not Kind.NOP and old.data[1] in PREFIXED:  # else one NOP with a prefix
+            first = b"\x27"
+        new = dataclasses.replace(old, data=first + old.data[1:], kind=Kind.OTHER)
         return Pair(old, new, mode is Mode.INT3 or draw(st.booleans()))
     handler = draw(st.integers(0, 4)) == 0
     if mode is Mode.INT3:  # nothing there could be emulated
@@ -451,7 +478,7 @@ def _pair(draw: Callable, mode: Mode) -> Pair:
 @st.composite
 def _like(draw: Callable, last: Pair) -> Pair:
     """Return the pair of the site before, or all but a part: the engine goes by likeness."""
-    if last.copies:
+    if last.copies or last.one:
         return draw(st.sampled_from([last, last, last.swapped()]))
     length = len(last.old.data)
     how = draw(st.sampled_from(["same", "same", "handler", "old", "new", "swapped"]))
@@ -469,6 +496,8 @@ def _site_codes(
     if last is not None and draw(st.integers(0, 4)) < 2:
         return draw(_like(last))
     if not windows or draw(st.integers(1, windows)) > 1:
+        if draw(st.integers(0, 9)) == 0:
+            return _padded(draw, told=not refusable or draw(st.integers(0, 3)) > 0)
         return draw(_pair(mode))
     pair = _window(draw, mode)
     return _bad_window(draw, pair) if refusable and draw(st.integers(0, 3)) == 0 else pair
@@ -539,7 +568,8 @@ def batches(
         if offset + 16 > PAGES * PAGE:
             break
         busy = bool(pair.copies) and draw(st.integers(0, 2)) == 0
-        sites.append(Site(offset, pair.old, pair.new, pair.handler, copies=pair.copies, busy=busy))
+        code = pair.old, pair.new, pair.handler
+        sites.append(Site(offset, *code, copies=pair.copies, busy=busy, one=pair.one))
         at = offset + length
     if draw(st.booleans()):
         sites = draw(st.permutations(sites))

@@ -39,7 +39,9 @@ class _Site(ctypes.Structure):
         ("has_handler", ctypes.c_uint8),
         ("is_busy", ctypes.c_uint8),
         ("code", _Code * 2),
-        ("copies", ctypes.c_uint8 * 8),
+        ("copies", ctypes.c_uint8 * 5),
+        ("is_one", ctypes.c_uint8),
+        ("padding", ctypes.c_uint8 * 2),
     )
 
 
@@ -160,9 +162,11 @@ def _sites(sites: Sequence[Site]) -> ctypes.Array[_Site]:
     for i, site in enumerate(sites):
         window = bool(site.copies)
         both = (_Code * 2)(_code(site.old, window), _code(site.new, window))
-        copies = (ctypes.c_uint8 * 8)(*site.copies)
+        copies = (ctypes.c_uint8 * 5)(*site.copies)
         length = len(site.old.data)
-        array[i] = _Site(site.offset, length, site.null, site.handler, site.busy, both, copies)
+        array[i] = _Site(
+            site.offset, length, site.null, site.handler, site.busy, both, copies, site.one
+        )
     return array
 
 

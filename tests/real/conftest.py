@@ -19,12 +19,19 @@ if TYPE_CHECKING:
     import textpoke
 
 FIGURES = pytest.StashKey[list[str]]()
+TABLE = pytest.StashKey[list[tuple[dict[str, str], list[str]]]]()
 
 
 class Figure(Protocol):
     """Say a measured figure in the summary of the test run."""
 
     def __call__(self, text: str) -> None: ...
+
+
+class Table(Protocol):
+    """Add a row to the table in the summary: cells by column, and lines below the table."""
+
+    def __call__(self, cells: dict[str, str], details: list[str]) -> None: ...
 
 
 class Untouched(Protocol):
@@ -35,6 +42,7 @@ class Untouched(Protocol):
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[FIGURES] = []
+    config.stash[TABLE] = []
 
 
 def pytest_terminal_summary(
@@ -44,6 +52,27 @@ def pytest_terminal_summary(
         terminalreporter.section("figures")
         for line in config.stash[FIGURES]:
             terminalreporter.line(line)
+    if config.stash[TABLE]:
+        terminalreporter.section("table")
+        for line in _table(config.stash[TABLE]):
+            terminalreporter.line(line)
+
+
+def _table(rows: list[tuple[dict[str, str], list[str]]]) -> list[str]:
+    columns = list(rows[0][0])
+    cells = [columns, *([row[name] for name in columns] for row, _ in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [" | ".join(map(str.rjust, row, widths)) for row in cells]
+    lines.insert(1, "-|-".join("-" * width for width in widths))
+    return lines + [f"{row[columns[0]]}: {text}" for row, details in rows for text in details]
+
+
+@pytest.fixture
+def table(pytestconfig: pytest.Config) -> Table:
+    def say(cells: dict[str, str], details: list[str]) -> None:
+        pytestconfig.stash[TABLE].append((cells, details))
+
+    return say
 
 
 @pytest.fixture

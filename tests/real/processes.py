@@ -52,14 +52,18 @@ class Program:
     """A process with its output in a file of build/real/logs; a context manager that ends it."""
 
     def __init__(
-        self, words: Sequence[object], log: str, environment: dict[str, str] | None = None
+        self,
+        words: Sequence[object],
+        log: str,
+        environment: dict[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
     ) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = LOGS / f"{log}.log"
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 [str(word) for word in words],
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(environment or {})},
@@ -90,10 +94,10 @@ class Program:
             assert time.monotonic() < deadline_s, f"nothing within {seconds} s: see {self.log}"
             time.sleep(0.02)
 
-    def wait_for_lines(self, count: int) -> list[str]:
+    def wait_for_lines(self, count: int, seconds: float = START_TIMEOUT_S) -> list[str]:
         """Wait until it has printed `count` more lines; returns all."""
         there = len(self.lines())
-        self.wait_for(lambda: len(self.lines()) >= there + count)
+        self.wait_for(lambda: len(self.lines()) >= there + count, seconds)
         return self.lines()
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other people's test suites, run while the toggler has hold of every process of theirs.
 
-What passes without the toggler must pass with it. A part that fails is run once more, and if it
-fails again, without the toggler: these suites have tests that fail on a busy machine by themselves.
-But nothing that fails may ever look like a crash.
+What passes without the toggler must pass with it, and what fails must fail. A part that differs is
+run once more, and if it differs again, without the toggler: these suites have tests that fail on a
+busy machine by themselves. But nothing that fails may ever look like a crash.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import signal
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -46,12 +46,14 @@ class Run:
         failed: Parts (files) with a test that failed.
         complaints: What the suite printed about those.
         seconds: How long it took.
+        outcomes: How each part (file, or test) has ended, where the suite tells.
     """
 
     tests: int
     failed: frozenset[str]
     complaints: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    outcomes: dict[str, object] = field(default_factory=dict)
 
     def crashes(self) -> list[str]:
         return [text for text in self.complaints if _CRASH.search(text)]
@@ -82,7 +84,14 @@ def run(
             process.wait()
     seconds = time.monotonic() - began_s
     found = read(_COLOUR.sub("", path.read_text(errors="replace")))
-    return Run(found.tests, found.failed, found.complaints, seconds), code
+    return replace(found, seconds=seconds), code
+
+
+def is_of_a_suite(pid: int) -> bool:
+    """Was a process started by a suite of ours? Others may run the same program."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+        return f"{_MARK}={os.getpid()}-".encode() in file.read()
+    return False
 
 
 def _end_all(mark: str) -> None:
@@ -99,6 +108,7 @@ def require_same_under_toggling(
     programs: Iterable[Path],
     figure: Callable[[str], None],
     mode: Mode = Mode.AUTO,
+    **how: object,
 ) -> Toggler:
     """Run `parts` with the toggler; whatever fails must fail without it too.
 
@@ -108,9 +118,10 @@ def require_same_under_toggling(
         programs: Whose processes are toggled.
         figure: Says the counts.
         mode: How sites are written.
+        how: More words for `Toggler`.
     """
     plain = Run(0, frozenset())
-    with Toggler(programs, mode) as toggler:
+    with Toggler(programs, mode, **how) as toggler:
         first = start(parts, "toggled")
         again = start(sorted(first.failed), "again") if first.failed else plain
     if again.failed:
@@ -128,3 +139,58 @@ def require_same_under_toggling(
     if toggler.tally.errors:
         pytest.fail("the toggler itself failed: " + "\n".join(toggler.tally.errors))
     return toggler
+
+
+def require_same_as_without_us(
+    start: Callable[[Sequence[str], str], Run],
+    parts: Sequence[str],
+    programs: Iterable[Path],
+    figure: Callable[[str], None],
+    parts_of: Callable[[set[str], Run], Sequence[str]],
+    **how: object,
+) -> Toggler:
+    """Run `parts` without the toggler, then with it: every outcome must be the same.
+
+    Args:
+        start: Runs some parts, with a word for the name of the log.
+        parts: The files of the suite.
+        programs: Whose processes are toggled, if the suite has started them.
+        figure: Says the counts.
+        parts_of: Gives the files to run again for some outcomes that differ.
+        how: More words for `Toggler`.
+    """
+    plain = start(parts, "without-us")
+    with Toggler(programs, only=is_of_a_suite, **how) as toggler:
+        toggled = start(parts, "with-us")
+        differing = _differing(plain.outcomes, toggled.outcomes)
+        outcomes, crashes = toggled.outcomes, toggled.crashes()
+        if differing:
+            again = start(parts_of(differing, toggled), "with-us-again")
+            outcomes, crashes = outcomes | again.outcomes, crashes + again.crashes()
+    figure(
+        f"{plain.tests:,} tests of {len(parts)} files passed without us in {plain.seconds:,.0f} s, "
+        f"{toggled.tests:,} with us in {toggled.seconds:,.0f} s; failed parts: "
+        f"{len(plain.failed)} and {len(toggled.failed)}"
+    )
+    for line in toggler.tally.lines():
+        figure(line)
+    ours = _differing(plain.outcomes, outcomes)
+    if ours:
+        once_more = start(parts_of(ours, toggled), "without-us-again")
+        unsteady = {
+            name for name in ours if once_more.outcomes.get(name) != plain.outcomes.get(name)
+        }
+        figure(f"not steady without us: {', '.join(sorted(unsteady)) or 'nothing'}")
+        ours -= unsteady
+    for name in sorted(differing):
+        how_it_went = "differs again" if name in ours else "as without us when run again"
+        figure(f"{name}: {toggled.outcomes.get(name)}, {how_it_went}")
+    assert not [text for text in crashes if text not in plain.crashes()], "\n".join(crashes)
+    assert not ours, {name: (plain.outcomes.get(name), outcomes.get(name)) for name in ours}
+    if toggler.tally.errors:
+        pytest.fail("the toggler itself failed: " + "\n".join(toggler.tally.errors))
+    return toggler
+
+
+def _differing(left: dict[str, object], right: dict[str, object]) -> set[str]:
+    return {name for name in left.keys() | right.keys() if left.get(name) != right.get(name)}

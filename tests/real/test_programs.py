@@ -7,15 +7,13 @@ and has dropped root; the Python process starts and ends threads all the time.
 
 from __future__ import annotations
 
-import itertools
-import os
-import socket
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-from processes import REPOSITORY, Program, Seen, built, differing_text, free_port, verb
+from memcached_server import Client, Memcached
+from processes import REPOSITORY, Program, Seen, built, differing_text, verb
 
 import textpoke
 
@@ -73,56 +71,11 @@ def test_lua_started_by_record(tmp_path):
     assert "lua-pie!luaD_throw" in verb("report", capture).stdout
 
 
-class Memcached(Program):
-    """memcached with four threads, which gives up root before it serves."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        words = [built("memcached") / "memcached", "-u", "nobody", "-l", "127.0.0.1"]
-        super().__init__([*words, "-p", self.port, "-U", 0, "-t", 4, "-m", 64], "memcached")
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
-
-    def listens(self) -> bool:
-        try:
-            self.connect().close()
-        except OSError:
-            return False
-        return True
-
-
-class Client(threading.Thread):
-    """Sets values and gets them back, compares each, counts."""
-
-    def __init__(self, server: Memcached, number: int, stop: threading.Event) -> None:
-        super().__init__()
-        self.server, self.number, self.stop = server, number, stop
-        self.round_trips = 0
-        self.failure = "did not come to its end"
-
-    def run(self) -> None:
-        with self.server.connect() as connection, connection.makefile("rb") as answers:
-            for turn in itertools.count():
-                value = os.urandom(1 + turn * 37 % 4000).hex()
-                key, size = f"{self.number}-{turn % 500}", len(value)
-                connection.sendall(f"set {key} 0 0 {size}\r\n{value}\r\nget {key}\r\n".encode())
-                wanted = f"STORED\r\nVALUE {key} 0 {size}\r\n{value}\r\nEND\r\n"
-                answer = b"".join(answers.readline() for _ in range(4))
-                if answer != wanted.encode():
-                    self.failure = f"turn {turn}: {answer[:200]!r}"
-                    return
-                self.round_trips += 1
-                if self.stop.is_set():
-                    self.failure = ""
-                    return
-
-
 @pytest.mark.timeout(300)
 def test_memcached(untouched, tmp_path, figure):
     capture = tmp_path / "memcached.tptrace"
     stop = threading.Event()
-    with Memcached() as memcached:
+    with Memcached(built("memcached") / "memcached") as memcached:
         memcached.wait_for(memcached.listens)
         clients = [Client(memcached, number, stop) for number in range(3)]
         for client in clients:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Toggle every compiler-NOP site of every process of some programs at 20 Hz, as they come and go.
+"""Toggle every site of every process of some programs at 20 Hz, as they come and go.
 
 One thread looks for processes, each target has a thread of its own. Nothing here ever fails a test
 of the suite that it disturbs: what went wrong is counted and shown.
@@ -19,19 +19,18 @@ from typing import TYPE_CHECKING, Self
 import textpoke
 from textpoke.engine import run_request
 from textpoke.modes import Mode
-from textpoke.poke import Outcome, Poke, Request
+from textpoke.poke import Outcome, Request, poke_of
 from textpoke.process_sites import module_sites
 from textpoke.ring import OVERWRITE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from textpoke.model import Site
+    from textpoke.model import Module, Site
     from textpoke.plan import Plan
 
 HZ = 20
-HALF_S = 0.5 / HZ
 STAY_S = 4.0  # then attach anew: modules have come meanwhile, and leaving is tested too
 LOOK_S = 0.02
 AGAIN_S = 0.25  # after a refusal
@@ -114,11 +113,24 @@ class Toggler:
     Args:
         programs: Executables; a process counts when it runs one of these very files.
         mode: How their sites are written.
+        hz: How often a second all are on and off again.
+        find: Gives the sites of a module of a process; by default those with compiler NOPs.
+        only: Tells which processes of the programs; by default all.
     """
 
-    def __init__(self, programs: Iterable[Path], mode: Mode = Mode.AUTO) -> None:
+    def __init__(
+        self,
+        programs: Iterable[Path],
+        mode: Mode = Mode.AUTO,
+        *,
+        hz: float = HZ,
+        find: Callable[[int, Module], list[Site]] = module_sites,
+        only: Callable[[int], bool] = lambda _: True,
+    ) -> None:
         self.tally = Tally()
         self._mode = mode
+        self._half_s = 0.5 / hz
+        self._find, self._only = find, only
         self._files = {_identity(str(path)) for path in programs}
         self._stop = threading.Event()
         self._workers: dict[int, threading.Thread] = {}
@@ -156,6 +168,7 @@ class Toggler:
             if pid not in self._workers
             and self._not_before_s.get(pid, 0.0) <= now_s
             and _identity(f"/proc/{pid}/exe") in self._files
+            and self._only(pid)
         ]
         return sorted(found, key=lambda pid: pid in self.tally.processes)
 
@@ -193,22 +206,18 @@ class Toggler:
         for module in target.modules:
             file = _identity(module.path)
             if file not in self._known_sites:
-                read = [s for s in module_sites(target.pid, module) if s.patchable]
-                self._known_sites[file] = [
-                    replace(s, address=s.address - module.bias) for s in read
-                ]
-            found += [replace(s, address=s.address + module.bias) for s in self._known_sites[file]]
+                read = [s for s in self._find(target.pid, module) if s.patchable]
+                self._known_sites[file] = [_moved(s, -module.bias) for s in read]
+            found += [_moved(s, module.bias) for s in self._known_sites[file]]
         return found
 
     def _toggle(self, target: textpoke.Target, plan: Plan) -> None:
-        requests = [Request.of(_pokes(plan, on=True)), Request.of(_pokes(plan, on=False))]
+        switch = Switch(target, plan, self._mode)
         began_s = next_s = time.monotonic()
-        is_on = False
         while not self._stop.is_set() and time.monotonic() < began_s + STAY_S:
             with self._refusals_counted(target.pid):
-                self.tally.toggled(run_request(target.agent, requests[is_on], mode=self._mode))
-                is_on = not is_on
-            next_s = max(next_s + HALF_S, time.monotonic())
+                self.tally.toggled(switch.flip())
+            next_s = max(next_s + self._half_s, time.monotonic())
             time.sleep(next_s - time.monotonic() if next_s > time.monotonic() else 0)
 
     @contextlib.contextmanager
@@ -224,9 +233,32 @@ class Toggler:
             self.tally.refused(refusal)
 
 
-def _pokes(plan: Plan, *, on: bool) -> list[Poke]:
-    pairs = ((p, p.off, p.on) if on else (p, p.on, p.off) for p in plan.sites)
-    return [Poke(p.site.address, old, new, 0, str(p.site)) for p, old, new in pairs]
+class Switch:
+    """Switches the sites of a plan on and off; who has a thread inside is left out of that turn."""
+
+    def __init__(self, target: textpoke.Target, plan: Plan, mode: Mode = Mode.AUTO) -> None:
+        self._agent, self._mode = target.agent, mode
+        self._on, self._off = (
+            Request.of(poke_of(planned, on=on) for planned in plan.sites) for on in (True, False)
+        )
+        self._back = self._off
+        self.is_on = False
+
+    def flip(self) -> Outcome:
+        """On if they are off, off if they are on."""
+        if self.is_on:
+            outcome = run_request(self._agent, self._back, mode=self._mode, all_or_nothing=False)
+        else:
+            outcome = run_request(self._agent, self._on, mode=self._mode, leave_busy=True)
+            left = set(outcome.left)
+            there = [i for i in range(len(self._on.pokes)) if i not in left] if left else []
+            self._back = self._off.part(there) if left else self._off
+        self.is_on = not self.is_on
+        return outcome
+
+
+def _moved(site: Site, by: int) -> Site:
+    return replace(site, address=site.address + by, entry=site.entry + by)
 
 
 def _identity(path: str) -> tuple[int, int] | None:
