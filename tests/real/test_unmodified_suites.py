@@ -33,8 +33,8 @@ _MORE_OF_PYTHON = """
     test_sqlite3 test_pyexpat test_xml_etree test_minidom test_sax test_bool test_iter test_hash
     test_codecencodings_jp test_locale
 """
-# CPython masks signals, so its functions are written with all threads stopped, twenty times a second. A
-# call that answers EINTR to a stop is run again, and its relative time-out starts anew
+# CPython masks signals, so its functions are written with all threads stopped, twenty times a
+# second. A call that answers EINTR to a stop is run again, and its relative time-out starts anew
 # (docs/architecture.md): a second becomes ten.
 _STOPPED = ("test.test_selectors.*.test_timeout",)
 _WORKERS = 2
