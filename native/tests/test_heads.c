@@ -919,6 +919,18 @@ TEST(one_instruction_and_padding_is_one_when_the_caller_says_so)
 	}
 }
 
+TEST(one_instruction_by_its_callers_word_is_still_not_written_in_one_store)
+{
+	struct rig rig;
+
+	rig_open(&rig, 1);
+	rig.batch.mode = TP_MODE_DIRECT;
+	rig_add(&rig, 32, 5, PADDED5, JMP5);
+	rig.asked[0].flags = TP_POKE_ONE;
+	check_refused(&rig, -TP_EDIRECT, 0);
+	rig_close(&rig);
+}
+
 TEST(what_is_one_by_its_callers_word_is_not_taken_for_its_neighbour)
 {
 	struct rig rig;
