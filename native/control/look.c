@@ -201,6 +201,12 @@ static bool is_noted(const struct looked *looked, pid_t tid)
 	return false;
 }
 
+/** Is a stopped thread about to take a SIGTRAP? Then its rip is the handler's business. */
+bool tp_has_trapped(const struct tp_held *held)
+{
+	return tp_status_mask(held->pid, held->tid, "SigPnd:") & SIGTRAP_BIT;
+}
+
 static int look_at(struct tp_windows *windows, pid_t tid, const uint64_t *stacks,
 		   uint64_t stack_count)
 {
@@ -213,8 +219,7 @@ static int look_at(struct tp_windows *windows, pid_t tid, const uint64_t *stacks
 		error = 0; /* stopped all the same; not one to borrow */
 	if (!error) {
 		mark_rip(windows, held.saved.rip,
-			 window_of(windows, held.saved.rip) &&
-				 tp_status_mask(held.pid, tid, "SigPnd:") & SIGTRAP_BIT);
+			 window_of(windows, held.saved.rip) && tp_has_trapped(&held));
 		tp_mark_stack(windows, &held, stacks, stack_count);
 	}
 	if (held.stopped)

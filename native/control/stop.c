@@ -48,15 +48,20 @@ static bool word_is_inside(void *ctx, uint64_t at, uint64_t word)
 }
 
 /* From inside a run of NOPs to its end: they have no effect. From the middle of code that gives way
- * to a JMP to its copy. A saved rip on a stack (a signal frame) cannot be told from data: then
+ * to a JMP to its copy. Who has trapped at an int3 of the batch before stays: the handler knows the
+ * trap by its rip. A saved rip on a stack (a signal frame) cannot be told from data: then
  * nothing may be written now. */
 static int move_out(const struct tp_stop *in, struct tp_windows *windows, struct tp_held *held,
 		    uint64_t *at)
 {
 	struct inside inside = { in, 0 };
 	uint64_t copy = tp_copy_at(windows, held->saved.rip);
-	int64_t i;
+	int64_t i = interior_of(in, held->saved.rip);
 
+	if ((copy || i >= 0) && tp_has_trapped(held)) {
+		*at = held->saved.rip;
+		return -EAGAIN;
+	}
 	tp_mark_stack(windows, held, in->stacks, in->stack_count);
 	if (copy)
 		held->saved.rip = copy;
