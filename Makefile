@@ -8,6 +8,7 @@ WERROR ?= true
 # Other people's test suites under toggling: full (half an hour), or short.
 SUITES ?= full
 LONG := python_suite unmodified_suites differential
+LARGE := mariadbd cmake
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -40,9 +41,10 @@ test-python: build proof-library ## the Python tests alone (make test-python ARG
 	$(BIN)/python -m pytest -p no:cacheprovider $(ARGS)
 
 test-real: build ## real programs, and Redis's and CPython's own tests under toggling (needs root and apt)
-	@test $(SUITES) = full || echo "SUITES=$(SUITES): few of Redis's own tests; left out: $(LONG), which take half an hour"
+	@test $(SUITES) = full || echo "SUITES=$(SUITES): few of Redis's own tests; left out: $(LONG), which take half an hour, and $(LARGE), which are large packages"
 	SUITES=$(SUITES) $(BIN)/python -m pytest -p no:cacheprovider tests/real \
-		$(if $(filter-out full,$(SUITES)),$(LONG:%=--ignore=tests/real/test_%.py)) $(ARGS)
+		$(if $(filter-out full,$(SUITES)),$(LONG:%=--ignore=tests/real/test_%.py) \
+		$(LARGE:%=--deselect='tests/real/test_unmodified.py::test_every_function_of_a_program_and_of_libc[%]')) $(ARGS)
 
 proof: proof-library ## the engine under fetch model and fault injection (ARGS=5000: so many batches)
 	$(BIN)/python tests/proof/run.py $(ARGS)
