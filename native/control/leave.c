@@ -36,15 +36,39 @@ static bool in_ranges(const uint64_t *ranges, uint64_t count, uint64_t value)
 
 struct range_search {
 	const struct tp_leave *in;
+	pid_t tid;
 	uint64_t found;
 };
 
+/* Does a CALL end before @address? Of a register or memory, of any length, or relative. */
+static bool follows_call(int mem_fd, uint64_t address)
+{
+	uint8_t before[7];
+
+	if (pread(mem_fd, before, sizeof(before), (off_t)(address - sizeof(before))) !=
+	    sizeof(before))
+		return true; /* nobody can say */
+	for (size_t i = 0; i < sizeof(before) - 1; i++)
+		if (before[i] == 0xff && (before[i + 1] & 0x38) == 0x10)
+			return true;
+	return before[2] == 0xe8;
+}
+
+/*
+ * A thread comes back to our code by a return address or by a signal frame. All else that looks
+ * like an address of ours is data: in programs at low addresses, any number of a few millions. A
+ * frame of our own handler leads nowhere without the handler, whose rip says that it is there.
+ */
 static bool word_is_ours(void *ctx, uint64_t at, uint64_t word)
 {
 	struct range_search *search = ctx;
+	const struct tp_leave *in = search->in;
+	uint64_t restorer;
 
-	if (word == search->in->restorer ||
-	    !in_ranges(search->in->ranges, search->in->code_count, word))
+	if (!in_ranges(in->ranges, in->code_count, word))
+		return false;
+	if (tp_is_saved_rip(search->tid, at, &restorer) ? restorer == in->restorer :
+							  !follows_call(in->mem_fd, word))
 		return false;
 	search->found = word;
 	return true;
@@ -52,7 +76,7 @@ static bool word_is_ours(void *ctx, uint64_t at, uint64_t word)
 
 static enum tp_busy why_busy(const struct tp_leave *in, const struct tp_held *held, uint64_t *at)
 {
-	struct range_search search = { in, 0 };
+	struct range_search search = { in, held->tid, 0 };
 	uint64_t rip = held->saved.rip;
 	int64_t i = tp_floor_index(in->sites, 1, in->site_count, rip - 1);
 

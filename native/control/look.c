@@ -7,21 +7,17 @@
  */
 #include "look.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 
 #include "guard.h"
 
 #define JMP_BYTES 5
 #define PATIENCE_MS 100
 #define SIGTRAP_BIT (1ull << (SIGTRAP - 1))
-/* The saved rip stands 176 bytes behind the return address of its signal frame (rt_sigframe). */
-#define FRAME_OF_RIP 176
 
 static unsigned int heads_of(const struct tp_poke *poke)
 {
@@ -103,11 +99,9 @@ struct stack {
 
 static bool is_frame_of_ours(const struct stack *stack, uint64_t at)
 {
-	uint64_t restorer = 0;
-	struct iovec local = { &restorer, sizeof(restorer) };
-	struct iovec remote = { (void *)(at - FRAME_OF_RIP), sizeof(restorer) };
+	uint64_t restorer;
 
-	return process_vm_readv(stack->tid, &local, 1, &remote, 1, 0) == sizeof(restorer) &&
+	return tp_is_saved_rip(stack->tid, at, &restorer) &&
 	       restorer == stack->windows->in->restorer;
 }
 
@@ -231,19 +225,17 @@ static int look_at(struct tp_windows *windows, pid_t tid, const uint64_t *stacks
 static int look_at_new(struct tp_windows *windows, DIR *tasks, struct looked *looked,
 		       const uint64_t *stacks, uint64_t stack_count)
 {
-	struct dirent *entry;
 	int seen = 0, error = 0;
+	pid_t tid = 0;
 
 	rewinddir(tasks);
-	while (!error && (entry = readdir(tasks))) {
-		pid_t tid = atoi(entry->d_name);
-
-		if (tid <= 0 || tid == windows->in->agent_tid || is_noted(looked, tid))
+	while (!error && (tid = tp_next_thread(tasks)) > 0) {
+		if (tid == windows->in->agent_tid || is_noted(looked, tid))
 			continue;
 		seen = note(looked, tid);
 		error = seen < 0 ? seen : look_at(windows, tid, stacks, stack_count);
 	}
-	return error ? error : seen;
+	return error ? error : tid < 0 ? tid : seen;
 }
 
 static int look(const void *request, void *result)

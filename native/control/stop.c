@@ -56,7 +56,7 @@ static int move_out(const struct tp_stop *in, struct tp_windows *windows, struct
 {
 	struct inside inside = { in, 0 };
 	uint64_t copy = tp_copy_at(windows, held->saved.rip);
-	int64_t i = interior_of(in, held->saved.rip);
+	int64_t i = copy ? -1 : interior_of(in, held->saved.rip);
 
 	if ((copy || i >= 0) && tp_has_trapped(held)) {
 		*at = held->saved.rip;
@@ -65,8 +65,6 @@ static int move_out(const struct tp_stop *in, struct tp_windows *windows, struct
 	tp_mark_stack(windows, held, in->stacks, in->stack_count);
 	if (copy)
 		held->saved.rip = copy;
-	i = interior_of(in, held->saved.rip);
-
 	if (i >= 0 && !in->all_nops) {
 		*at = held->saved.rip;
 		return -EAGAIN;

@@ -12,9 +12,12 @@
 
 #include "textpoke.h"
 
-#define CHUNK_BYTES 65536
+#define CHUNK_WORDS 8192
+#define BEFORE 1 /* words that a look at one needs besides */
+#define BEHIND 2
 #define MOST_NS 5000000000ull
 #define STACK_LIMIT (64ull << 20)
+#define MOST_STACKS 8
 
 static bool is_held(const struct tp_world *world, pid_t tid)
 {
@@ -53,19 +56,30 @@ void tp_release_world(struct tp_world *world)
 	world->count = world->room = 0;
 }
 
+/** The next thread of an open task directory: its id, 0 at the end, or -errno. */
+pid_t tp_next_thread(DIR *tasks)
+{
+	struct dirent *entry;
+
+	do {
+		errno = 0;
+		entry = readdir(tasks);
+	} while (entry && atoi(entry->d_name) <= 0);
+	return entry ? atoi(entry->d_name) : -errno;
+}
+
 /* One pass over the task list; returns how many threads it stopped. */
 static int stop_new_threads(struct tp_world *world, DIR *tasks)
 {
-	struct dirent *entry;
 	int stopped = 0;
+	pid_t tid;
 
 	rewinddir(tasks);
-	while ((entry = readdir(tasks))) {
-		pid_t tid = atoi(entry->d_name);
+	while ((tid = tp_next_thread(tasks)) > 0) {
 		struct tp_held *held;
 		int error;
 
-		if (tid <= 0 || tid == world->spared || is_held(world, tid))
+		if (tid == world->spared || is_held(world, tid))
 			continue;
 		held = add_thread(world, tid);
 		if (!held)
@@ -79,7 +93,7 @@ static int stop_new_threads(struct tp_world *world, DIR *tasks)
 			return error;
 		stopped++;
 	}
-	return stopped;
+	return tid ? tid : stopped;
 }
 
 /** Stop every thread of world->pid but world->spared; those that are born meanwhile too. */
@@ -120,31 +134,111 @@ int64_t tp_floor_index(const uint64_t *sorted, uint64_t stride, uint64_t count, 
 	return (int64_t)low - 1;
 }
 
-/** Every aligned word from @rsp to the end of its mapping. Not the red zone: what a thread will
- * return to stands above. */
-bool tp_scan_stack(pid_t tid, uint64_t rsp, const uint64_t *stacks, uint64_t stack_count,
-		   tp_word_fn *visit, void *ctx)
-{
-	uint64_t chunk[CHUNK_BYTES / 8];
-	uint64_t at = rsp & ~7ull, end;
-	int64_t i = tp_floor_index(stacks, 2, stack_count, rsp);
+/*
+ * A signal frame (rt_sigframe) as seen from its saved rip: the restorer stands 176 bytes before it,
+ * the saved rsp 8 bytes before; flags and selectors follow. The kernel wrote these two, so their
+ * values tell a frame from data.
+ */
+#define RESTORER_TO_RIP 176
+#define USER_CS_64 0x33
+#define EFLAGS_LIMIT (1u << 22)
+#define EFLAGS_ALWAYS 2u
 
-	if (i < 0 || rsp >= stacks[2 * i + 1])
-		return false;
-	end = stacks[2 * i + 1];
+static bool is_saved_rip(const uint64_t *word)
+{
+	return (word[2] & 0xffff) == USER_CS_64 && word[1] < EFLAGS_LIMIT &&
+	       word[1] & EFLAGS_ALWAYS;
+}
+
+/* Returns how many could be read. */
+static size_t read_words(pid_t tid, uint64_t at, uint64_t *words, size_t count)
+{
+	struct iovec local = { words, count * sizeof(*words) };
+	struct iovec remote = { (void *)at, count * sizeof(*words) };
+	ssize_t got = process_vm_readv(tid, &local, 1, &remote, 1, 0);
+
+	return got < 0 ? 0 : (size_t)got / sizeof(*words);
+}
+
+/** Is the word at @at of a stopped thread's stack the rip of a signal frame? Whose, by @restorer. */
+bool tp_is_saved_rip(pid_t tid, uint64_t at, uint64_t *restorer)
+{
+	uint64_t words[3];
+
+	return read_words(tid, at, words, 3) == 3 && is_saved_rip(words) &&
+	       read_words(tid, at - RESTORER_TO_RIP, restorer, 1) == 1;
+}
+
+/* Where scanning goes on: a frame on an alternate stack tells where its thread was before. */
+struct stacks {
+	pid_t tid;
+	const uint64_t *pairs;
+	uint64_t count;
+	uint64_t from[MOST_STACKS];
+	size_t begun;
+	size_t known;
+};
+
+/* Index of the mapping that holds @rsp, or -1. */
+static int64_t mapping_of(const struct stacks *stacks, uint64_t rsp)
+{
+	int64_t i = tp_floor_index(stacks->pairs, 2, stacks->count, rsp);
+
+	return i >= 0 && rsp < stacks->pairs[2 * i + 1] ? i : -1;
+}
+
+static void add_stack(struct stacks *stacks, uint64_t rsp)
+{
+	int64_t mapping = mapping_of(stacks, rsp);
+
+	if (mapping < 0 || stacks->known == MOST_STACKS)
+		return;
+	for (size_t i = 0; i < stacks->known; i++)
+		if (stacks->from[i] <= rsp && mapping_of(stacks, stacks->from[i]) == mapping)
+			return;
+	stacks->from[stacks->known++] = rsp;
+}
+
+static bool scan_mapping(struct stacks *stacks, uint64_t rsp, tp_word_fn *visit, void *ctx)
+{
+	uint64_t words[BEFORE + CHUNK_WORDS + BEHIND] = { 0 };
+	uint64_t at = rsp & ~7ull, end = stacks->pairs[2 * mapping_of(stacks, rsp) + 1];
+	size_t count;
+
 	if (end - at > STACK_LIMIT)
 		end = at + STACK_LIMIT;
-	while (at < end) {
-		size_t want = end - at < CHUNK_BYTES ? end - at : CHUNK_BYTES;
-		struct iovec local = { chunk, want }, remote = { (void *)at, want };
-		ssize_t got = process_vm_readv(tid, &local, 1, &remote, 1, 0);
+	for (; at < end; at += count * sizeof(*words)) {
+		size_t left = (end - at) / sizeof(*words);
+		size_t want = left < CHUNK_WORDS + BEHIND ? left : CHUNK_WORDS + BEHIND;
+		size_t got = read_words(stacks->tid, at, words + BEFORE, want);
 
-		for (ssize_t k = 0; k < got / 8; k++)
-			if (visit(ctx, at + 8 * (uint64_t)k, chunk[k]))
+		count = got < CHUNK_WORDS ? got : CHUNK_WORDS;
+		memset(words + BEFORE + got, 0, sizeof(words) - (BEFORE + got) * sizeof(*words));
+		for (size_t i = 0; i < count; i++) {
+			const uint64_t *word = words + BEFORE + i;
+
+			if (is_saved_rip(word))
+				add_stack(stacks, word[-1]);
+			if (visit(ctx, at + i * sizeof(*words), *word))
 				return true;
-		if (got < (ssize_t)want)
+		}
+		if (got < want)
 			break;
-		at += want;
+		words[0] = words[count];
 	}
+	return false;
+}
+
+/** Every aligned word from @rsp to the end of its mapping, and of the stacks that it was on before
+ * a signal took it to this one. Not the red zone: what a thread will return to stands above. */
+bool tp_scan_stack(pid_t tid, uint64_t rsp, const uint64_t *pairs, uint64_t count,
+		   tp_word_fn *visit, void *ctx)
+{
+	struct stacks stacks = { .tid = tid, .pairs = pairs, .count = count };
+
+	add_stack(&stacks, rsp);
+	while (stacks.begun < stacks.known)
+		if (scan_mapping(&stacks, stacks.from[stacks.begun++], visit, ctx))
+			return true;
 	return false;
 }

@@ -81,8 +81,9 @@ struct tp_leave {
 	uint64_t site_count;
 	const uint64_t *stacks; /* pairs start, end of writable mappings, sorted */
 	uint64_t stack_count;
-	uint64_t handler;    /* ours */
-	uint64_t restorer;   /* a word that proves nothing: every dead signal frame leaves one */
+	uint64_t handler; /* ours */
+	uint64_t
+		restorer; /* of our handler: a frame of its own, often a dead one, proves nothing */
 	uint64_t old_action; /* address of the saved struct sigaction in the target */
 	uint64_t scratch;    /* writable address of ours in the target */
 	int mem_fd;

@@ -13,12 +13,16 @@ from test_life import calls
 from test_storms import STORMS, part_of, survives
 
 import textpoke
+import textpoke.leave
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Compile, Start
+
+    from textpoke.agent import Agent
 
 BUILDS = {
     "pie": ("-fPIE", "-pie"),
@@ -33,6 +37,7 @@ BUILDS = {
 REFUSED = {"e_refused_trap": "traps"}
 PUNS = {"e_pun_loop", "e_pun_call"}
 TOGGLE_S = 1.0
+MOST_HELD = 16
 TRACED = sorted(programs.FUNCTIONS)
 
 
@@ -153,10 +158,11 @@ def test_what_cannot_be_displaced_is_refused_by_name(entries: subprocess.Popen[s
 
 
 @pytest.mark.parametrize("mode", ["int3", "stop"])
+@pytest.mark.parametrize("how", ["sleep", "sleep elsewhere"])
 def test_a_thread_that_sleeps_among_the_first_instructions_is_left_there(
-    entries: subprocess.Popen[str], mode: str
+    entries: subprocess.Popen[str], how: str, mode: str
 ) -> None:
-    assert ask(entries, "sleep") == "asleep"
+    assert ask(entries, how) == "asleep"
     with textpoke.attach(entries.pid) as target:
         with target.trace("e_*", mode=mode) as trace:
             refused = {site.function: why for site, why in trace.refused}
@@ -169,6 +175,34 @@ def test_a_thread_that_sleeps_among_the_first_instructions_is_left_there(
             assert ask(entries, "ping") == "pong"
     assert target.report is not None
     assert target.report.residue == []
+
+
+@pytest.mark.parametrize("returns", [False, True])
+def test_numbers_on_a_stack_keep_nothing_but_return_addresses_do(
+    entries: subprocess.Popen[str], returns: bool
+) -> None:
+    with textpoke.attach(entries.pid) as target:
+        with target.trace("e_*"):
+            assert ask(entries, "ping") == "pong"
+        numbers = [n for n, after_call in addresses_of_ours(target.agent) if after_call is returns]
+        assert len(numbers) >= MOST_HELD
+        assert ask(entries, "hold " + " ".join(map(str, numbers[:MOST_HELD]))) == "held"
+    assert target.report is not None
+    assert [line for line in target.report.residue if "will return" not in line] == []
+    assert bool(target.report.residue) is returns
+    assert ask(entries, "drop") == "dropped"
+    assert textpoke.leave.detach_remains(entries.pid).residue == []
+    assert text_equals_files(entries.pid)
+
+
+def addresses_of_ours(agent: Agent) -> Iterator[tuple[int, bool]]:
+    """Addresses within our stubs, and whether each is where a CALL returns to."""
+    head = agent.image()
+    for region in (head.regions[i] for i in range(head.region_count)):
+        code = agent.read(region.start, region.bytes)
+        for at in range(8, len(code)):
+            if any(code[at : at + 5]):
+                yield region.start + at, code[at - 5] == 0xE8
 
 
 @pytest.mark.parametrize("storm", STORMS)

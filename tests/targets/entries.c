@@ -3,8 +3,9 @@
  * @file
  * Functions whose first instructions are of every kind that must work elsewhere: each returns what it
  * is given, by its own way, and counts its calls. No NOPs at the entries.
- * Lines: "hot THREADS", "stop" (calls of each function, wrong results), "ping", "names", "sleep",
- * "wake" (threads that a signal has stopped among the first instructions of a function).
+ * Lines: "hot THREADS", "stop" (calls of each function, wrong results), "ping", "names"; "sleep",
+ * "sleep elsewhere", "wake" (threads that a signal has stopped among the first instructions of a
+ * function; a second signal has taken it to an alternate stack); "hold NUMBER..." (on the stack).
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -130,26 +131,37 @@ PLAIN static void finish(void)
 
 /* A thread that sleeps in a signal handler, interrupted at the second instruction of e_push: the
  * trap flag stops it there. */
-static volatile int asleep, wake;
+static volatile int asleep, wake, elsewhere;
 
-PLAIN static void on_step(int signal, siginfo_t *info, void *context)
+PLAIN static void fall_asleep(int signal)
 {
-	greg_t *regs = ((ucontext_t *)context)->uc_mcontext.gregs;
-
 	(void)signal;
-	(void)info;
-	if ((uint64_t)regs[REG_RIP] != (uint64_t)e_push + 1)
-		return;
-	regs[REG_EFL] &= ~0x100l;
 	asleep = 1;
 	while (!wake)
 		usleep(1000);
 }
 
+PLAIN static void on_step(int signal, siginfo_t *info, void *context)
+{
+	greg_t *regs = ((ucontext_t *)context)->uc_mcontext.gregs;
+
+	(void)info;
+	if ((uint64_t)regs[REG_RIP] != (uint64_t)e_push + 1)
+		return;
+	regs[REG_EFL] &= ~0x100l;
+	if (elsewhere)
+		raise(SIGUSR1);
+	else
+		fall_asleep(signal);
+}
+
 PLAIN static void *sleep_inside(void *count)
 {
+	static char alternate[1 << 16];
+	const stack_t stack = { .ss_sp = alternate, .ss_size = sizeof(alternate) };
 	uint64_t result;
 
+	sigaltstack(&stack, NULL);
 	__asm__ volatile("pushfq\norq $0x100, (%%rsp)\npopfq\ncall e_push"
 			 : "=a"(result)
 			 : "D"(77ul), "S"(count)
@@ -160,10 +172,13 @@ PLAIN static void *sleep_inside(void *count)
 static uint64_t sleeper_count;
 static pthread_t sleeper;
 
-PLAIN static void put_to_sleep(void)
+PLAIN static void put_to_sleep(int on_another_stack)
 {
 	struct sigaction action = { .sa_sigaction = on_step, .sa_flags = SA_SIGINFO | SA_NODEFER };
+	struct sigaction other = { .sa_handler = fall_asleep, .sa_flags = SA_ONSTACK };
 
+	elsewhere = on_another_stack;
+	sigaction(SIGUSR1, &other, NULL);
 	asleep = wake = 0;
 	sleeper_count = 0;
 	sigaction(SIGTRAP, &action, NULL);
@@ -183,6 +198,21 @@ PLAIN static void wake_up(void)
 	say("%s", right ? "right" : "wrong");
 }
 
+/* Numbers that stand on the stack while the next line is awaited, and at no other time. */
+PLAIN static void hold(const char *numbers)
+{
+	volatile uint64_t held[64] = { 0 };
+	int used;
+
+	for (int i = 0; i < 64 && sscanf(numbers, "%lu%n", &held[i], &used) == 1; i++)
+		numbers += used;
+	say("held");
+	hear();
+	for (int i = 0; i < 64; i++)
+		held[i] = 0;
+	say("dropped");
+}
+
 PLAIN int main(void)
 {
 	struct tally mine = { 0 };
@@ -197,7 +227,11 @@ PLAIN int main(void)
 		else if (!strcmp(line, "stop"))
 			finish();
 		else if (!strcmp(line, "sleep"))
-			put_to_sleep();
+			put_to_sleep(0);
+		else if (!strcmp(line, "sleep elsewhere"))
+			put_to_sleep(1);
+		else if (!strncmp(line, "hold ", 5))
+			hold(line + 5);
 		else if (!strcmp(line, "wake"))
 			wake_up();
 		else if (!strcmp(line, "ping"))
