@@ -20,7 +20,7 @@ struct job {
 	struct tp_outcome outcome;
 	uint64_t bytes;
 	int room; /* on alternate stacks, for a trap: the caller answers for it */
-	struct tp_poke pokes[];
+	struct tp_poke pokes[] __attribute__((aligned(TP_LINE_BYTES))); /* one line each */
 };
 
 struct table_block {

@@ -140,31 +140,38 @@ static int check_heads(const struct tp_engine *engine, const struct tp_batch *ba
 	return !heads && (batch->all_or_nothing || batch->finish) ? -TP_EMULTI : 0;
 }
 
+/* Where a CALL or JMP of five bytes at the site goes. */
+static uint64_t target_of(const struct tp_poke *poke, const uint8_t *branch)
+{
+	int32_t displacement;
+
+	__builtin_memcpy(&displacement, branch + 1, sizeof(displacement));
+	return poke->addr + TP_JMP_BYTES + (uint64_t)(int64_t)displacement;
+}
+
 /* The other side is no single instruction, whatever it begins like: a trapped thread takes the JMP. */
 static int choose_jmp(const struct tp_engine *engine, const struct tp_batch *batch,
 		      struct tp_poke *poke)
 {
 	const uint8_t *jmp = poke->flags & TP_POKE_BACK ? poke->old : poke->new_;
 	int error = check_heads(engine, batch, poke, jmp);
-	int32_t displacement;
 
 	if (error)
 		return error;
 	if (poke->old[0] == TP_INT3 || poke->new_[0] == TP_INT3)
 		return -TP_EEMULATE;
-	__builtin_memcpy(&displacement, jmp + 1, sizeof(displacement));
 	poke->emulate = TP_INSN_JMP;
-	poke->target = poke->addr + TP_JMP_BYTES + (uint64_t)(int64_t)displacement;
+	poke->target = target_of(poke, jmp);
 	return 0;
 }
 
 /* During the window old and new are both right; prefer what the site is turning into. */
-static int choose_emulation(const struct tp_batch *batch, struct tp_poke *poke, struct tp_insn old)
+static int choose_emulation(const struct tp_batch *batch, struct tp_poke *poke,
+			    const struct tp_insn *old, const struct tp_insn *new)
 {
-	struct tp_insn new = tp_classify(poke->new_, poke->len, poke->addr);
-	const struct tp_insn *chosen = new.kind != TP_INSN_OTHER ? &new : &old;
+	const struct tp_insn *chosen = new->kind != TP_INSN_OTHER ? new : old;
 	const struct tp_insn handler = { .kind = TP_INSN_HANDLER };
-	int error = check_tail(batch, poke, &old, &new);
+	int error = check_tail(batch, poke, old, new);
 
 	if (error)
 		return error;
@@ -183,14 +190,54 @@ static bool is_relative(enum tp_insn_kind kind)
 	return kind == TP_INSN_CALL || kind == TP_INSN_JMP || kind == TP_INSN_JCC;
 }
 
-/* Neighbours are often alike, thousands of NOP runs for one: decide once for all of them. */
-static bool emulate_like(struct tp_poke *poke, const struct tp_poke *other)
+/* CALL or JMP of five bytes, both the same but for how far they go. */
+static bool is_same_branch(const uint8_t *a, const uint8_t *b)
 {
-	if (!other || poke->len != other->len || (poke->handler | other->handler) ||
-	    ((poke->flags | other->flags) & TP_POKE_HEADS) ||
-	    ((poke->flags ^ other->flags) & TP_POKE_ONE) || !tp_same_field(poke->old, other->old) ||
-	    !tp_same_field(poke->new_, other->new_))
+	return a[0] == b[0] && (a[0] == 0xe8 || a[0] == TP_JMP);
+}
+
+/* What the last site was decided by. */
+struct decided {
+	const struct tp_poke *poke; /* NULL: none yet, or one of several instructions */
+	struct tp_insn old;
+	struct tp_insn new;
+};
+
+/*
+ * Five bytes each, and one instruction each, before and after: the same NOP, or the same branch to
+ * another place. What the check of the tail has found of the last one then holds here too, where
+ * threads trap; direct mode asks for more.
+ */
+static bool emulate_as_branch(const struct tp_batch *batch, struct tp_poke *poke,
+			      const struct decided *last, bool same_old, bool same_new)
+{
+	const struct tp_poke *other = last->poke;
+	const uint8_t *chosen = last->new.kind != TP_INSN_OTHER ? poke->new_ : poke->old;
+
+	if (batch->mode == TP_MODE_DIRECT || poke->len != TP_JMP_BYTES ||
+	    last->old.length != TP_JMP_BYTES || last->new.length != TP_JMP_BYTES ||
+	    !(same_old || is_same_branch(poke->old, other->old)) ||
+	    !(same_new || is_same_branch(poke->new_, other->new_)))
 		return false;
+	poke->emulate = other->emulate;
+	poke->target = is_relative(other->emulate & 0x0f) ? target_of(poke, chosen) : other->target;
+	return true;
+}
+
+/* Neighbours are often alike, thousands of NOPs for one: decide once for all of them. */
+static bool emulate_like(const struct tp_batch *batch, struct tp_poke *poke,
+			 const struct decided *last)
+{
+	const struct tp_poke *other = last->poke;
+	bool same_old, same_new;
+
+	if (!other || poke->len != other->len || (poke->handler | other->handler) ||
+	    ((poke->flags ^ other->flags) & ~TP_POKE_ALIKE))
+		return false;
+	same_old = tp_same_field(poke->old, other->old);
+	same_new = tp_same_field(poke->new_, other->new_);
+	if (!same_old || !same_new)
+		return emulate_as_branch(batch, poke, last, same_old, same_new);
 	poke->flags |= TP_POKE_ALIKE;
 	poke->emulate = other->emulate;
 	poke->target = other->target;
@@ -199,23 +246,12 @@ static bool emulate_like(struct tp_poke *poke, const struct tp_poke *other)
 	return true;
 }
 
-/* What the site holds now: often the same NOP as at the last site, wherever that one is going. */
-static struct tp_insn classify_old(const struct tp_poke *poke, const struct tp_poke *last,
-				   const struct tp_insn *last_old)
-{
-	if (last && poke->len == last->len && !is_relative(last_old->kind) &&
-	    tp_same_prefix(poke->old, last->old, poke->len))
-		return *last_old;
-	return tp_classify(poke->old, poke->len, poke->addr);
-}
-
 /* Where the check of a sorted batch stands. */
 struct cursor {
 	uint64_t end; /* of the last site */
 	const struct tp_known *known;
 	const struct tp_known *known_end;
-	const struct tp_poke *last; /* the last site that was decided */
-	struct tp_insn last_old;    /* what it held */
+	struct decided last;
 	bool tails_differ;
 	bool must_look;
 	bool must_learn;
@@ -247,7 +283,7 @@ static int check_poke(const struct tp_engine *engine, const struct tp_batch *bat
 	if (null) {
 		poke->outcome = TP_SITE_SKIPPED;
 		cursor->skipped++;
-		cursor->last = NULL;
+		cursor->last.poke = NULL;
 		return 0;
 	}
 	if (poke->len < 1 || poke->len > TP_MAX_INSN)
@@ -258,21 +294,23 @@ static int check_poke(const struct tp_engine *engine, const struct tp_batch *bat
 	if (!is_known(cursor, poke))
 		return -TP_EKNOWN;
 	if (tp_heads(poke)) {
-		cursor->last = NULL;
+		cursor->last.poke = NULL;
 		cursor->tails_differ |= tp_tail_differs(poke) || tp_old_heads(poke);
 		cursor->must_look |= tp_old_heads(poke) != 0;
 		return choose_jmp(engine, batch, poke);
 	}
-	if (!emulate_like(poke, cursor->last)) {
-		struct tp_insn old = classify_old(poke, cursor->last, &cursor->last_old);
-		int error = choose_emulation(batch, poke, old);
+	if (!emulate_like(batch, poke, &cursor->last)) {
+		int error;
 
+		cursor->last.old = tp_classify(poke->old, poke->len, poke->addr);
+		cursor->last.new = tp_classify(poke->new_, poke->len, poke->addr);
+		error = choose_emulation(batch, poke, &cursor->last.old, &cursor->last.new);
 		if (error)
 			return error;
-		cursor->last_old = old;
-		cursor->tails_differ |= tp_tail_differs(poke);
 	}
-	cursor->last = poke;
+	cursor->last.poke = poke;
+	if (!cursor->tails_differ && !(poke->flags & TP_POKE_ALIKE))
+		cursor->tails_differ = tp_tail_differs(poke);
 	return 0;
 }
 

@@ -152,20 +152,15 @@ static inline bool tp_same_field(const uint8_t *a, const uint8_t *b)
 }
 
 /**
- * Length, flags, outcome and emulation of a poke as one word. Neighbours that are alike and have the
- * same word need the same work, so a loop over thousands of them decides once.
+ * Length, flags, outcome and emulation of a poke as one word: sites with the same word need the same
+ * work, so a loop over thousands of them decides once.
  */
 static inline uint32_t tp_kind(const struct tp_poke *poke)
 {
 	uint32_t kind;
 
 	__builtin_memcpy(&kind, &poke->len, sizeof(kind));
-	return kind;
-}
-
-static inline bool tp_is_like(const struct tp_poke *poke, uint32_t last_kind)
-{
-	return tp_kind(poke) == last_kind && (poke->flags & TP_POKE_ALIKE);
+	return kind & ~((uint32_t)TP_POKE_ALIKE << 8);
 }
 
 _Static_assert(offsetof(struct tp_poke, len) == 28 && offsetof(struct tp_poke, emulate) == 31,

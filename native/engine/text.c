@@ -123,21 +123,11 @@ static bool joins(const struct tp_engine *engine, const struct window *window, u
 	       window->pages < TP_WINDOW_PAGES;
 }
 
-/* A site of one byte has no tail: only the others decide what the tail pass writes. */
-static void note_tail(struct window *window, const struct tp_poke *poke)
-{
-	if (poke->len < 2)
-		return;
-	if (!window->write_end)
-		window->write_start = poke->addr + 1;
-	window->write_end = poke->addr + poke->len;
-}
-
 static struct window next_window(const struct tp_engine *engine, const struct tp_batch *batch,
 				 const struct tp_pass *pass, size_t first)
 {
 	struct window window = { .first = first };
-	const struct tp_poke *last = NULL;
+	const struct tp_poke *last = NULL, *last_tail = NULL;
 	uint32_t last_kind = ~0u;
 	uint64_t last_page = 0;
 	size_t i;
@@ -162,8 +152,8 @@ static struct window next_window(const struct tp_engine *engine, const struct tp
 			last_page = page;
 		}
 		last = poke;
-		if (pass->edit == TP_EDIT_TAIL)
-			note_tail(&window, poke);
+		if (poke->len > 1) /* a site of one byte has no tail */
+			last_tail = poke;
 	}
 	window.last = i;
 	if (!last)
@@ -172,6 +162,11 @@ static struct window next_window(const struct tp_engine *engine, const struct tp
 	if (pass->edit == TP_EDIT_INT3 || pass->edit == TP_EDIT_FIRST) {
 		window.write_start = window.start;
 		window.write_end = last->addr + int3_span(last, pass);
+	}
+	if (pass->edit == TP_EDIT_TAIL && last_tail) {
+		/* Of several sites from the int3 of the first: one byte on, the copy takes longer. */
+		window.write_start = window.start + (last_tail->addr == window.start);
+		window.write_end = last_tail->addr + last_tail->len;
 	}
 	if (pass->edit == TP_EDIT_WHOLE) {
 		window.write_start = window.start;
@@ -285,42 +280,122 @@ static int prepare_site(struct tp_batch *batch, const struct tp_pass *pass, size
 }
 
 /*
- * The old code is checked again under the protocol, in every pass; then edited in our copy. A site
- * like the one before it must hold the same first eight bytes and gets the same first byte; where
- * that does not decide (longer sites, tails, undo), each goes its own way.
+ * What a pass does to every site of one kind, as masks over its first eight bytes. Sites of a batch
+ * are of a few kinds, so a loop over thousands of them decides once for each. What does not fit
+ * (longer sites, undo) goes its own way.
  */
+struct rule {
+	uint64_t site;	/* the bytes of the site; 0: no rule, it goes its own way */
+	uint64_t traps; /* that hold int3s now */
+	uint64_t edit;	/* that this pass takes from the old or new code */
+	uint64_t int3;	/* that this pass puts int3s on */
+	uint32_t kind;
+	bool made;
+	bool chosen; /* the pass is for such sites */
+	bool holds_new;
+};
+
+#define RULES 64
+#define INT3_WORD 0xccccccccccccccccull
+
+/* Byte masks of the bits of @bits. */
+static uint64_t bytes_of(unsigned int bits)
+{
+	uint64_t mask = 0;
+
+	for (unsigned int set = bits; set; set &= set - 1)
+		mask |= 0xffull << 8 * __builtin_ctz(set);
+	return mask;
+}
+
+static struct rule make_rule(const struct tp_poke *poke, const struct tp_pass *pass)
+{
+	struct rule rule = { .kind = tp_kind(poke), .made = true, .chosen = selected(poke, pass) };
+	unsigned int traps = IS_ONE_OF(poke, TRAPPED) ? 1 : 0;
+	size_t from, to;
+
+	if (!rule.chosen || is_undo(pass) || poke->len > 8)
+		return rule;
+	if (IS_ONE_OF(poke, TRAPPED_HEADS))
+		traps |= tp_old_heads(poke);
+	rule.site = bytes_of((1u << poke->len) - 1);
+	rule.traps = bytes_of(traps);
+	rule.holds_new = IS_ONE_OF(poke, NEW_TAIL);
+	edit_range(poke, pass, &from, &to);
+	if (pass->edit == TP_EDIT_INT3)
+		rule.int3 = bytes_of(trapped_heads(poke, pass) | 1);
+	else if (from < to)
+		rule.edit = bytes_of((1u << to) - (1u << from));
+	return rule;
+}
+
+static const struct rule *rule_for(struct rule rules[RULES], const struct tp_poke *poke,
+				   const struct tp_pass *pass)
+{
+	struct rule *rule = &rules[tp_kind(poke) * 0x9e3779b1u >> 26];
+
+	if (!rule->made || rule->kind != tp_kind(poke))
+		*rule = make_rule(poke, pass);
+	return rule;
+}
+
+/*
+ * Check and edit pokes from @i on by their common rule, up to one of another kind or one that does
+ * not hold what it must: its index. A site with the bytes of the one before it must hold the same
+ * ones and gets the same ones.
+ */
+static size_t prepare_by_rule(const struct tp_batch *batch, const struct rule *rule, bool to_new,
+			      uint8_t *copy, uint64_t start, size_t i, size_t last)
+{
+	const struct tp_poke *poke = &batch->pokes[i], *end = &batch->pokes[last];
+	const uint64_t site = rule->site, kept = ~(rule->edit | rule->int3);
+	const uint32_t kind = rule->kind;
+	uint64_t want, put;
+
+	do {
+		want = tp_word(rule->holds_new ? poke->new_ : poke->old);
+		want = ((want & ~rule->traps) | (INT3_WORD & rule->traps)) & site;
+		put = tp_word(to_new ? poke->new_ : poke->old) & rule->edit;
+		put |= INT3_WORD & rule->int3;
+		do {
+			uint8_t *found = copy + (poke->addr - start);
+			uint64_t word = tp_word(found);
+
+			if ((word & site) != want)
+				return (size_t)(poke - batch->pokes);
+			word = (word & kept) | put;
+			__builtin_memcpy(found, &word, sizeof(word));
+			poke++;
+		} while (poke < end && poke->flags & TP_POKE_ALIKE && tp_kind(poke) == kind);
+	} while (poke < end && tp_kind(poke) == kind);
+	return (size_t)(poke - batch->pokes);
+}
+
+/* The old code is checked again under the protocol, in every pass; then edited in our copy. */
 static int prepare_window(struct tp_engine *engine, struct tp_batch *batch,
 			  const struct tp_pass *pass, const struct window *window)
 {
 	uint8_t *copy = copy_of(engine->window, window->start, window->start);
-	bool by_word = pass->phase < TP_PHASE_RECOVER &&
-		       (pass->edit == TP_EDIT_INT3 || pass->edit == TP_EDIT_FIRST ||
-			pass->edit == TP_EDIT_NONE);
-	uint64_t held = 0;
-	uint32_t last_kind = ~0u;
-	uint8_t edited = 0;
+	struct rule rules[RULES] = { 0 };
+	size_t i = window->first;
 
-	for (size_t i = window->first; i < window->last; i++) {
-		struct tp_poke *poke = &batch->pokes[i];
-		uint8_t *found = copy + (poke->addr - window->start);
-		uint64_t word;
+	while (i < window->last) {
+		const struct tp_poke *poke = &batch->pokes[i];
+		const struct rule *rule = rule_for(rules, poke, pass);
+		size_t begun = i;
 		int error;
 
-		if (tp_is_like(poke, last_kind) &&
-		    !((tp_word(found) ^ held) << (64 - 8 * poke->len))) {
-			found[0] = edited;
+		if (rule->chosen && rule->site)
+			i = prepare_by_rule(batch, rule, pass->to_new, copy, window->start, i,
+					    window->last);
+		if (i > begun)
 			continue;
-		}
-		last_kind = ~0u;
-		if (!selected(poke, pass)) /* it may stand far outside of the window */
+		i++;
+		if (!rule->chosen) /* it may stand far outside of the window */
 			continue;
-		word = tp_word(found);
-		error = prepare_site(batch, pass, i, found);
+		error = prepare_site(batch, pass, begun, copy + (poke->addr - window->start));
 		if (error)
 			return error;
-		held = word;
-		edited = found[0];
-		last_kind = by_word && poke->len <= 8 && !tp_heads(poke) ? tp_kind(poke) : ~0u;
 	}
 	return 0;
 }

@@ -36,7 +36,8 @@ enum tp_poke_flags {
 	TP_POKE_BACK = 1 << 6, /* or that comes back in its place */
 	/* Without heads: each side is one instruction, whatever it looks like: the rest is padding. */
 	TP_POKE_ONE = 1 << 6,
-	TP_POKE_ALIKE = 1 << 7, /* filled by the engine: length and bytes of the poke before it */
+	TP_POKE_ALIKE = 1
+		<< 7, /* filled by the engine: all bytes are those of the poke before it */
 };
 
 /** Where one site of a batch stands. */

@@ -462,3 +462,84 @@ TEST(design_check_forgets_what_the_caller_left_in_the_engines_fields)
 	CHECK_EQ(rig_site(&rig, 0)->emulate, TP_INSN_JMP);
 	rig_close(&rig);
 }
+
+struct verdict {
+	int error;
+	uint8_t emulate;
+	uint64_t target; /* from the site on */
+};
+
+struct change {
+	const uint8_t *old;
+	const uint8_t *new;
+	uint8_t flags;
+};
+
+/* What the check makes of the last of @count changes, 16 bytes apart; the ones before must pass. */
+static struct verdict check_last(const struct change *changes, size_t count, size_t at,
+				 enum tp_mode mode, bool all_or_nothing)
+{
+	struct verdict verdict;
+	struct rig rig;
+
+	rig_open(&rig, 1);
+	for (size_t i = 0; i < count; i++) {
+		size_t site = rig_add(&rig, at + 16 * i, 5, changes[i].old, changes[i].new);
+
+		rig.asked[site].flags = changes[i].flags;
+	}
+	rig.batch.mode = mode;
+	rig.batch.all_or_nothing = all_or_nothing;
+	rig_learn(&rig);
+	verdict.error = tp_check_batch(&rig.engine, &rig.batch);
+	verdict.emulate = verdict.error ? 0 : rig.pokes[count - 1].emulate;
+	verdict.target = verdict.error ? 0 : rig.pokes[count - 1].target;
+	if (verdict.emulate == TP_INSN_OTHER) /* nobody reads it */
+		verdict.target = 0;
+	if (verdict.emulate == TP_INSN_CALL || verdict.emulate == TP_INSN_JMP)
+		verdict.target -= fake_addr(&rig.fake, 0);
+	rig_close(&rig);
+	return verdict;
+}
+
+/* Every pair of changes in every mode: the neighbour, often alike, must not decide for a site. */
+TEST(design_a_neighbour_changes_nothing_of_what_the_check_finds)
+{
+	const uint8_t *const codes[] = { NOP5,
+					 RUN5,
+					 FLIP5,
+					 CALL5,
+					 BYTES(0xe8, 1, 2, 3, 4),
+					 JMP5,
+					 BYTES(0x66, 0x66, 0x66, 0x66, 0x90),
+					 BYTES(0xb8, 1, 2, 3, 4),
+					 BYTES(0xc3, 0xcc, 0xcc, 0xcc, 0xcc) };
+	enum { CODES = sizeof(codes) / sizeof(*codes), PAIRS = CODES * CODES };
+	size_t compared = 0, refused = 0;
+
+	for (size_t n = 0; n < (size_t)PAIRS * PAIRS * 2 * TP_MODES * 2; n++) {
+		size_t first = n % PAIRS, second = n / PAIRS % PAIRS, rest = n / PAIRS / PAIRS;
+		const uint8_t flags = rest & 1 ? TP_POKE_ONE : 0;
+		const enum tp_mode mode = (enum tp_mode)(rest / 2 % TP_MODES);
+		const bool all_or_nothing = rest / 2 / TP_MODES;
+		const struct change both[] = {
+			{ codes[first % CODES], codes[first / CODES], flags },
+			{ codes[second % CODES], codes[second / CODES], flags },
+		};
+		struct verdict alone, after;
+
+		if (check_last(both, 1, 0, mode, all_or_nothing).error)
+			continue;
+		alone = check_last(both + 1, 1, 16, mode, all_or_nothing);
+		after = check_last(both, 2, 0, mode, all_or_nothing);
+		CHECK_NOTE("pairs %zu %zu, mode %d, flags %d, all or nothing %d", first, second,
+			   mode, flags, all_or_nothing);
+		CHECK_EQ(after.error, alone.error);
+		CHECK_EQ(after.emulate, alone.emulate);
+		CHECK_EQ(after.target, alone.target);
+		compared++;
+		refused += alone.error != 0;
+	}
+	CHECK(compared > 10000);
+	CHECK(refused > 1000);
+}

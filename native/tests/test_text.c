@@ -72,7 +72,7 @@ TEST(design_sites_of_a_page_go_in_one_write_from_first_to_last)
 	rig_close(&rig);
 }
 
-TEST(design_tail_write_spans_from_first_tail_to_last_tail)
+TEST(design_tail_write_of_several_sites_spans_from_first_int3_to_last_tail)
 {
 	struct rig rig;
 
@@ -82,8 +82,8 @@ TEST(design_tail_write_spans_from_first_tail_to_last_tail)
 	CHECK_EQ(run_pass(&rig, &add_int3), 0);
 	CHECK_EQ(run_pass(&rig, &tails), 0);
 	CHECK_EQ(rig.fake.count[FAKE_WRITE], 1);
-	CHECK_EQ(nth_write(&rig, 0)->addr, fake_addr(&rig.fake, 17));
-	CHECK_EQ(nth_write(&rig, 0)->len, 105 - 17);
+	CHECK_EQ(nth_write(&rig, 0)->addr, fake_addr(&rig.fake, 16));
+	CHECK_EQ(nth_write(&rig, 0)->len, 105 - 16);
 	CHECK_EQ(rig.fake.bytes[16], TP_INT3);
 	CHECK_EQ(rig.fake.bytes[100], TP_INT3);
 	CHECK_BYTES(rig.fake.bytes + 17, JMP5 + 1, 4);
