@@ -58,6 +58,7 @@ bench: build ## measure toggling, one event, and an attach against the alternati
 	$(BIN)/python bench/toggle.py
 	$(BIN)/python bench/event.py
 	$(BIN)/python bench/attach.py
+	$(BIN)/python bench/entries.py
 
 SECONDS ?= 600
 CYCLES ?= 1000

@@ -244,7 +244,10 @@ static int run_batch(struct tp_wire *wire, const uint64_t args[4])
 
 static struct tp_poke undo_of(const struct tp_known *entry, uint32_t index)
 {
-	struct tp_poke poke = { .addr = entry->addr, .len = entry->len, .index = index };
+	struct tp_poke poke = { .addr = entry->addr,
+				.handler = entry->handler,
+				.len = entry->handler ? 1 : entry->len, /* an int3 for good */
+				.index = index };
 
 	tpa_copy(poke.old, entry->current, sizeof(poke.old));
 	tpa_copy(poke.new_, entry->original, sizeof(poke.new_));

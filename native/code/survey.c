@@ -733,23 +733,38 @@ static enum tp_refusal decide(const struct survey *survey, uint64_t i)
 }
 
 /*
- * A natural pun: only the first byte becomes that of a JMP, whose distance is the bytes that follow.
- * These stay what they are, so it does not matter who else goes there. They must not be another
- * function's, which may be patched itself.
+ * Of a refused function: the bytes of its first instruction, if it is not another function's, and can
+ * be done elsewhere by itself. An int3 over its first byte leaves all other bytes as they are.
  */
 static uint8_t first_alone(const struct survey *survey, uint64_t i, enum tp_refusal refusal)
 {
 	struct tp_decoded insn;
 	struct window window;
 
-	if ((refusal != TP_REFUSE_SHORT && refusal != TP_REFUSE_CALL &&
-	     refusal != TP_REFUSE_SYSCALL && refusal != TP_REFUSE_BRANCH &&
-	     refusal != TP_REFUSE_TABLE) ||
-	    !open_window(survey, i, &window) || window.room < JUMP_BYTES ||
-	    window.next < JUMP_BYTES || *window.code == JMP_REL32)
+	if (refusal == TP_REFUSE_NOTHING || refuse_by_flags(&survey->in->functions[i]) ||
+	    !open_window(survey, i, &window))
 		return 0;
 	insn = tp_decode(window.code, window.room);
-	return refuse_insn(window.code, &insn, true) ? 0 : insn.length;
+	if (!insn.length || insn.length > window.next || (window.own && insn.length > window.own) ||
+	    refuse_insn(window.code, &insn, true))
+		return 0;
+	return insn.length;
+}
+
+/*
+ * A natural pun: only the first byte becomes that of a JMP, whose distance is the bytes that follow.
+ * These stay what they are, so it does not matter who else goes there. They must not be another
+ * function's, which may be patched itself.
+ */
+static bool makes_pun(const struct survey *survey, uint64_t i, enum tp_refusal refusal)
+{
+	struct window window;
+
+	return (refusal == TP_REFUSE_SHORT || refusal == TP_REFUSE_CALL ||
+		refusal == TP_REFUSE_SYSCALL || refusal == TP_REFUSE_BRANCH ||
+		refusal == TP_REFUSE_TABLE) &&
+	       open_window(survey, i, &window) && window.room >= JUMP_BYTES &&
+	       window.next >= JUMP_BYTES && *window.code != JMP_REL32;
 }
 
 /** Decode a module's code once and decide for each of its functions. */
@@ -776,9 +791,11 @@ int tp_survey(const struct tp_survey *in, struct tp_surveyed *out)
 		follow_pointers(&survey);
 	for (uint64_t i = 0; !err && i < in->function_count; i++) {
 		enum tp_refusal refusal = decide(&survey, i);
+		uint8_t alone = first_alone(&survey, i, refusal);
 
 		in->functions[i].reason = (uint8_t)refusal;
-		in->functions[i].first = first_alone(&survey, i, refusal);
+		in->functions[i].alone = alone;
+		in->functions[i].first = makes_pun(&survey, i, refusal) ? alone : 0;
 	}
 	free(survey.tables);
 	free(survey.first_bit);

@@ -165,6 +165,14 @@ static int choose_jmp(const struct tp_engine *engine, const struct tp_batch *bat
 	return 0;
 }
 
+/* Only where threads may trap can an int3 be there for good; taken away it may be anywhere. */
+static bool has_wrong_int3(const struct tp_batch *batch, const struct tp_poke *poke)
+{
+	if (poke->old[0] != TP_INT3 && poke->new_[0] != TP_INT3)
+		return false;
+	return !tp_is_permanent(poke) || (poke->new_[0] == TP_INT3 && batch->mode != TP_MODE_INT3);
+}
+
 /* During the window old and new are both right; prefer what the site is turning into. */
 static int choose_emulation(const struct tp_batch *batch, struct tp_poke *poke,
 			    const struct tp_insn *old, const struct tp_insn *new)
@@ -177,7 +185,7 @@ static int choose_emulation(const struct tp_batch *batch, struct tp_poke *poke,
 		return error;
 	if (poke->handler)
 		chosen = &handler;
-	if (poke->old[0] == TP_INT3 || poke->new_[0] == TP_INT3 ||
+	if (has_wrong_int3(batch, poke) ||
 	    (batch->mode == TP_MODE_INT3 && chosen->kind == TP_INSN_OTHER))
 		return -TP_EEMULATE;
 	poke->emulate = tp_pack_emulate(chosen);
@@ -255,6 +263,7 @@ struct cursor {
 	bool tails_differ;
 	bool must_look;
 	bool must_learn;
+	bool must_arm;
 	size_t skipped;
 };
 
@@ -309,6 +318,7 @@ static int check_poke(const struct tp_engine *engine, const struct tp_batch *bat
 			return error;
 	}
 	cursor->last.poke = poke;
+	cursor->must_arm |= poke->new_[0] == TP_INT3;
 	if (!cursor->tails_differ && !(poke->flags & TP_POKE_ALIKE))
 		cursor->tails_differ = tp_tail_differs(poke);
 	return 0;
@@ -380,6 +390,7 @@ int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
 	batch->tails_differ = cursor.tails_differ;
 	batch->must_look = cursor.must_look;
 	batch->must_learn = cursor.must_learn;
+	batch->must_arm = cursor.must_arm;
 	batch->skipped = cursor.skipped;
 	return 0;
 }

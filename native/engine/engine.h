@@ -62,7 +62,8 @@ struct tp_frame {
 enum tp_trap_result {
 	TP_TRAP_FOREIGN, /* not ours: chain it */
 	TP_TRAP_EMULATED,
-	TP_TRAP_LATE, /* the int3 is gone already: execute again */
+	TP_TRAP_LATE,	   /* the int3 is gone already: execute again */
+	TP_TRAP_PERMANENT, /* an int3 that is there for good */
 };
 
 /** A batch while it runs; the trap handler reads it. Pokes are sorted by address. */
@@ -78,6 +79,7 @@ struct tp_batch {
 	bool tails_differ; /* filled by the check: the tail phase is needed */
 	bool must_look;	   /* likewise: a site holds several instructions now */
 	bool must_learn;   /* likewise: the known table lacks a site's first bytes */
+	bool must_arm;	   /* likewise: a site becomes an int3 for good */
 	size_t skipped;	   /* likewise: records that are already there */
 	struct tp_outcome *outcome;
 };
@@ -98,7 +100,8 @@ struct tp_slot {
 	uint64_t traps;
 	uint64_t late;
 	uint64_t foreign;
-	uint64_t padding[4];
+	uint64_t permanent;
+	uint64_t padding[3];
 };
 
 struct tp_known_table {
@@ -179,6 +182,13 @@ static inline unsigned int tp_heads(const struct tp_poke *poke)
 static inline unsigned int tp_old_heads(const struct tp_poke *poke)
 {
 	return poke->flags & TP_POKE_BACK ? 0 : tp_heads(poke);
+}
+
+/** Is one side of this poke an int3 that stays, or has stayed: a trapped thread goes on at the handler. */
+static inline bool tp_is_permanent(const struct tp_poke *poke)
+{
+	return poke->handler && poke->len == 1 &&
+	       (poke->old[0] == TP_INT3) != (poke->new_[0] == TP_INT3);
 }
 
 /** Where the instruction at byte @head of the old code is in the copy that the JMP goes to. */

@@ -278,6 +278,29 @@ static bool has_old_tail(const struct tp_poke *poke)
 	       poke->outcome == TP_SITE_BUSY || poke->outcome == TP_SITE_LEFT;
 }
 
+/* An int3 that stays is met by threads as soon as the batch has ended: they must find their way. */
+static void arm_sites(struct tp_engine *engine, const struct tp_batch *batch)
+{
+	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
+
+	for (size_t i = 0; i < batch->count; i++) {
+		const struct tp_poke *poke = &batch->pokes[i];
+
+		if (poke->outcome == TP_SITE_SKIPPED || poke->new_[0] != TP_INT3)
+			continue;
+		while (entry->addr != poke->addr) /* the check has seen it there */
+			entry++;
+		__atomic_store_n(&entry->handler, poke->handler, __ATOMIC_SEQ_CST);
+	}
+}
+
+/* A stranger's int3 that comes to stand there later is the stranger's. */
+static void disarm_site(struct tp_known *entry)
+{
+	if (entry->handler && entry->current[0] != TP_INT3)
+		__atomic_store_n(&entry->handler, 0, __ATOMIC_SEQ_CST);
+}
+
 static void commit_site(const struct tp_poke *poke, struct tp_known *entry, enum tp_mode mode)
 {
 	const uint8_t *bytes = has_old_tail(poke) ? poke->old : poke->new_;
@@ -311,6 +334,7 @@ static void commit_known(struct tp_engine *engine, const struct tp_batch *batch)
 		while (entry->addr != poke->addr) /* the check has seen it there */
 			entry++;
 		commit_site(poke, entry, batch->mode);
+		disarm_site(entry);
 	}
 }
 
@@ -366,6 +390,8 @@ int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch)
 		return error;
 	if (batch->must_learn)
 		learn_first_bytes(engine, batch);
+	if (batch->must_arm)
+		arm_sites(engine, batch);
 	count_traps(engine, outcome, -1);
 	if (batch->mode == TP_MODE_INT3)
 		tp_publish(engine, batch);

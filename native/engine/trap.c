@@ -64,7 +64,9 @@ static enum tp_trap_result look_up(struct tp_engine *engine, struct tp_frame *fr
 
 	do {
 		const struct tp_known_table *known;
+		const struct tp_known *entry;
 		const struct tp_poke *poke;
+		uint64_t handler;
 
 		generation = __atomic_load_n(&engine->generation, __ATOMIC_SEQ_CST);
 		poke = find_active(engine, frame->rip);
@@ -76,11 +78,17 @@ static enum tp_trap_result look_up(struct tp_engine *engine, struct tp_frame *fr
 			return TP_TRAP_EMULATED;
 		}
 		known = __atomic_load_n(&engine->known, __ATOMIC_ACQUIRE);
-		if (!known || !tp_known_covering(known, addr))
+		entry = known ? tp_known_covering(known, addr) : NULL;
+		if (!entry)
 			return TP_TRAP_FOREIGN;
 		if (*(const volatile uint8_t *)addr != TP_INT3) {
 			frame->rip = addr;
 			return TP_TRAP_LATE;
+		}
+		handler = __atomic_load_n(&entry->handler, __ATOMIC_SEQ_CST);
+		if (handler && entry->addr == addr) {
+			frame->rip = handler;
+			return TP_TRAP_PERMANENT;
 		}
 	} while (generation != __atomic_load_n(&engine->generation, __ATOMIC_SEQ_CST));
 	return TP_TRAP_FOREIGN;
@@ -94,9 +102,10 @@ enum tp_trap_result tp_trap(struct tp_engine *engine, struct tp_frame *frame)
 
 	__atomic_add_fetch(&slot->inflight, 1, __ATOMIC_SEQ_CST);
 	result = look_up(engine, frame);
-	__atomic_add_fetch(result == TP_TRAP_EMULATED ? &slot->traps :
-			   result == TP_TRAP_LATE     ? &slot->late :
-							&slot->foreign,
+	__atomic_add_fetch(result == TP_TRAP_EMULATED  ? &slot->traps :
+			   result == TP_TRAP_LATE      ? &slot->late :
+			   result == TP_TRAP_PERMANENT ? &slot->permanent :
+							 &slot->foreign,
 			   1, __ATOMIC_RELAXED);
 	__atomic_sub_fetch(&slot->inflight, 1, __ATOMIC_SEQ_CST);
 	return result;

@@ -209,7 +209,8 @@ struct tp_function {
 	uint8_t reason; /* enum tp_refusal; TP_REFUSE_NOTHING: it can be displaced */
 	uint8_t first; /* of a refused one: the bytes of its first instruction, if that alone can be
 			 * displaced by a JMP of one changed byte (a natural pun); else 0 */
-	uint8_t reserved[6];
+	uint8_t alone; /* likewise if it can be done elsewhere at all: under an int3 for good */
+	uint8_t reserved[5];
 };
 
 /** A piece of an ELF file by virtual address. */

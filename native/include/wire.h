@@ -15,7 +15,7 @@
 #define TP_WIRE_MAGIC 0x454b4f5054584554ull /* "TEXTPOKE" */
 
 enum {
-	TP_WIRE_VERSION = 1,
+	TP_WIRE_VERSION = 2,
 	TP_PAGE_BYTES = 4096,
 	TP_MAX_INSN = 15,
 	TP_INT3 = 0xcc,
@@ -68,9 +68,11 @@ enum tp_phase {
 /** One site of a batch: replace the instruction at @addr. */
 struct tp_poke {
 	uint64_t addr;
-	uint64_t handler; /* a trapped thread continues here; 0: emulate the instruction */
-	uint64_t target;  /* filled by the engine: where the emulated branch goes */
-	uint32_t index;	  /* position in the caller's order */
+	/* A trapped thread continues here; 0: emulate the instruction. A site of one byte with a handler
+	 * may be turned into an int3 for good: whoever traps there later goes on there too. */
+	uint64_t handler;
+	uint64_t target; /* filled by the engine: where the emulated branch goes */
+	uint32_t index;	 /* position in the caller's order */
 	uint8_t len;
 	uint8_t flags;	 /* enum tp_poke_flags */
 	uint8_t outcome; /* enum tp_outcome_of_site */
@@ -117,6 +119,7 @@ struct tp_known {
 	uint8_t mode;  /* enum tp_mode of the last batch: how it may be undone */
 	uint8_t heads; /* bit i: a batch has had an int3 i bytes into the site, too */
 	uint8_t reserved[3];
+	uint64_t handler; /* while the site is an int3 for good: where a trapped thread goes on */
 };
 
 enum tp_command {
@@ -266,7 +269,7 @@ struct tp_wire {
 
 #ifndef TP_CDEF
 _Static_assert(sizeof(struct tp_poke) == 64, "wire layout");
-_Static_assert(sizeof(struct tp_known) == 48, "wire layout");
+_Static_assert(sizeof(struct tp_known) == 56, "wire layout");
 _Static_assert(sizeof(struct tp_event) == 16, "wire layout");
 _Static_assert(sizeof(struct tp_ring) == 144, "wire layout");
 _Static_assert(sizeof(struct tp_wire) <= TP_PAGE_BYTES, "wire layout");

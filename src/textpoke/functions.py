@@ -51,8 +51,8 @@ _LONGEST_NAME = 16 * 1024
 _MOST_NAME_BYTES = 256 << 20
 _WHY_NOT_MAPPED = "its address is not in the module's code as it is mapped"
 _WORTH_KEEPING_BYTES = 1 << 18  # less code is surveyed faster than its survey is read
-# struct tp_function: vaddr, bytes, flags, at, window, heads, reason, first.
-_ROW = struct.Struct("<QIBBBBBB6x")
+# struct tp_function: vaddr, bytes, flags, at, window, heads, reason, first, alone.
+_ROW = struct.Struct("<QIBBBBBBB5x")
 _LABEL_BYTES = 8
 _AT, _REASON = (
     ffi.offsetof("struct tp_function", "at"),
@@ -166,6 +166,13 @@ class Functions:
         """
         return self._row(index)[7]
 
+    def alone(self, index: int) -> int:
+        """Return the bytes of a refused one's first instruction if an int3 could stand for it.
+
+        0 where it cannot be done elsewhere, or nothing may be known of the function.
+        """
+        return self._row(index)[8]
+
     def flags(self, index: int) -> int:
         """Return bits of enum tp_function_flags."""
         return self._row(index)[2]
@@ -214,8 +221,12 @@ class Functions:
         stems, endings = self._stems(list(indexes))
         return list(map(str.__add__, demangle(stems), endings))
 
-    def sites(self, indexes: Iterable[int]) -> list[Site]:
+    def sites(self, indexes: Iterable[int], *, traps: bool = False) -> list[Site]:
         """Return one site for each of the functions, refused ones too.
+
+        Args:
+            indexes: The functions.
+            traps: Where nothing else helps, an int3 may stay for good (`SiteKind.TRAP`).
 
         Raises:
             BadElf: As for `names`.
@@ -229,10 +240,13 @@ class Functions:
         for index, stem, ending, readable, source in zip(
             chosen, stems, endings, demangle(stems), self._sources(chosen), strict=True
         ):
-            entry, _, _, at, window, heads, refusal, first = row_at(rows, index * row_bytes)
+            entry, _, _, at, window, heads, refusal, first, alone = row_at(rows, index * row_bytes)
             vaddr = entry + at
+            kind = SiteKind.PUN if first else SiteKind.ENTRY
+            if refusal and not first and traps and alone:
+                kind, first = SiteKind.TRAP, alone
             content = bytes_at(vaddr, max(window, first, _SITE_BYTES))
-            old = content[:_SITE_BYTES]
+            old = content[: 1 if kind is SiteKind.TRAP else _SITE_BYTES]
             reason = REASONS[refusal] if refusal and not first else None
             if reason is None and not is_mapped(vaddr + bias, len(old)):
                 reason = _WHY_NOT_MAPPED
@@ -241,7 +255,7 @@ class Functions:
                 make_site(
                     vaddr + bias,
                     len(old),
-                    (SiteKind.PUN if first else SiteKind.ENTRY) if good else None,
+                    kind if good else None,
                     module,
                     readable + ending,
                     stem + ending,

@@ -13,7 +13,7 @@ import os
 import struct
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from textpoke import target, wire
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 _CHUNK = 1 << 20
-_KNOWN = struct.Struct("<Q16s16sBBBB4x")  # struct tp_known
+_KNOWN = struct.Struct("<Q16s16sBBBBB3xQ")  # struct tp_known
 _TRIES = 60
 _PAUSE_S = 0.01
 _PR_SET_PTRACER = 0x59616D61
@@ -47,13 +47,17 @@ _PR_SET_PTRACER = 0x59616D61
 
 @dataclass(frozen=True, slots=True)
 class KnownSite:
-    """A site that was ever poked: its address, first bytes, the bytes we last wrote, and how."""
+    """A site that was ever poked: its address, first bytes, the bytes we last wrote, and how.
+
+    Where it is an int3 for good, `handler` is where a thread that traps there goes on.
+    """
 
     address: int
     original: bytes
     current: bytes
     patched: bool
     mode: str
+    handler: int = 0
 
 
 @dataclass(slots=True)
@@ -149,7 +153,9 @@ def known_sites(agent: Agent) -> list[KnownSite]:
 def undo_request(known: Sequence[KnownSite]) -> Request:
     """The batch that would put all of them back."""
     return Request.of(
-        Poke(site.address, site.current, site.original) for site in known if site.patched
+        Poke(site.address, site.current, site.original, site.handler)
+        for site in known
+        if site.patched
     )
 
 
@@ -160,9 +166,11 @@ def why_no_traps(known: Sequence[KnownSite]) -> str:
 
 
 def _known(row: tuple[Any, ...]) -> KnownSite:
-    address, original, current, size, patched, _, mode = row
+    address, original, current, size, patched, _, mode, _, handler = row
+    if handler:
+        size = 1
     how = MODES[mode] if mode < len(MODES) else "?"
-    return KnownSite(address, original[:size], current[:size], bool(patched), how)
+    return KnownSite(address, original[:size], current[:size], bool(patched), how, handler)
 
 
 def compare_text(agent: Agent) -> TextCheck:
@@ -287,7 +295,7 @@ def _put_back_what_came_back(agent: Agent, known: list[KnownSite]) -> None:
     """A debugger that had its breakpoint over our patch has put that patch back since."""
     back = [s for s in known if not s.patched and _held(agent, s) == s.current != s.original]
     if back:
-        run_request(agent, Request.of(Poke(s.address, s.current, s.original) for s in back))
+        run_request(agent, undo_request([replace(site, patched=True) for site in back]))
 
 
 def _check_text(agent: Agent, known: list[KnownSite], report: DetachReport) -> bool:

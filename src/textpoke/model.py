@@ -57,6 +57,8 @@ class SiteKind(enum.Enum):
     PUN = "pun"
     """A first instruction whose opcode alone becomes a JMP's: the bytes behind it are the distance.
     Only where memory can be mapped there."""
+    TRAP = "trap"
+    """A first instruction under an int3 that stays: every call costs a signal. Only on request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from textpoke.proc import name_of, read_threads
 from textpoke.target import read_maps
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from textpoke.agent import Agent
     from textpoke.model import Thread
@@ -154,6 +154,22 @@ def require_trap_safe(agent: Agent) -> None:
         raise UnsupportedTarget(agent.pid, "sigtrap-blocked", detail)
 
 
+def why_no_trap_stays(agent: Agent) -> Callable[[int], str]:
+    """Return what tells why an int3 may not stay at an address for good; "" where it may.
+
+    A batch needs no thread to block SIGTRAP while it runs, an int3 that stays needs it for ever.
+
+    Raises:
+        TargetExited, UnsupportedTarget: As `why_no_traps`.
+    """
+    why = why_no_traps(agent) or _why_masking(agent)
+    if why:
+        return lambda _address: f"an int3 that stays could kill the program: {why}"
+    in_runtime = _in_runtime(agent)
+    text = "an int3 that stays could kill the program: its runtime blocks all signals at times"
+    return lambda address: text if in_runtime(address) else ""
+
+
 def choose(
     agent: Agent,
     places: Places,
@@ -235,14 +251,19 @@ def _lasting_obstacle(agent: Agent) -> str:
 
 
 def _masking(agent: Agent, places: Places) -> str:
+    """As `_why_masking`, but nobody is in the way of who patches the own process."""
+    why = _why_masking(agent)
+    if agent.pid == os.getpid() and not (direct_processor() and all(places.direct)):
+        return ""  # whoever patches the own process knows what its threads block
+    return why
+
+
+def _why_masking(agent: Agent) -> str:
     """Why the program may block SIGTRAP in its own code; looked up again when its files change."""
     files = frozenset((m.path, m.inode) for m in read_maps(agent.pid) if m.inode and "x" in m.perms)
     if agent.masking is None or agent.masking[0] != files:
         agent.masking = (files, masks.why_masking(agent.pid))
-    why = agent.masking[1]
-    if agent.pid == os.getpid() and not (direct_processor() and all(places.direct)):
-        return ""  # whoever patches the own process knows what its threads block
-    return why
+    return agent.masking[1]
 
 
 def _without_traps(agent: Agent, indexes: Sequence[int], places: Places, why: str) -> list[Choice]:
@@ -265,16 +286,26 @@ def _require_other_process(agent: Agent, why: str) -> None:
         raise UnsupportedTarget(agent.pid, "no-stop", detail)
 
 
-def _runtime_sites(agent: Agent, places: Places) -> list[int]:
-    """Positions of the sites in libc and the dynamic loader."""
+def _runtimes(agent: Agent) -> list[tuple[int, int]]:
+    """[start, end) of the code of libc and the dynamic loader."""
     if agent.runtimes is None or agent.held is not None:  # a launched program has not loaded them
         agent.runtimes = [
             (m.start, m.end)
             for m in read_maps(agent.pid)
             if "x" in m.perms and masks.is_runtime(m.path)
         ]
+    return agent.runtimes
+
+
+def _in_runtime(agent: Agent) -> Callable[[int], bool]:
+    runtimes = _runtimes(agent)
+    return lambda address: any(start <= address < end for start, end in runtimes)
+
+
+def _runtime_sites(agent: Agent, places: Places) -> list[int]:
+    """Positions of the sites in libc and the dynamic loader."""
     low, high = places.span
-    near = [(start, end) for start, end in agent.runtimes if start <= high and end > low]
+    near = [(start, end) for start, end in _runtimes(agent) if start <= high and end > low]
     if not near:
         return []
     addresses = enumerate(places.addresses)

@@ -18,16 +18,17 @@ from __future__ import annotations
 import bisect
 import enum
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from textpoke import stubs
 from textpoke.model import SiteKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from textpoke.model import Mapping, Site
+    from textpoke.stubs import Stub
 
 PAGE = 4096
 PAD_DISTANCE = 0x6F6F6F6B
@@ -60,6 +61,8 @@ class Method(enum.Enum):
     """An entry's own instructions give way to a JMP; they are done elsewhere."""
     PUN = "pun"
     """One byte: an instruction's opcode to that of a JMP, whose distance is the bytes after it."""
+    TRAP = "trap"
+    """One byte: an int3 that stays; the trap handler sends every call to the stub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class SitePlan:
         on: Bytes of the CALL.
         return_address: Where the CALL returns to; events carry it.
         copies: Of an entry of several instructions: where those begin in the stub (`Poke.copies`).
+        handler: Where a thread goes on that meets an int3 that stays; 0 for none.
     """
 
     site: Site
@@ -81,6 +85,7 @@ class SitePlan:
     on: bytes
     return_address: int
     copies: bytes = b""
+    handler: int = 0
 
 
 @dataclass(slots=True)
@@ -160,21 +165,29 @@ class Planner:
         self._thunk = thunk
         self._pads: set[int] = set()
         self._islands: list[int] = []
-        self._stubs: dict[tuple[int, bytes], SitePlan] = {}
+        self._stubs: dict[tuple[int, bytes, SiteKind | None], SitePlan] = {}
         self._puns = 0
 
-    def plan(self, sites: Iterable[Site], space: Space) -> Plan:
-        """Plan a CALL to the thunk at every one of `sites`; all must be patchable."""
+    def plan(
+        self, sites: Iterable[Site], space: Space, *, traps: Callable[[Site], str] | None = None
+    ) -> Plan:
+        """Plan a CALL to the thunk at every one of `sites`; all must be patchable.
+
+        Args:
+            sites: The sites.
+            space: What of the address space is taken.
+            traps: Tells why an int3 may not stay at a site, "" where it may. None: nowhere.
+        """
         ordered = sorted(sites, key=lambda site: site.address)
         plan = Plan()
         runs = [site for site in ordered if site.kind is SiteKind.NOP_RUN]
         padded = self._place_pads(runs, space, plan)
         entries = [site for site in ordered if site.kind is SiteKind.ENTRY]
         self._plan_entries(entries, space, plan)
-        for site in ordered:
-            if site.kind is SiteKind.PUN:
-                self._plan_pun(site, space, plan)
-        displaced = (SiteKind.ENTRY, SiteKind.PUN)
+        displaced = (SiteKind.ENTRY, SiteKind.PUN, SiteKind.TRAP)
+        self._plan_rest(
+            [site for site in ordered if site.kind in displaced[1:]], space, plan, traps
+        )
         calls = [
             site for site in ordered if site.address not in padded and site.kind not in displaced
         ]
@@ -240,11 +253,11 @@ class Planner:
 
     def _plan_entries(self, entries: list[Site], space: Space, plan: Plan) -> None:
         """Stubs for entries that have none yet, for each stretch of text in one region."""
-        fresh = [site for site in entries if (site.address, site.displaced) not in self._stubs]
+        fresh = [s for s in entries if (s.address, s.displaced, s.kind) not in self._stubs]
         for group in _stretches(fresh):
             self._place_stubs(group, space, plan)
         for site in entries:
-            known = self._stubs.get((site.address, site.displaced))
+            known = self._stubs.get((site.address, site.displaced, site.kind))
             if known is not None:
                 plan.sites.append(known)
 
@@ -268,24 +281,40 @@ class Planner:
         plan.code.append((start, self._thunk.ljust(first, bytes([_INT3])) + code))
         plan.refused.extend(refused)
         for site, stub in placed:
-            jump = struct.pack("<Bi", _JMP, stub.address - (site.address + _CALL_BYTES))
-            self._stubs[site.address, site.displaced] = SitePlan(
-                site, Method.JMP, site.old, jump, stub.return_address, stub.copies
-            )
+            self._stubs[site.address, site.displaced, site.kind] = _way_to(stub, site)
 
-    def _plan_pun(self, site: Site, space: Space, plan: Plan) -> None:
+    def _plan_rest(
+        self,
+        sites: list[Site],
+        space: Space,
+        plan: Plan,
+        traps: Callable[[Site], str] | None,
+    ) -> None:
+        """Sites of which one byte may change: puns, else an int3 that stays."""
+        trapped: list[Site] = []
+        for site in sites:
+            if site.kind is SiteKind.PUN and self._plan_pun(site, space, plan):
+                continue
+            why = traps(site) if traps else _NO_PUN
+            if why:
+                plan.refused.append((site, why))
+            else:
+                trapped.append(replace(site, kind=SiteKind.TRAP, length=1, old=site.old[:1]))
+        self._plan_entries(trapped, space, plan)
+
+    def _plan_pun(self, site: Site, space: Space, plan: Plan) -> bool:
         """A stub just where the bytes of the site make a JMP go; its pages are its own."""
-        key = site.address, site.displaced
+        key = site.address, site.displaced, site.kind
         if key not in self._stubs:
             planned = None
             if self._puns < _MOST_PUNS:
                 planned = self._place_pun(site, space, plan)
             if planned is None:
-                plan.refused.append((site, _NO_PUN))
-                return
+                return False
             self._stubs[key] = planned
             self._puns += 1
         plan.sites.append(self._stubs[key])
+        return True
 
     def _place_pun(self, site: Site, space: Space, plan: Plan) -> SitePlan | None:
         on = bytes([_JMP]) + site.old[1:]
@@ -309,6 +338,16 @@ class Planner:
         plan.code += [(thunk, self._thunk), (at, code)]
         stub = placed[0][1]
         return SitePlan(site, Method.PUN, site.old, on, stub.return_address, stub.copies)
+
+
+def _way_to(stub: Stub, site: Site) -> SitePlan:
+    """How a thread comes from the site to its stub."""
+    if site.kind is SiteKind.TRAP:
+        int3 = bytes([_INT3])
+        back = stub.return_address
+        return SitePlan(site, Method.TRAP, site.old, int3, back, handler=stub.address)
+    jump = struct.pack("<Bi", _JMP, stub.address - (site.address + _CALL_BYTES))
+    return SitePlan(site, Method.JMP, site.old, jump, stub.return_address, stub.copies)
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PHASES = ("check", "verify", "int3", "tail", "first", "recover", "rollback", "look")
 MODES = ("int3", "direct", "stop")
 RECORD = struct.Struct("<QQQIBBBB16s16s")  # struct tp_poke
+_INT3 = b"\xcc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,18 @@ class Poke:
     copies: bytes = b""
     back: bool = False
 
+    @property
+    def is_permanent(self) -> bool:
+        """True when an int3 is to stay: who traps there goes on at `handler`."""
+        return self.new == _INT3 and self.handler != 0
+
     def reversed(self) -> Poke:
         """The poke that undoes this one."""
         back = bool(self.heads) and not self.back
-        return Poke(self.address, self.new, self.old, 0, self.name, self.heads, self.copies, back)
+        handler = self.handler if _INT3 in (self.old, self.new) else 0
+        return Poke(
+            self.address, self.new, self.old, handler, self.name, self.heads, self.copies, back
+        )
 
     def pack(self, index: int) -> bytes:
         """The record that the engine reads (struct tp_poke in native/include/wire.h)."""
@@ -228,7 +237,9 @@ def poke_of(planned: SitePlan, *, on: bool) -> Poke:
     """What switches a planned site on, or off."""
     site = planned.site
     heads = site.heads if planned.copies else 0
-    poke = Poke(site.address, planned.off, planned.on, 0, str(site), heads, planned.copies)
+    poke = Poke(
+        site.address, planned.off, planned.on, planned.handler, str(site), heads, planned.copies
+    )
     return poke if on else poke.reversed()
 
 

@@ -28,14 +28,22 @@ class Finder:
     Args:
         open_path: Gives the path by which a module's file can be read; raises ModuleUnavailable.
         everything: Count functions without NOPs too, in modules that were compiled for tracing.
+        traps: An int3 may stay where nothing else is possible.
 
     Attributes:
         failures: The modules whose files could not be read, and why.
     """
 
-    def __init__(self, open_path: Callable[[Module], str], *, everything: bool = False) -> None:
+    def __init__(
+        self,
+        open_path: Callable[[Module], str],
+        *,
+        everything: bool = False,
+        traps: bool = False,
+    ) -> None:
         self._open_path = open_path
         self.everything = everything
+        self.traps = traps
         self.failures: list[tuple[Module, ModuleUnavailable | BadElf]] = []
         self._compiled: dict[tuple[str, int, int], list[Site]] = {}
         self._entries: dict[tuple[str, int, int], list[Site]] = {}
@@ -54,13 +62,17 @@ class Finder:
         """
         key = module.key
         if key not in self._entries:
-            self._entries[key] = self._read(module, _entries)
+            self._entries[key] = self._read(module, self._all_entries)
         return self._entries[key]
 
     def read(self, module: Module, find: Callable[[elf.Image, Module], list[Site]]) -> list[Site]:
         """What `find` finds in a module's file. Raises ModuleUnavailable, BadElf."""
         with elf.Image.open(self._open_path(module)) as image:
             return find(image, module)
+
+    def _all_entries(self, image: elf.Image, module: Module) -> list[Site]:
+        found = functions.find_functions(image, module)
+        return found.sites(found, traps=self.traps)
 
     def _read(self, module: Module, find: Callable[[elf.Image, Module], list[Site]]) -> list[Site]:
         try:
@@ -139,14 +151,11 @@ class Finder:
         return sites.match(found, [text], (), where)
 
 
-def _entries(image: elf.Image, module: Module) -> list[Site]:
-    found = functions.find_functions(image, module)
-    return found.sites(found)
-
-
-def of_process(pid: int, *, everything: bool = False) -> Finder:
+def of_process(pid: int, *, everything: bool = False, traps: bool = False) -> Finder:
     """A finder for the modules of process `pid`."""
-    return Finder(lambda module: target.open_module(pid, module), everything=everything)
+    return Finder(
+        lambda module: target.open_module(pid, module), everything=everything, traps=traps
+    )
 
 
 def module_sites(pid: int, module: Module) -> list[Site]:

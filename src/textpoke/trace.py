@@ -54,6 +54,7 @@ class Trace:
         target: Where it runs.
         chosen: The sites that are traced.
         find_in: Chooses sites of modules that come later; None: nothing is looked for.
+        traps: An int3 may stay where nothing else is possible.
         plan: How the sites are patched; None before it was made.
         refused: (site, reason) of chosen sites for which no room was found.
         totals: Everything drained so far.
@@ -72,6 +73,7 @@ class Trace:
     command: Sequence[str] = ()
     mode: Mode = Mode.AUTO
     find_in: Callable[[Sequence[Module]], list[Site]] | None = None
+    traps: bool = False
     refused: list[tuple[Site, str]] = field(default_factory=list)
     totals: Drained = field(default_factory=Drained)
     on: Outcome | None = None
@@ -128,7 +130,7 @@ class Trace:
         agent = self.target.agent
         started = time.perf_counter()
         self._seen = {module.key for module in self.target.modules}
-        plan = self.target.prepare(self.chosen)
+        plan = self.target.prepare(self.chosen, traps=self.traps)
         self.refused = plan.refused
         on_request = Request.of(poke_of(planned, on=True) for planned in plan.sites)
         planned = time.perf_counter()
@@ -207,7 +209,7 @@ class Trace:
             self.refused += [(site, str(exc)) for site in found]
 
     def _switch_on_more(self, found: list[Site]) -> None:
-        plan = self.target.prepare(found)
+        plan = self.target.prepare(found, traps=self.traps)
         self.target.merge(plan, self.mode)
         request = Request.of(poke_of(planned, on=True) for planned in plan.sites)
         outcome = run_request(self.target.agent, request, mode=self.mode, leave_busy=True)

@@ -14,7 +14,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Self
 
-from textpoke import leave, process_sites, startup, target
+from textpoke import leave, modes, process_sites, startup, target
 from textpoke._errors import AgentFailed, NotPatchable, SiteError, UnsupportedTarget
 from textpoke._native import ffi, lib
 from textpoke.agent import error_text
@@ -29,7 +29,7 @@ from textpoke.unload import interior_sites
 
 if TYPE_CHECKING:
     from collections import abc
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from textpoke.agent import Agent
@@ -65,8 +65,11 @@ class Target:
         self._modules: list[Module] | None = None
         self._files: list[Mapping] = []  # what was mapped when the modules were read
         self._finders = {
-            everything: process_sites.of_process(self.pid, everything=everything)
+            (everything, traps): process_sites.of_process(
+                self.pid, everything=everything, traps=traps
+            )
             for everything in (False, True)
+            for traps in (False, True)
         }
         self._planner = Planner(load_image().thunk(agent.base))
         self._merged: set[int] = set()  # runs that are one instruction now
@@ -105,7 +108,7 @@ class Target:
 
         That is the main program, and every module that was compiled for tracing.
         """
-        found = self._finders[False].usual(self.modules)
+        found = self._finders[False, False].usual(self.modules)
         self.agent.require_alive("the search for sites")
         return found
 
@@ -115,6 +118,7 @@ class Target:
         exclude: Sequence[str] = (),
         *,
         everything: bool = False,
+        traps: bool = False,
     ) -> list[Site]:
         """Patchable sites by pattern.
 
@@ -124,6 +128,8 @@ class Target:
                 first, then in every module.
             exclude: The same; wins over `include`.
             everything: Functions without NOPs too, in modules that were compiled for tracing.
+            traps: Functions too that nothing but an int3 that stays can patch (`SiteKind.TRAP`):
+                each call of one costs a signal, some 2,500 ns. Never where SIGTRAP may be blocked.
 
         Raises:
             UnknownFunction: A pattern matches nothing.
@@ -132,7 +138,7 @@ class Target:
         """
         patterns = [include] if isinstance(include, str) else list(include)
         where = f"pid {self.pid} ({os.path.basename(self.exe)})"
-        finder = self._finders[everything]
+        finder = self._finders[everything, traps]
         chosen = finder.choose(self.modules, patterns, list(exclude), where)
         self.agent.require_alive("the search for sites")
         patchable = [site for site in chosen if site.patchable]
@@ -156,12 +162,13 @@ class Target:
         """
         return Batch(self.agent, mode=mode, all_or_nothing=all_or_nothing, one_by_one=one_by_one)
 
-    def trace(
+    def trace(  # noqa: PLR0913 - a caller names the few that it wants
         self,
         include: str | Sequence[str] = (),
         exclude: Sequence[str] = (),
         *,
         everything: bool = False,
+        traps: bool = False,
         output: str | os.PathLike[str] | None = None,
         overwrite: bool = False,
         force: bool = False,
@@ -174,6 +181,7 @@ class Target:
             include: As for `sites`.
             exclude: As for `sites`.
             everything: As for `sites`.
+            traps: As for `sites`.
             output: Capture file; None counts events and throws them away.
             overwrite: Keep the last events of every thread (flight recorder) instead of
                 draining; full rings then overwrite the oldest events instead of dropping new ones.
@@ -184,24 +192,23 @@ class Target:
         Raises:
             UnknownFunction, NoSites: As `sites`.
         """
-        chosen = self.sites(include, exclude, everything=everything)
+        chosen = self.sites(include, exclude, everything=everything, traps=traps)
+        finder = self._finders[everything, traps]
 
         def find_in(modules: Sequence[Module]) -> list[Site]:
-            return self._sites_in(modules, include, exclude, everything=everything)
+            return self._sites_in(modules, include, exclude, finder)
 
-        return Trace(self, chosen, output, overwrite, force, command, Mode(mode), find_in)
+        return Trace(self, chosen, output, overwrite, force, command, Mode(mode), find_in, traps)
 
     def _sites_in(
         self,
         modules: Sequence[Module],
         include: str | Sequence[str],
         exclude: Sequence[str],
-        *,
-        everything: bool,
+        finder: process_sites.Finder,
     ) -> list[Site]:
         """Patchable sites of some modules by pattern; none is no error here."""
         patterns = [include] if isinstance(include, str) else list(include)
-        finder = self._finders[everything]
         chosen: list[Site] = []
         for pattern in patterns or [""]:
             with contextlib.suppress(SiteError):
@@ -209,8 +216,12 @@ class Target:
         by_address = {site.address: site for site in chosen if site.patchable}
         return [by_address[address] for address in sorted(by_address)]
 
-    def prepare(self, chosen: Sequence[Site]) -> Plan:
+    def prepare(self, chosen: Sequence[Site], *, traps: bool = False) -> Plan:
         """Plan CALLs to the thunk at `chosen` sites and map the code that they need.
+
+        Args:
+            chosen: The sites.
+            traps: An int3 may stay where nothing else is possible.
 
         Raises:
             NotPatchable: A site was refused by the planner and it was the only one.
@@ -218,7 +229,7 @@ class Target:
         """
         for attempt in range(_MAP_TRIES):
             try:
-                plan = self._map_plan(chosen)
+                plan = self._map_plan(chosen, traps=traps)
             except AgentFailed as exc:
                 # The program has mapped something there since we looked: look again.
                 if exc.errno != errno.EEXIST or attempt == _MAP_TRIES - 1:
@@ -229,12 +240,13 @@ class Target:
             raise NotPatchable(*plan.refused[0])
         return plan
 
-    def _map_plan(self, chosen: Sequence[Site]) -> Plan:
+    def _map_plan(self, chosen: Sequence[Site], *, traps: bool) -> Plan:
         head = self.agent.image()
         owned = [(r.start, r.bytes) for r in (head.regions[i] for i in range(head.region_count))]
         inside = [site for site in chosen if site.heads] if self.pid == os.getpid() else []
         wanted = [site for site in chosen if not site.heads] if inside else chosen
-        plan = self._planner.plan(wanted, Space(target.read_maps(self.pid), owned))
+        space = Space(target.read_maps(self.pid), owned)
+        plan = self._planner.plan(wanted, space, traps=self._why_no_trap() if traps else None)
         plan.refused += [(site, _OWN_WINDOW) for site in inside]
         try:
             for start, size in plan.regions:
@@ -245,6 +257,10 @@ class Target:
             self._planner = Planner(load_image().thunk(self.agent.base))
             raise
         return plan
+
+    def _why_no_trap(self) -> Callable[[Site], str]:
+        why = modes.why_no_trap_stays(self.agent)
+        return lambda site: why(site.address)
 
     def merge(self, plan: Plan, mode: Mode = Mode.AUTO) -> Outcome | None:
         """Make planned runs of NOPs one instruction, once, where a flip has no room.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SHARED = f"/memfd:{NAME}"
 _SYSCALL = b"\x0f\x05"
-_KNOWN_ADDRESS = struct.Struct("<Q40x")  # of struct tp_known
+_KNOWN_ADDRESS = struct.Struct(f"<Q{wire.KNOWN_BYTES - 8}x")  # of struct tp_known
 _PIECE = 1 << 20
 _MOST_SEARCHED = 1 << 26
 _TRIES = 60
@@ -203,7 +203,7 @@ def _remove_once(agent: Agent, head: Pointer, sites: list[int], known: bytes, le
     request.mem_fd = agent.mem_fd
     table = ffi.from_buffer("uint8_t[]", known)
     request.known = ffi.cast("const struct tp_known *", table)
-    request.known_count = len(known) // ffi.sizeof("struct tp_known")
+    request.known_count = len(known) // wire.KNOWN_BYTES
     request.unmap = 1
     return int(lib.tp_leave(request, left))
 

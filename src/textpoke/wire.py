@@ -22,7 +22,7 @@ HIGHEST = 0x7FFF_FFFF_F000
 """The end of user space: no address of a target lies behind it."""
 MOST_KNOWN = 1 << 22
 """Sites that were ever poked in one target."""
-_KNOWN_BYTES = 48
+KNOWN_BYTES = ffi.sizeof("struct tp_known")
 _MOST_RINGS = 1 << 16
 _LARGEST_RING = 1 << 28
 _LARGEST_REQUEST = 1 << 30
@@ -98,7 +98,7 @@ def read_image(data: bytes, base: int) -> Pointer:
 def known_range(head: Pointer) -> tuple[int, int]:
     """(address, bytes) of the table of known sites; raises AgentFailed when there can be none."""
     count = int(head.known_count)
-    size = count * _KNOWN_BYTES
+    size = count * KNOWN_BYTES
     if count > MOST_KNOWN or size > head.known_bytes or not is_range(head.known_base, size):
         raise overwritten("table of sites")
     return int(head.known_base), size

@@ -5,11 +5,13 @@
  * is given, by its own way, and counts its calls. No NOPs at the entries.
  * Lines: "hot THREADS", "stop" (calls of each function, wrong results), "ping", "names"; "sleep",
  * "sleep elsewhere", "wake" (threads that a signal has stopped among the first instructions of a
- * function; a second signal has taken it to an alternate stack); "hold NUMBER..." (on the stack).
+ * function; a second signal has taken it to an alternate stack); "hold NUMBER..." (on the stack); "fork"
+ * (wrong results of a child). With MAY_MASK the program imports what blocks signals.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
+#include <sys/wait.h>
 #include <ucontext.h>
 
 #include "target.h"
@@ -213,6 +215,27 @@ PLAIN static void hold(const char *numbers)
 	say("dropped");
 }
 
+PLAIN static void fork_child(struct tally *tally)
+{
+	int status = -1;
+	pid_t child = fork();
+
+	if (!child)
+		_exit((int)call_all(tally, 7));
+	waitpid(child, &status, 0);
+	say("child %d", status);
+}
+
+#ifdef MAY_MASK
+PLAIN __attribute__((used)) static void mask(void)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, NULL);
+}
+#endif
+
 PLAIN int main(void)
 {
 	struct tally mine = { 0 };
@@ -232,6 +255,8 @@ PLAIN int main(void)
 			put_to_sleep(1);
 		else if (!strncmp(line, "hold ", 5))
 			hold(line + 5);
+		else if (!strcmp(line, "fork"))
+			fork_child(&mine);
 		else if (!strcmp(line, "wake"))
 			wake_up();
 		else if (!strcmp(line, "ping"))

@@ -213,13 +213,18 @@ def add_filters(parser: argparse.ArgumentParser) -> None:
 
 
 def add_everything(parser: argparse.ArgumentParser) -> None:
-    """Add `-a/--all-functions`: `args.everything`."""
+    """Add `-a/--all-functions` (`args.everything`) and `--traps` (`args.traps`)."""
     parser.add_argument(
         "-a",
         "--all-functions",
         dest="everything",
         action="store_true",
         help="functions without NOPs too, where a module was compiled for tracing",
+    )
+    parser.add_argument(
+        "--traps",
+        action="store_true",
+        help="an int3 may stay where nothing else is possible: some 2.5 us for every call there",
     )
 
 

@@ -132,6 +132,7 @@ def _record(
         args.include,
         args.exclude,
         everything=args.everything,
+        traps=args.traps,
         output=output,
         overwrite=args.overwrite,
         force=args.force,

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console.from_args(args)
     where, modules, open_path = _places(args, console)
-    finder = Finder(open_path, everything=args.everything)
+    finder = Finder(open_path, everything=args.everything, traps=args.traps)
     usual = _usual(finder, modules, console)
     try:
         chosen = finder.choose(modules, args.include, args.exclude, where)
