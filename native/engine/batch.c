@@ -149,6 +149,17 @@ static uint64_t target_of(const struct tp_poke *poke, const uint8_t *branch)
 	return poke->addr + TP_JMP_BYTES + (uint64_t)(int64_t)displacement;
 }
 
+/* Is one of the several instructions an int3 of the program's own? Ours could not be told from it. */
+static bool begins_with_int3(const struct tp_poke *poke)
+{
+	const uint8_t *code = poke->flags & TP_POKE_BACK ? poke->new_ : poke->old;
+
+	for (unsigned int set = tp_heads(poke) | 1; set; set &= set - 1)
+		if (code[__builtin_ctz(set)] == TP_INT3)
+			return true;
+	return false;
+}
+
 /* The other side is no single instruction, whatever it begins like: a trapped thread takes the JMP. */
 static int choose_jmp(const struct tp_engine *engine, const struct tp_batch *batch,
 		      struct tp_poke *poke)
@@ -158,7 +169,7 @@ static int choose_jmp(const struct tp_engine *engine, const struct tp_batch *bat
 
 	if (error)
 		return error;
-	if (poke->old[0] == TP_INT3 || poke->new_[0] == TP_INT3)
+	if (begins_with_int3(poke))
 		return -TP_EEMULATE;
 	poke->emulate = TP_INSN_JMP;
 	poke->target = target_of(poke, jmp);

@@ -223,6 +223,32 @@ struct tp_pass {
 
 int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass);
 
+/* edit.c */
+static inline bool tp_selected(const struct tp_poke *poke, const struct tp_pass *pass)
+{
+	return 1u << poke->outcome & pass->from & ~(1u << TP_SITE_SKIPPED);
+}
+
+static inline bool tp_is_undo(const struct tp_pass *pass)
+{
+	return pass->phase == TP_PHASE_RECOVER || pass->phase == TP_PHASE_ROLLBACK;
+}
+
+/** Pokes [first, last) and a copy of the text that they stand in, from address @start on. */
+struct tp_copy {
+	size_t first;
+	size_t last;
+	uint64_t start;
+	uint8_t *bytes;
+};
+
+size_t tp_int3_span(const struct tp_poke *poke, const struct tp_pass *pass);
+void tp_edit_range(const struct tp_poke *poke, const struct tp_pass *pass, size_t *from,
+		   size_t *to);
+bool tp_is_still_ours(struct tp_batch *batch, const struct tp_pass *pass, struct tp_poke *poke,
+		      uint8_t found, bool released);
+int tp_edit_sites(struct tp_batch *batch, const struct tp_pass *pass, const struct tp_copy *copy);
+
 /* known.c */
 struct tp_known *tp_known_find(const struct tp_known_table *table, uint64_t addr);
 const struct tp_known *tp_known_covering(const struct tp_known_table *table, uint64_t addr);

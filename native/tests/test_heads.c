@@ -771,6 +771,25 @@ TEST(heads_need_a_place_in_the_copy_each)
 			}
 }
 
+TEST(heads_at_an_int3_of_the_program_are_refused)
+{
+	for (int back = 0; back < 2; back++)
+		for (unsigned int head = 0; head < 5; head++) {
+			struct rig rig;
+			struct tp_poke *poke = open_window(&rig, back, TP_MODE_INT3);
+			bool is_head = (tp_heads(poke) | 1) >> head & 1;
+
+			CHECK_NOTE("head %u, back %d", head, back);
+			(back ? poke->new_ : poke->old)[head] = TP_INT3;
+			memcpy((void *)poke->addr, poke->old, 5);
+			if (is_head)
+				check_refused(&rig, -TP_EEMULATE, 1);
+			else
+				CHECK_EQ(rig_run(&rig), 0);
+			rig_close(&rig);
+		}
+}
+
 TEST(heads_and_a_handler_are_refused)
 {
 	for (int back = 0; back < 2; back++)
