@@ -254,6 +254,9 @@ struct tp_known *tp_known_find(const struct tp_known_table *table, uint64_t addr
 const struct tp_known *tp_known_covering(const struct tp_known_table *table, uint64_t addr);
 size_t tp_known_merge(struct tp_engine *engine, const struct tp_known_table *old,
 		      const struct tp_poke *pokes, size_t count, struct tp_known *merged);
+void tp_known_learn(struct tp_engine *engine, const struct tp_batch *batch);
+void tp_known_arm(struct tp_engine *engine, const struct tp_batch *batch);
+void tp_known_commit(struct tp_engine *engine, const struct tp_batch *batch);
 
 /* emulate.c */
 struct tp_insn tp_classify(const uint8_t *code, size_t len, uint64_t addr);

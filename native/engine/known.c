@@ -6,6 +6,8 @@
  */
 #include "engine.h"
 
+#define TRAPPED (1u << TP_SITE_INT3 | 1u << TP_SITE_TAIL | 1u << TP_SITE_BUSY)
+
 /** The entry at @addr, or NULL. Safe in the trap handler. */
 struct tp_known *tp_known_find(const struct tp_known_table *table, uint64_t addr)
 {
@@ -79,4 +81,102 @@ size_t tp_known_merge(struct tp_engine *engine, const struct tp_known_table *old
 	while (from_old < old_count)
 		merged[used++] = old->entries[from_old++];
 	return used;
+}
+
+static bool has_old_tail(const struct tp_poke *poke)
+{
+	return poke->outcome == TP_SITE_RESTORED || poke->outcome == TP_SITE_INT3 ||
+	       poke->outcome == TP_SITE_BUSY || poke->outcome == TP_SITE_LEFT;
+}
+
+/** An int3 that stays is met by threads as soon as the batch has ended: they must find their way. */
+void tp_known_arm(struct tp_engine *engine, const struct tp_batch *batch)
+{
+	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
+
+	for (size_t i = 0; i < batch->count; i++) {
+		const struct tp_poke *poke = &batch->pokes[i];
+
+		if (poke->outcome == TP_SITE_SKIPPED || poke->new_[0] != TP_INT3)
+			continue;
+		while (entry->addr != poke->addr) /* the check has seen it there */
+			entry++;
+		__atomic_store_n(&entry->handler, poke->handler, __ATOMIC_SEQ_CST);
+	}
+}
+
+/* A stranger's int3 that comes to stand there later is the stranger's. */
+static void disarm_site(struct tp_known *entry)
+{
+	if (entry->handler && entry->current[0] != TP_INT3)
+		__atomic_store_n(&entry->handler, 0, __ATOMIC_SEQ_CST);
+}
+
+static void commit_site(const struct tp_poke *poke, struct tp_known *entry, enum tp_mode mode)
+{
+	const uint8_t *bytes = has_old_tail(poke) ? poke->old : poke->new_;
+
+	entry->written = 1;
+	entry->mode = (uint8_t)mode;
+	if (poke->len == entry->len && poke->outcome == TP_SITE_DONE) { /* nearly always */
+		__builtin_memcpy(entry->current, bytes, sizeof(entry->current));
+		entry->patched = !tp_same_prefix(bytes, entry->original, poke->len);
+		return;
+	}
+	for (size_t k = 0; k < poke->len; k++)
+		entry->current[k] = bytes[k];
+	if (TRAPPED >> poke->outcome & 1)
+		entry->current[0] = TP_INT3;
+	entry->patched = 0;
+	for (size_t k = 0; k < entry->len; k++)
+		entry->patched |= entry->current[k] != entry->original[k];
+}
+
+/** Note in the table of known sites what the batch has left in the text; both are sorted. */
+void tp_known_commit(struct tp_engine *engine, const struct tp_batch *batch)
+{
+	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
+
+	for (size_t i = 0; i < batch->count; i++) {
+		const struct tp_poke *poke = &batch->pokes[i];
+
+		if (poke->outcome == TP_SITE_SKIPPED || poke->outcome == TP_SITE_PENDING)
+			continue;
+		while (entry->addr != poke->addr) /* the check has seen it there */
+			entry++;
+		commit_site(poke, entry, batch->mode);
+		disarm_site(entry);
+	}
+}
+
+static void learn_site(const struct tp_poke *poke, struct tp_known *entry)
+{
+	unsigned int common = poke->len < entry->len ? poke->len : entry->len;
+	bool ours = entry->written && tp_same_prefix(entry->current, poke->old, common);
+	size_t known = ours ? entry->len : 0;
+
+	for (size_t k = known; k < poke->len; k++)
+		entry->original[k] = entry->current[k] = poke->old[k];
+	if (poke->len > known)
+		entry->len = poke->len;
+}
+
+/**
+ * The batch has been verified: where its old bytes are not what we left there, they are what an
+ * undo must bring back, whatever a refused batch believed or a module that is gone had there. A
+ * longer site adds its further bytes.
+ */
+void tp_known_learn(struct tp_engine *engine, const struct tp_batch *batch)
+{
+	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
+
+	for (size_t i = 0; i < batch->count; i++) {
+		const struct tp_poke *poke = &batch->pokes[i];
+
+		if (poke->outcome == TP_SITE_SKIPPED)
+			continue;
+		while (entry->addr != poke->addr)
+			entry++;
+		learn_site(poke, entry);
+	}
 }

@@ -272,104 +272,6 @@ static void retire(struct tp_engine *engine, struct tp_batch *batch)
 	batch->outcome->undrained = !tp_drain(engine, DRAIN_NS);
 }
 
-static bool has_old_tail(const struct tp_poke *poke)
-{
-	return poke->outcome == TP_SITE_RESTORED || poke->outcome == TP_SITE_INT3 ||
-	       poke->outcome == TP_SITE_BUSY || poke->outcome == TP_SITE_LEFT;
-}
-
-/* An int3 that stays is met by threads as soon as the batch has ended: they must find their way. */
-static void arm_sites(struct tp_engine *engine, const struct tp_batch *batch)
-{
-	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
-
-	for (size_t i = 0; i < batch->count; i++) {
-		const struct tp_poke *poke = &batch->pokes[i];
-
-		if (poke->outcome == TP_SITE_SKIPPED || poke->new_[0] != TP_INT3)
-			continue;
-		while (entry->addr != poke->addr) /* the check has seen it there */
-			entry++;
-		__atomic_store_n(&entry->handler, poke->handler, __ATOMIC_SEQ_CST);
-	}
-}
-
-/* A stranger's int3 that comes to stand there later is the stranger's. */
-static void disarm_site(struct tp_known *entry)
-{
-	if (entry->handler && entry->current[0] != TP_INT3)
-		__atomic_store_n(&entry->handler, 0, __ATOMIC_SEQ_CST);
-}
-
-static void commit_site(const struct tp_poke *poke, struct tp_known *entry, enum tp_mode mode)
-{
-	const uint8_t *bytes = has_old_tail(poke) ? poke->old : poke->new_;
-
-	entry->written = 1;
-	entry->mode = (uint8_t)mode;
-	if (poke->len == entry->len && poke->outcome == TP_SITE_DONE) { /* nearly always */
-		__builtin_memcpy(entry->current, bytes, sizeof(entry->current));
-		entry->patched = !tp_same_prefix(bytes, entry->original, poke->len);
-		return;
-	}
-	for (size_t k = 0; k < poke->len; k++)
-		entry->current[k] = bytes[k];
-	if (IS(poke->outcome) & (IS(TP_SITE_INT3) | IS(TP_SITE_TAIL) | IS(TP_SITE_BUSY)))
-		entry->current[0] = TP_INT3;
-	entry->patched = 0;
-	for (size_t k = 0; k < entry->len; k++)
-		entry->patched |= entry->current[k] != entry->original[k];
-}
-
-/* Note in the table of known sites what the batch has left in the text; both are sorted. */
-static void commit_known(struct tp_engine *engine, const struct tp_batch *batch)
-{
-	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
-
-	for (size_t i = 0; i < batch->count; i++) {
-		const struct tp_poke *poke = &batch->pokes[i];
-
-		if (poke->outcome == TP_SITE_SKIPPED || poke->outcome == TP_SITE_PENDING)
-			continue;
-		while (entry->addr != poke->addr) /* the check has seen it there */
-			entry++;
-		commit_site(poke, entry, batch->mode);
-		disarm_site(entry);
-	}
-}
-
-/*
- * The batch has been verified: where its old bytes are not what we left there, they are what an
- * undo must bring back, whatever a refused batch believed or a module that is gone had there. A
- * longer site adds its further bytes.
- */
-static void learn_site(const struct tp_poke *poke, struct tp_known *entry)
-{
-	unsigned int common = poke->len < entry->len ? poke->len : entry->len;
-	bool ours = entry->written && tp_same_prefix(entry->current, poke->old, common);
-	size_t known = ours ? entry->len : 0;
-
-	for (size_t k = known; k < poke->len; k++)
-		entry->original[k] = entry->current[k] = poke->old[k];
-	if (poke->len > known)
-		entry->len = poke->len;
-}
-
-static void learn_first_bytes(struct tp_engine *engine, const struct tp_batch *batch)
-{
-	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
-
-	for (size_t i = 0; i < batch->count; i++) {
-		const struct tp_poke *poke = &batch->pokes[i];
-
-		if (poke->outcome == TP_SITE_SKIPPED)
-			continue;
-		while (entry->addr != poke->addr)
-			entry++;
-		learn_site(poke, entry);
-	}
-}
-
 /**
  * Run one batch: all of its sites or, after a failure, what the seed's contract leaves behind.
  *
@@ -389,9 +291,9 @@ int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch)
 	if (error)
 		return error;
 	if (batch->must_learn)
-		learn_first_bytes(engine, batch);
+		tp_known_learn(engine, batch);
 	if (batch->must_arm)
-		arm_sites(engine, batch);
+		tp_known_arm(engine, batch);
 	count_traps(engine, outcome, -1);
 	if (batch->mode == TP_MODE_INT3)
 		tp_publish(engine, batch);
@@ -400,7 +302,7 @@ int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch)
 		recover(engine, batch);
 	if (batch->mode == TP_MODE_INT3)
 		retire(engine, batch);
-	commit_known(engine, batch);
+	tp_known_commit(engine, batch);
 	count_traps(engine, outcome, 1);
 	outcome->total_ns = now(engine) - start;
 	return error;
