@@ -329,7 +329,7 @@ static int check_poke(const struct tp_engine *engine, const struct tp_batch *bat
 			return error;
 	}
 	cursor->last.poke = poke;
-	cursor->must_arm |= poke->new_[0] == TP_INT3;
+	cursor->must_arm |= poke->handler && tp_is_permanent(poke);
 	if (!cursor->tails_differ && !(poke->flags & TP_POKE_ALIKE))
 		cursor->tails_differ = tp_tail_differs(poke);
 	return 0;

@@ -79,7 +79,7 @@ struct tp_batch {
 	bool tails_differ; /* filled by the check: the tail phase is needed */
 	bool must_look;	   /* likewise: a site holds several instructions now */
 	bool must_learn;   /* likewise: the known table lacks a site's first bytes */
-	bool must_arm;	   /* likewise: a site becomes an int3 for good */
+	bool must_arm;	   /* likewise: a site becomes an int3 for good, or has been one */
 	size_t skipped;	   /* likewise: records that are already there */
 	struct tp_outcome *outcome;
 };
@@ -256,7 +256,9 @@ size_t tp_known_merge(struct tp_engine *engine, const struct tp_known_table *old
 		      const struct tp_poke *pokes, size_t count, struct tp_known *merged);
 void tp_known_learn(struct tp_engine *engine, const struct tp_batch *batch);
 void tp_known_arm(struct tp_engine *engine, const struct tp_batch *batch);
-void tp_known_commit(struct tp_engine *engine, const struct tp_batch *batch);
+struct tp_known *tp_known_commit(const struct tp_batch *batch, size_t first, size_t last,
+				 struct tp_known *entry);
+void tp_known_disarm(struct tp_engine *engine, const struct tp_batch *batch);
 
 /* emulate.c */
 struct tp_insn tp_classify(const uint8_t *code, size_t len, uint64_t addr);

@@ -132,12 +132,14 @@ static void commit_site(const struct tp_poke *poke, struct tp_known *entry, enum
 		entry->patched |= entry->current[k] != entry->original[k];
 }
 
-/** Note in the table of known sites what the batch has left in the text; both are sorted. */
-void tp_known_commit(struct tp_engine *engine, const struct tp_batch *batch)
+/**
+ * Note in the table of known sites what the batch has left in the text at pokes [@first, @last); both are
+ * sorted, @entry is not behind the first of them. Returns the entry of the last.
+ */
+struct tp_known *tp_known_commit(const struct tp_batch *batch, size_t first, size_t last,
+				 struct tp_known *entry)
 {
-	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
-
-	for (size_t i = 0; i < batch->count; i++) {
+	for (size_t i = first; i < last; i++) {
 		const struct tp_poke *poke = &batch->pokes[i];
 
 		if (poke->outcome == TP_SITE_SKIPPED || poke->outcome == TP_SITE_PENDING)
@@ -145,6 +147,22 @@ void tp_known_commit(struct tp_engine *engine, const struct tp_batch *batch)
 		while (entry->addr != poke->addr) /* the check has seen it there */
 			entry++;
 		commit_site(poke, entry, batch->mode);
+	}
+	return entry;
+}
+
+/** After a batch: where an int3 has gone, the handler goes. */
+void tp_known_disarm(struct tp_engine *engine, const struct tp_batch *batch)
+{
+	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
+
+	for (size_t i = 0; i < batch->count; i++) {
+		const struct tp_poke *poke = &batch->pokes[i];
+
+		if (poke->outcome == TP_SITE_SKIPPED || !tp_is_permanent(poke))
+			continue;
+		while (entry->addr != poke->addr)
+			entry++;
 		disarm_site(entry);
 	}
 }

@@ -302,7 +302,11 @@ int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch)
 		recover(engine, batch);
 	if (batch->mode == TP_MODE_INT3)
 		retire(engine, batch);
-	tp_known_commit(engine, batch);
+	if (error &&
+	    engine->known) /* the last pass has noted what it has done: not all of that stays */
+		tp_known_commit(batch, 0, batch->count, engine->known->entries);
+	if (batch->must_arm)
+		tp_known_disarm(engine, batch);
 	count_traps(engine, outcome, 1);
 	outcome->total_ns = now(engine) - start;
 	return error;

@@ -315,6 +315,7 @@ int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct t
 {
 	/* With nobody to call, a written site is a finished one. */
 	bool nobody = pass->call_finish && !batch->finish;
+	struct tp_known *known = engine->known ? engine->known->entries : NULL;
 	struct tp_pass to_the_end = *pass;
 	struct window window = { 0 };
 	int error = 0, again = 0;
@@ -341,6 +342,8 @@ int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct t
 		}
 		if (!error && pass->call_finish && (!nobody || batch->skipped))
 			error = finish_window(batch, pass, &window);
+		if (!error && pass->call_finish) /* now, while the pokes are in the cache */
+			known = tp_known_commit(batch, window.first, window.last, known);
 	}
 	return error;
 }
