@@ -93,6 +93,12 @@ class Agent:
     masking: tuple[frozenset[tuple[str, int]], str] | None = None  # by mapped files: `masks`
     layout: Layout | None = None
     silent: bool = False
+    owner: int = field(default_factory=os.getpid)
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a forked child: the connection is its parent's."""
+        return self.owner == os.getpid()
 
     @property
     def agent(self) -> Agent:
@@ -211,6 +217,9 @@ class Agent:
             with contextlib.suppress(BufferError):  # a ring reader may still hold a view
                 self.shared.close()
             self.shared = None
+        for fd in (self.lock_fd, self.shared_fd):
+            if fd >= 0 and self.is_ours:  # a child that we have forked would keep the locks alive
+                fcntl.flock(fd, fcntl.LOCK_UN)
         for fd in (self.mem_fd, self.pidfd, self.lock_fd, self.shared_fd):
             if fd >= 0:
                 os.close(fd)

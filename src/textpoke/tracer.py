@@ -82,7 +82,7 @@ class Target:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.keep:
+        if self.keep or not self.agent.is_ours:
             self.agent.close()
         else:
             self.detach()
