@@ -21,7 +21,7 @@ from textpoke.agent import error_text
 from textpoke.agent_image import load_image
 from textpoke.engine import Batch, restore_all, run_request
 from textpoke.inject import DEFAULT_RING_BYTES, DEFAULT_RINGS, load
-from textpoke.modes import Mode
+from textpoke.modes import Mode, require_holds
 from textpoke.plan import MERGED_NOP, Method, Plan, Planner, Space
 from textpoke.poke import Outcome, Poke, Request
 from textpoke.trace import Trace
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 _LOOKS = 50
 _LOOK_S = 0.002
 _MAP_TRIES = 10
-_OWN_WINDOW = "threads may stand among its first instructions, and a process cannot look at its own"
 
 
 class Target:
@@ -232,10 +231,9 @@ class Target:
     def _map_plan(self, chosen: Sequence[Site]) -> Plan:
         head = self.agent.image()
         owned = [(r.start, r.bytes) for r in (head.regions[i] for i in range(head.region_count))]
-        inside = [site for site in chosen if site.heads] if self.pid == os.getpid() else []
-        wanted = [site for site in chosen if not site.heads] if inside else chosen
+        wanted, refused = self._without_windows(chosen)
         plan = self._planner.plan(wanted, Space(target.read_maps(self.pid), owned))
-        plan.refused += [(site, _OWN_WINDOW) for site in inside]
+        plan.refused += refused
         try:
             for start, size in plan.regions:
                 self.agent.map_code(start, size)
@@ -246,6 +244,18 @@ class Target:
             raise
         return plan
 
+    def _without_windows(
+        self, chosen: Sequence[Site]
+    ) -> tuple[Sequence[Site], list[tuple[Site, str]]]:
+        """Leave out sites of several instructions where nobody can look who stands among them."""
+        inside = [site for site in chosen if site.heads]
+        if inside:
+            try:
+                require_holds(self.agent)
+            except UnsupportedTarget as exc:
+                return [s for s in chosen if not s.heads], [(s, exc.detail) for s in inside]
+        return chosen, []
+
     def merge(self, plan: Plan, mode: Mode = Mode.AUTO) -> Outcome | None:
         """Make planned runs of NOPs one instruction, once, where a flip has no room.
 
@@ -253,7 +263,7 @@ class Target:
         may still be inside when a CALL comes, so look where everybody is and wait.
 
         Raises:
-            NotPatchable: In this process: it cannot look at its own threads.
+            UnsupportedTarget: ("no-helper") Nobody can look at the threads of the own process.
             AgentFailed: A thread does not leave a run.
         """
         self._forget_reloaded(plan)
@@ -264,9 +274,7 @@ class Target:
         ]
         if not fresh:
             return None
-        if self.pid == os.getpid():
-            reason = "its NOPs must be merged, which needs a look at all threads from outside"
-            raise NotPatchable(fresh[0].site, reason)
+        require_holds(self.agent)
         pokes = [
             Poke(p.site.address, p.site.old, MERGED_NOP, 0, str(p.site))
             for p in fresh
