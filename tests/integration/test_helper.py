@@ -119,7 +119,7 @@ def test_calls_of_functions_without_nops_are_counted_one_by_one(
             with target.trace("counter*!top", everything=True, mode=sys.argv[1]) as trace:
                 for x in range(1000):
                     library.top(tally, x)
-            with target.trace("libz*!crc32", everything=True, mode=sys.argv[1]) as crc:
+            with target.trace("libz!crc32", everything=True, mode=sys.argv[1]) as crc:
                 for _ in range(500):
                     zlib.crc32(data)
         end(target, events=[trace.events, crc.events], lost=[trace.lost, crc.lost])
@@ -276,16 +276,17 @@ def test_a_helper_that_is_killed_within_a_batch_leaves_it_done_or_undone(mode: s
 def test_two_targets_one_after_the_other_have_a_helper_each() -> None:
     said = run(
         """
-        helpers = []
+        helpers, fds = [], len(os.listdir("/proc/self/fd"))
         for _ in range(2):
             with textpoke.this_process() as target:
                 with target.trace("libz*!crc32", everything=True, mode="stop"):
                     helpers.append(target.agent.helper.pid)
             assert not others()
-        end(target, helpers=len(set(helpers)))
+        left = len(os.listdir("/proc/self/fd")) - fds
+        end(target, helpers=len(set(helpers)), descriptors=left)
         """
     )
-    assert said == CLEAN | {"helpers": 2}
+    assert said == CLEAN | {"helpers": 2, "descriptors": 0}
 
 
 def test_an_interrupt_from_the_terminal_ends_the_recording_and_not_the_helper() -> None:
@@ -369,6 +370,8 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize("how", ["kill", "exec", "exit"])
 def test_the_helper_does_not_outlive_its_process(how: str, tmp_path: Path) -> None:
     body = """
+    import warnings
+    warnings.simplefilter("error")
     target = textpoke.this_process()
     trace = target.trace("libz*!*", everything=True, mode="stop")
     with trace:
@@ -406,5 +409,6 @@ def test_the_helper_does_not_outlive_its_process(how: str, tmp_path: Path) -> No
         time.sleep(0.01)
     assert not is_running(helper)
     process.kill()
-    process.communicate()
+    _, errors = process.communicate()
+    assert errors == ""
     assert not os.path.exists(f"/proc/{helper}") or how == "exec"
