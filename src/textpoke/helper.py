@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ from textpoke.agent import error_text
 from textpoke.holds import PARTS, POKE_BYTES, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from textpoke.agent import Agent
 
@@ -217,27 +218,12 @@ def _start(agent: Agent) -> Helper:
     refusal = _why_no_interpreter()
     if refusal:
         raise _refused(agent.pid, refusal)
-    ours, theirs = socket.socketpair()
-    paths = [os.path.abspath(path) for path in sys.path if path] + [_package_root()]
-    words = [json.dumps(paths), str(theirs.fileno()), str(agent.pidfd), str(agent.pid)]
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-S", "-B", "-c", f"{_START}; {_MAIN}", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), agent.pidfd),
-            start_new_session=True,  # what the terminal sends to us is not for it
-            env=_environment(),
-        )
+        helper = _spawn(agent)
     except (OSError, RuntimeError) as exc:  # of the second kind: the interpreter is ending
-        ours.close()
         raise _refused(agent.pid, f"it cannot be started ({exc})") from exc
-    finally:
-        theirs.close()
-    helper = Helper(process, ours)
     if os.path.exists(_YAMA):
-        lib.tp_allow_tracer(process.pid)  # where it may not, the first question tells
+        lib.tp_allow_tracer(helper.pid)  # where it may not, the first question tells
     try:
         code, said = helper.exchange(HELLO, [struct.pack("<q", agent.tid)], TEXT_BYTES, _HELLO_MS)
     except HelperEnded as exc:
@@ -246,6 +232,39 @@ def _start(agent: Agent) -> Helper:
         helper.close()
         raise _refused(agent.pid, said.rstrip(b"\0").decode(errors="replace"))
     return helper
+
+
+def _spawn(agent: Agent) -> Helper:
+    ours, theirs = socket.socketpair()
+    paths = [os.path.abspath(path) for path in sys.path if path] + [_package_root()]
+    with contextlib.ExitStack() as stack:
+        stack.callback(ours.close)
+        with theirs, _above(theirs.fileno()) as line_fd, _above(agent.pidfd) as pidfd:
+            words = [json.dumps(paths), str(line_fd), str(pidfd), str(agent.pid)]
+            process = subprocess.Popen(
+                [sys.executable, "-S", "-B", "-c", f"{_START}; {_MAIN}", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(line_fd, pidfd),
+                start_new_session=True,  # what the terminal sends to us is not for it
+                env=_environment(),
+            )
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        helper = Helper(process, ours)
+        stack.pop_all()
+    return helper
+
+
+@contextlib.contextmanager
+def _above(fd: int) -> Iterator[int]:
+    """A copy above the standard streams, whose place the original has if we have closed them."""
+    copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    try:
+        yield copy
+    finally:
+        os.close(copy)
 
 
 def _why_no_interpreter() -> str:

@@ -373,7 +373,13 @@ def attach(
 
 
 def this_process(*, ring_bytes: int = DEFAULT_RING_BYTES, rings: int = DEFAULT_RINGS) -> Target:
-    """Attach to the calling process itself. Raises as `attach`."""
+    """Attach to the calling process itself. Raises as `attach`.
+
+    Where its threads must be stopped (functions without NOPs, stop mode, the detach), a helper
+    process does it: a child that is started when it is first needed, in 50 ms or so, and that ends
+    with the connection. `os.wait()` sees it. Where there can be none, sites of several
+    instructions are refused, and what needs stop mode raises UnsupportedTarget ("no-helper").
+    """
     return attach(os.getpid(), ring_bytes=ring_bytes, rings=rings)
 
 

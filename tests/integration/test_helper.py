@@ -1,224 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions without NOPs in the very process that asks: a helper process stops its threads."""
+"""The helper process that stops the threads of the own process: killed, refused, gone in time."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 from observe import POWERLESS
+from own import CLEAN, PREAMBLE, PYTHON, run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
-
-    from conftest import Compile
-
-# A Python of its own, with three threads at work in C extensions from beginning to end.
-PREAMBLE = """
-import contextlib, ctypes, hashlib, json, os, random, signal, sys, threading, time, zlib
-import textpoke
-
-EXTENSIONS = ("libz*!*", "zlib*!*", "_json*!*", "_hashlib*!*")
-data = bytes(range(256)) * 40
-rows = json.dumps({"rows": list(range(300))})
-right = (zlib.compress(data), hashlib.sha256(data).digest())
-busy, wrong, done = threading.Event(), [], []
-
-def work():
-    while not busy.is_set():
-        if (zlib.compress(data), hashlib.sha256(data).digest()) != right:
-            wrong.append("bytes")
-        if json.dumps(json.loads(rows)) != rows:
-            wrong.append("rows")
-        done.append(1)
-
-workers = [threading.Thread(target=work, daemon=True) for _ in range(3)]
-for worker in workers:
-    worker.start()
-
-def others():
-    "Our children, zombies too."
-    return open("/proc/thread-self/children").read().split() + [
-        line for task in os.listdir("/proc/self/task")
-        for line in open(f"/proc/self/task/{task}/children").read().split()
-    ]
-
-def end(target, **more):
-    busy.set()
-    for worker in workers:
-        worker.join()
-    report = target.report
-    print(json.dumps({
-        "wrong": wrong, "worked": len(done) > 0, "residue": report.residue,
-        "differing": len(report.text.differing), "children": others(), **more,
-    }))
-"""
-
-CLEAN = {"wrong": [], "worked": True, "residue": [], "differing": 0, "children": []}
-
-
-def run(
-    body: str, *words: object, under: Sequence[str] = (), new_session: bool = False
-) -> dict[str, object]:
-    """Run a script in a new Python; returns the object that it prints."""
-    done = subprocess.run(
-        [*under, sys.executable, "-c", PREAMBLE + textwrap.dedent(body), *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-        start_new_session=new_session,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    result: dict[str, object] = json.loads(done.stdout)
-    return result
-
-
-@pytest.mark.parametrize("mode", ["auto", "int3", "stop"])
-def test_every_function_of_extensions_at_work_is_traced_and_left_as_it_was(mode: str) -> None:
-    said = run(
-        """
-        refused, events, modes, several = [], [], set(), 0
-        with textpoke.this_process() as target:
-            for pattern in EXTENSIONS:
-                with target.trace(pattern, everything=True, mode=sys.argv[1]) as trace:
-                    time.sleep(0.1)
-                refused += [str(site) for site, _ in trace.refused]
-                events.append(trace.events > 0)
-                modes |= {str(choice.mode) for choice in trace.on.choices}
-                several += sum(bool(site.heads) for site in trace.chosen)
-        end(target, refused=refused, events=events, modes=sorted(modes), several=several > 50)
-        """,
-        mode,
-    )
-    modes = said.pop("modes")
-    # CPython blocks signals around vfork: nothing in it may meet an int3 unless that is asked for.
-    assert "stop" in modes and "int3" not in modes if mode == "auto" else modes == [mode]
-    assert said == CLEAN | {"refused": [], "events": [True] * 4, "several": True}
-
-
-@pytest.mark.parametrize("mode", ["auto", "int3", "stop"])
-def test_calls_of_functions_without_nops_are_counted_one_by_one(
-    mode: str, compile_target: Compile
-) -> None:
-    library = compile_target("counter.c", "-DPART_OBJECT", "-shared", "-fPIC")
-    said = run(
-        """
-        library = ctypes.CDLL(sys.argv[2])
-        tally = (ctypes.c_ulong * 8)()
-        with textpoke.this_process() as target:
-            with target.trace("counter*!top", everything=True, mode=sys.argv[1]) as trace:
-                for x in range(1000):
-                    library.top(tally, x)
-            with target.trace("libz!crc32", everything=True, mode=sys.argv[1]) as crc:
-                for _ in range(500):
-                    zlib.crc32(data)
-        end(target, events=[trace.events, crc.events], lost=[trace.lost, crc.lost])
-        """,
-        mode,
-        library,
-    )
-    assert said == CLEAN | {"events": [1000, 500], "lost": [0, 0]}
-
-
-@pytest.mark.parametrize("mode", ["auto", "int3"])
-def test_extensions_are_toggled_fifty_times_under_their_threads(mode: str) -> None:
-    said = run(
-        """
-        helpers = set()
-        with textpoke.this_process() as target:
-            for turn in range(50):
-                with target.trace(EXTENSIONS[turn % 4], everything=True, mode=sys.argv[1]):
-                    helpers.add(target.agent.helper.pid)
-        end(target, helpers=len(helpers))
-        """,
-        mode,
-    )
-    assert said == CLEAN | {"helpers": 1}
-
-
-def test_runs_of_nops_are_merged_where_a_flip_has_no_room(compile_target: Compile) -> None:
-    """The landing pads of a flip would lie 1.75 GiB below; here something lies there already."""
-    flags = ("-fpatchable-function-entry=5", "-DPART_OBJECT", "-shared", "-fPIC")
-    library = compile_target("counter.c", *flags)
-    said = run(
-        """
-        from textpoke.plan import Method
-        library = ctypes.CDLL(sys.argv[1])
-        tally = (ctypes.c_ulong * 8)()
-        with textpoke.this_process() as target:
-            [site] = target.sites("counter*!top")
-            low = (site.address - 0x6f6f6f6b) & -4096
-            mmap = ctypes.CDLL(None).mmap
-            mmap.restype, mmap.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t,
-                ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-            assert mmap(low - 65536, 2 << 16, 0, 0x100022, -1, 0) == low - 65536
-            with target.trace("counter*!top") as trace:
-                for x in range(100):
-                    library.top(tally, x)
-                methods = {str(p.method.name) for p in trace.plan.sites}
-        end(target, events=trace.events, methods=sorted(methods))
-        """,
-        library,
-    )
-    assert said == CLEAN | {"events": 100, "methods": ["MERGE"]}
-
-
-def test_forked_children_leave_the_parents_recording_alone() -> None:
-    said = run(
-        """
-        with textpoke.this_process() as target:
-            with target.trace("libz*!*", everything=True) as trace:
-                pids = [os.fork()]
-                if not pids[0]:
-                    sys.exit(0 if zlib.compress(data) == right[0] else 1)  # through both blocks
-                pids.append(os.fork())
-                if not pids[1]:
-                    time.sleep(60)  # outlives the recording, and holds what it has inherited
-                first = os.waitpid(pids[0], 0)[1]
-                before = trace.events
-                zlib.crc32(data)
-                trace.drain()
-                counted = trace.events > before
-        first_report = target.report.clean
-        with textpoke.this_process() as target:
-            with target.trace("libz*!*", everything=True) as trace:
-                zlib.crc32(data)
-        os.kill(pids[1], signal.SIGKILL)
-        os.waitpid(pids[1], 0)
-        end(target, first=first, counted=counted, clean=first_report, events=trace.events > 0)
-        """
-    )
-    assert said == CLEAN | {"first": 0, "counted": True, "clean": True, "events": True}
-
-
-def test_a_forked_child_traces_itself() -> None:
-    said = run(
-        """
-        with textpoke.this_process() as target:
-            with target.trace("libz*!*", everything=True):
-                pid = os.fork()
-                if not pid:
-                    with textpoke.this_process() as child:
-                        with child.trace("libz*!crc32", everything=True) as trace:
-                            for _ in range(30):
-                                zlib.crc32(data)
-                    good = trace.events == 30 and child.report.clean and not others()
-                    os._exit(0 if good else 1)
-                status = os.waitpid(pid, 0)[1]
-        end(target, status=status)
-        """
-    )
-    assert said == CLEAN | {"status": 0}
 
 
 def test_a_helper_that_was_killed_is_followed_by_another() -> None:
@@ -271,6 +68,29 @@ def test_a_helper_that_is_killed_within_a_batch_leaves_it_done_or_undone(mode: s
     assert mode == "int3" or not errors  # its guard finishes what it has begun
     assert all("helper process" in error for error in errors)
     assert said == CLEAN | {"events": 1}
+
+
+def test_a_helper_that_is_killed_within_a_detach_leaves_nothing() -> None:
+    said = run(
+        """
+        def kill(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+        random.seed(3)
+        for turn in range(12):
+            with textpoke.this_process() as target:
+                with target.trace("libz*!*", everything=True, mode="stop"):
+                    helper = target.agent.helper.pid
+                # Text is compared first, for some 40 ms.
+                killer = threading.Timer(0.02 + random.random() / 15, kill, (helper,))
+                killer.start()
+            killer.join()
+            assert target.report.clean, target.report.residue
+        end(target)
+        """
+    )
+    assert said == CLEAN
 
 
 def test_two_targets_one_after_the_other_have_a_helper_each() -> None:
@@ -359,6 +179,22 @@ def test_a_process_that_nobody_may_look_into_is_told_so() -> None:
     assert said == CLEAN | {"said": ["no-helper", True]}
 
 
+def test_a_program_without_standard_streams_has_a_helper_too() -> None:
+    said = run(
+        """
+        kept = [os.dup(fd) for fd in range(3)]
+        os.closerange(0, 3)
+        with textpoke.this_process() as target:
+            with target.trace("libz!crc32", everything=True, mode="stop") as trace:
+                zlib.crc32(data)
+        for fd in range(3):
+            os.dup2(kept[fd], fd)
+        end(target, events=trace.events)
+        """
+    )
+    assert said == CLEAN | {"events": 1}
+
+
 def is_running(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
@@ -371,7 +207,7 @@ def is_running(pid: int) -> bool:
 def test_the_helper_does_not_outlive_its_process(how: str, tmp_path: Path) -> None:
     body = """
     import warnings
-    warnings.simplefilter("error")
+    warnings.simplefilter("error", ResourceWarning)
     target = textpoke.this_process()
     trace = target.trace("libz*!*", everything=True, mode="stop")
     with trace:
@@ -392,7 +228,7 @@ def test_the_helper_does_not_outlive_its_process(how: str, tmp_path: Path) -> No
         os.execv("/bin/sleep", ["sleep", "60"])
     """
     process = subprocess.Popen(
-        [sys.executable, "-c", PREAMBLE + textwrap.dedent(body), how],
+        [*PYTHON, PREAMBLE + textwrap.dedent(body), how],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
