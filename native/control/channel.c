@@ -155,10 +155,12 @@ int tp_command_looking(struct tp_wire *wire, uint32_t command, const uint64_t *a
 {
 	struct tp_windows windows;
 	int result = tp_windows_init(&windows, look);
+	bool hurried = tp_hurry(); /* while the agent waits for a look, threads run into int3s */
 
 	if (!result)
 		result = run_command(wire, command, args, timeout_ms, look->pid, look->agent_tid,
 				     &windows);
+	tp_relax(hurried);
 	tp_windows_deinit(&windows);
 	return result;
 }

@@ -243,6 +243,7 @@ static int look(const void *request, void *result)
 	struct tp_windows *windows = result;
 	struct looked looked = { 0 };
 	uint64_t *stacks = NULL, stack_count = 0;
+	bool hurried = tp_hurry();
 	char path[32];
 	DIR *tasks;
 	int seen;
@@ -254,6 +255,7 @@ static int look(const void *request, void *result)
 		do
 			seen = look_at_new(windows, tasks, &looked, stacks, stack_count);
 		while (seen > 0);
+	tp_relax(hurried);
 	if (tasks)
 		closedir(tasks);
 	free(looked.tids);

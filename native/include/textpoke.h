@@ -52,6 +52,11 @@ int tp_inject_self(const struct tp_inject *in, struct tp_injected *out);
 int64_t tp_remote_syscall(struct tp_held *held, uint64_t syscall_at, long nr, const uint64_t *args);
 int tp_release(struct tp_held *held);
 
+/* ask.c */
+int tp_ask(int socket_fd, int pidfd, const void *request, uint64_t request_bytes, void *answer,
+	   uint64_t answer_bytes, int timeout_ms);
+int tp_allow_tracer(int pid);
+
 /* channel.c */
 int tp_send_fds(int tid, int remote_fd, const int fds[4]);
 int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,

@@ -115,7 +115,8 @@ class UnsupportedTarget(TargetError):
     """The target is of a kind, or in a state, that cannot be patched.
 
     `reason` is a short id that programs can compare: "zombie", "kernel-thread", "32-bit",
-    "seccomp", "shadow-stack", "no-fsgsbase", "stopped", "sigtrap-blocked", "debugger", "vfork", ...
+    "seccomp", "shadow-stack", "no-fsgsbase", "stopped", "sigtrap-blocked", "debugger", "vfork",
+    "no-helper", ...
     """
 
     def __init__(self, pid: int, reason: str, detail: str = "") -> None:

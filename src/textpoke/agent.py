@@ -31,9 +31,10 @@ from textpoke.agent_image import load_image
 from textpoke.proc import living_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from textpoke._native import Pointer
+    from textpoke.helper import Helper
     from textpoke.wire import Layout
 
 NAME = "textpoke"
@@ -93,6 +94,13 @@ class Agent:
     masking: tuple[frozenset[tuple[str, int]], str] | None = None  # by mapped files: `masks`
     layout: Layout | None = None
     silent: bool = False
+    helper: Helper | None = None  # stops the threads of the own process for us
+    owner: int = field(default_factory=os.getpid)
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a forked child: the connection is its parent's."""
+        return self.owner == os.getpid()
 
     @property
     def agent(self) -> Agent:
@@ -132,7 +140,7 @@ class Agent:
         command: int,
         *args: int,
         timeout_s: float = _COMMAND_TIMEOUT_S,
-        look: Pointer | None = None,
+        look: Callable[[int, Sequence[int], int], int] | None = None,
     ) -> int:
         """Run one command. Returns 0 or more, or a negative code (errors.def, errno).
 
@@ -140,7 +148,8 @@ class Agent:
             command: One of enum tp_command.
             args: Its arguments.
             timeout_s: Seconds to wait for the answer.
-            look: Where to look for threads when the agent asks (struct tp_look).
+            look: Runs it instead, and looks for threads when the agent asks: takes command,
+                arguments and milliseconds.
 
         Raises:
             TargetExited: The process has ended.
@@ -148,12 +157,12 @@ class Agent:
         """
         if self.silent:  # it has had its time: whoever undoes things now must not wait again
             timeout_s = min(timeout_s, _SILENT_TIMEOUT_S)
-        values = ffi.new("uint64_t[4]", list(args))
         timeout_ms = int(timeout_s * 1000)
         if look is None:
+            values = ffi.new("uint64_t[4]", list(args))
             result = int(lib.tp_command(self.wire, command, values, timeout_ms, self.pid, self.tid))
         else:
-            result = int(lib.tp_command_looking(self.wire, command, values, timeout_ms, look))
+            result = look(command, args, timeout_ms)
         self.silent = result == -errno.ETIMEDOUT
         if result == -errno.ESRCH:
             self.require_alive("a command to the agent")
@@ -206,11 +215,17 @@ class Agent:
     def close(self) -> None:
         """Give up the connection; the agent stays in the target."""
         self.release()
+        if self.helper is not None:
+            self.helper.close()
+            self.helper = None
         self.wire = None
         if self.shared is not None:
             with contextlib.suppress(BufferError):  # a ring reader may still hold a view
                 self.shared.close()
             self.shared = None
+        for fd in (self.lock_fd, self.shared_fd):
+            if fd >= 0 and self.is_ours:  # a child that we have forked would keep the locks alive
+                fcntl.flock(fd, fcntl.LOCK_UN)
         for fd in (self.mem_fd, self.pidfd, self.lock_fd, self.shared_fd):
             if fd >= 0:
                 os.close(fd)

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from textpoke import modes, target
+from textpoke import helper, modes, target
 from textpoke._errors import (
     AgentFailed,
     AgentTimeout,
@@ -21,6 +21,7 @@ from textpoke._errors import (
 )
 from textpoke._native import ffi, lib
 from textpoke.agent import checked_answer, error_text
+from textpoke.holds import Work, pairs
 from textpoke.model import Site
 from textpoke.modes import Choice, Mode
 from textpoke.poke import PHASES, RECORD, Outcome, Poke, Request, name_of, read_outcome
@@ -101,8 +102,7 @@ def run_request(
         BatchFailed: It failed on the way; the engine has recovered, or says so.
         UnsupportedTarget: The mode, or any, is impossible: `reason` and `detail` say why.
     """
-    # Who asks for int3, or patches the own process, answers for its alternate stacks.
-    room = mode is Mode.INT3 or agent.pid == os.getpid()
+    room = mode is Mode.INT3  # who asks for it answers for the program's alternate stacks
     how = _How(all_or_nothing, leave_busy, one_by_one, callbacks, room)
     try:
         return _run_choices(agent, request, _choices(agent, request, mode, one_mode=one_mode), how)
@@ -167,35 +167,63 @@ def _run_part(agent: Agent, request: Request, mode: Mode, how: _How) -> Outcome:
     shared[start : start + len(request.data)] = request.data
     words = (len(request.pokes), how.flags(mode), *how.callbacks)
     look = _Look(agent, request, leave_busy=how.leave_busy)
-    code, hold_ns = _command(agent, lib.TP_CMD_BATCH, words, mode, request, look)
+    code, hold_ns = _command(agent, lib.TP_CMD_BATCH, words, mode, look)
     if code < 0:
         raise _failure(agent.pid, -code, _copied(wire), request.pokes)
     return replace(read_outcome(wire.outcome), hold_ns=hold_ns, left=look.left())
 
 
 class _Look:
-    """Where threads may stand inside of the sites of a batch, and which of them were busy."""
+    """A batch as the native side sees it: where no thread may stand, and which sites were busy."""
 
     def __init__(self, agent: Agent, request: Request, *, leave_busy: bool = False) -> None:
-        count = len(request.pokes) if request.looks else 0
+        self.agent = agent
         self.leave_busy = leave_busy
-        self._keep = ffi.from_buffer("struct tp_poke[]", request.data) if count else ffi.NULL
-        self.busy = ffi.new("uint8_t[]", count or 1)
-        self.raw = ffi.new("struct tp_look *")
-        self.raw.pid, self.raw.agent_tid = agent.pid, agent.tid
-        self.raw.pokes, self.raw.count, self.raw.busy = self._keep, count, self.busy
-        self.raw.restorer = agent.image().restorer if count else 0
+        self.request = request
+        self.pokes = request.data if request.looks else b""
+        self.restorer = agent.image().restorer if self.pokes else 0
+        self.busy = b""
 
     def left(self) -> tuple[int, ...]:
         """Positions of the sites that were left out."""
-        if not self.leave_busy or not self.raw.count:
+        if not self.leave_busy:
             return ()
-        return tuple(i for i in range(self.raw.count) if self.busy[i])
+        return tuple(i for i, busy in enumerate(self.busy) if busy)
+
+    def run(self, command: int, words: Sequence[int], timeout_ms: int) -> int:
+        """Run a command of the agent and look at all threads when it asks; returns its result."""
+        raw = self._raw(command, words, timeout_ms)
+        code, self.busy = helper.perform(
+            self.agent, Work.LOOK, bytes(ffi.buffer(raw)), b"", b"", self.pokes
+        )
+        return code
+
+    def run_stopped(
+        self, command: int, words: Sequence[int], *, patient: bool
+    ) -> tuple[int, Pointer]:
+        """Run a command while all threads but the agent's are held; a code, struct tp_stopped."""
+        agent, request = self.agent, self.request
+        stacks = [(m.start, m.end) for m in target.read_maps(agent.pid) if "w" in m.perms]
+        raw = self._raw(command, words, _STOPPED_TIMEOUT_MS)
+        raw.all_nops, raw.leave_busy = request.all_nops, self.leave_busy and not patient
+        windows = pairs(sorted(request.windows))
+        code, found = helper.perform(
+            agent, Work.STOP, bytes(ffi.buffer(raw)), windows, pairs(stacks), self.pokes
+        )
+        out = ffi.new("struct tp_stopped *")
+        ffi.memmove(out, found, ffi.sizeof("struct tp_stopped"))
+        self.busy = found[ffi.sizeof("struct tp_stopped") :]
+        return code, out
+
+    def _raw(self, command: int, words: Sequence[int], timeout_ms: int) -> Pointer:
+        raw = ffi.new("struct tp_stop *")
+        raw.command, raw.timeout_ms = command, timeout_ms
+        raw.args = [*words, *[0] * (4 - len(words))]
+        raw.look.restorer = self.restorer
+        return raw
 
 
-def run_stopped(
-    agent: Agent, command: int, words: Sequence[int], request: Request, look: _Look
-) -> tuple[int, int]:
+def run_stopped(agent: Agent, command: int, words: Sequence[int], look: _Look) -> tuple[int, int]:
     """Run one command while every thread but the agent's is held.
 
     Returns:
@@ -206,7 +234,7 @@ def run_stopped(
     """
     for attempt in range(_STOPS):
         patient = attempt < _PATIENT_STOPS
-        error, out = _stop_once(agent, command, words, request, look, patient=patient)
+        error, out = look.run_stopped(command, words, patient=patient)
         if error == 0 and out.result == -errno.ETIMEDOUT:
             agent.silent = True
             raise AgentTimeout(f"command {command}", _STOPPED_TIMEOUT_MS / 1e3)
@@ -223,31 +251,6 @@ def run_stopped(
     else:
         what = "stopping all threads of the target"
     raise AgentFailed(what, -error)
-
-
-def _stop_once(
-    agent: Agent,
-    command: int,
-    words: Sequence[int],
-    request: Request,
-    look: _Look,
-    *,
-    patient: bool,
-) -> tuple[int, Pointer]:
-    stacks = [m for m in target.read_maps(agent.pid) if "w" in m.perms]
-    windows = sorted(request.windows)
-    stop, out = ffi.new("struct tp_stop *"), ffi.new("struct tp_stopped *")
-    keep = [
-        ffi.new("uint64_t[]", [word for pair in windows for word in pair]),
-        ffi.new("uint64_t[]", [word for m in stacks for word in (m.start, m.end)]),
-    ]
-    stop.pid, stop.agent_tid, stop.wire = agent.pid, agent.tid, agent.wire
-    stop.command, stop.timeout_ms = command, _STOPPED_TIMEOUT_MS
-    stop.args = [*words, *[0] * (4 - len(words))]
-    stop.sites, stop.site_count, stop.all_nops = keep[0], len(windows), request.all_nops
-    stop.stacks, stop.stack_count = keep[1], len(stacks)
-    stop.look, stop.leave_busy = look.raw[0], look.leave_busy and not patient
-    return int(lib.tp_stop_and_run(stop, out)), out
 
 
 def restore_all(
@@ -273,7 +276,7 @@ def restore_all(
             raise
         no_traps = exc.detail
     except BatchRefused:
-        if choice.mode is not Mode.INT3 or agent.pid == os.getpid():
+        if choice.mode is not Mode.INT3:
             raise
         no_traps = _NOT_EMULATED  # poked with a handler, which an undo does not have
     choice = modes.choose_one(agent, patched, no_traps=no_traps)
@@ -284,10 +287,11 @@ def _restore(agent: Agent, patched: Request, choice: Choice, strangers: int) -> 
     wire = agent.wire
     if wire is None:
         raise AgentFailed("undoing on a closed connection", errno.EBADF)
+    # The own process answers for its alternate stacks: it must get rid of int3 sites without help.
     room = lib.TP_BATCH_ROOM if agent.pid == os.getpid() else 0
     words = (strangers, choice.mode.number, room)
     look = _Look(agent, patched)
-    code, hold_ns = _command(agent, lib.TP_CMD_RESTORE, words, choice.mode, patched, look)
+    code, hold_ns = _command(agent, lib.TP_CMD_RESTORE, words, choice.mode, look)
     if code < 0:
         raise _failure(agent.pid, -code, _copied(wire), ())
     outcome = replace(read_outcome(wire.outcome), hold_ns=hold_ns, choices=(choice,))
@@ -299,15 +303,14 @@ def _command(
     command: int,
     words: Sequence[int],
     mode: Mode,
-    request: Request,
     look: _Look,
 ) -> tuple[int, int]:
     """In stop mode with all threads held; a launched program that does not run yet is held."""
     code, hold_ns = 0, 0
     if mode is Mode.STOP and agent.held is None:
-        code, hold_ns = run_stopped(agent, command, words, request, look)
+        code, hold_ns = run_stopped(agent, command, words, look)
     else:
-        seen = look.raw if request.looks and agent.held is None else None
+        seen = look.run if look.pokes and agent.held is None else None
         code = agent.command(command, *words, timeout_s=_TIMEOUT_S, look=seen)
     if code == -errno.ESRCH:
         raise TargetExited(agent.pid, "a batch")
@@ -368,6 +371,8 @@ def _named_refusal(code: int, raw: Pointer, pokes: Sequence[Poke], at: str) -> B
 
 
 def _why(code: int, raw: Pointer) -> str:
+    if code == errno.EOWNERDEAD:
+        return "the helper process that was to look at all threads has ended"
     if code != errno.EINVAL:
         return error_text(code)
     expected = bytes(ffi.buffer(raw.expected))[: raw.fail_len].hex(" ")

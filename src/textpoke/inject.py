@@ -105,8 +105,7 @@ def _load(agent: Agent, ring_bytes: int, rings: int) -> None:
         target.require_attachable(agent.pid, held=True)
     else:
         outlast_masking(lambda: target.require_attachable(agent.pid))
-        if agent.pid != os.getpid():
-            remove_remains(agent)
+        remove_remains(agent)
     checked = time.perf_counter()
     injected = _inject(agent, ring_bytes, rings)
     done = time.perf_counter()
@@ -127,7 +126,7 @@ def _load(agent: Agent, ring_bytes: int, rings: int) -> None:
 
 def _take_out(agent: Agent) -> None:
     """The agent could not start: its thread has ended, leave nothing behind."""
-    if agent.held is None and agent.pid != os.getpid():
+    if agent.held is None:
         with contextlib.suppress(TextpokeError):
             remove(agent, agent.image(), [])
 

@@ -11,9 +11,8 @@ import contextlib
 import errno
 import os
 import struct
-import sys
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from textpoke import target, wire
@@ -24,6 +23,7 @@ from textpoke._errors import (
     NoSuchTarget,
     TargetExited,
     TextpokeError,
+    UnsupportedTarget,
 )
 from textpoke._native import lib
 from textpoke.agent import Agent, error_text, open_target
@@ -42,7 +42,6 @@ _CHUNK = 1 << 20
 _KNOWN = struct.Struct("<Q16s16sBBBBB3xQ")  # struct tp_known
 _TRIES = 60
 _PAUSE_S = 0.01
-_PR_SET_PTRACER = 0x59616D61
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,10 +340,10 @@ def _remove_agent(agent: Agent, known: list[KnownSite], report: DetachReport) ->
     if not _thread_is_gone(agent):
         report.residue.append(f"the agent's thread {agent.tid} does not end")
         return
-    if agent.pid == os.getpid():
-        _leave_by_helper(agent, known, report)
-    else:
+    try:
         report.note(remove(agent, head, [site.address for site in known]))
+    except UnsupportedTarget as exc:  # the own process, without a helper
+        report.residue.append(f"handler and agent pages stay: {exc.detail}")
 
 
 def _thread_is_gone(agent: Agent) -> bool:
@@ -355,47 +354,7 @@ def _thread_is_gone(agent: Agent) -> bool:
     return False
 
 
-def _leave_by_helper(agent: Agent, known: list[KnownSite], report: DetachReport) -> None:
-    """A process cannot stop and inspect its own threads: a child does it for us (`main`)."""
-    import ctypes
-    import json
-    import subprocess
-
-    words = [sys.executable, "-m", "textpoke.leave", str(agent.pid), str(agent.image_at)]
-    try:
-        child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    except OSError as exc:
-        report.residue.append(f"handler and agent pages stay: no helper process ({exc})")
-        return
-    # Yama: only this child may look into us; it waits for our word.
-    ctypes.CDLL(None).prctl(_PR_SET_PTRACER, child.pid, 0, 0, 0)
-    answer, _ = child.communicate(b"\n".join(str(s.address).encode() for s in known))
-    try:
-        report.note(Removal(**json.loads(answer)))
-    except ValueError:
-        report.residue.append(f"handler and agent pages stay: helper ended with {child.returncode}")
-
-
-def main(words: list[str]) -> int:
-    """The helper process: leave process words[0] whose image head lies at words[1].
-
-    The addresses of known sites come on stdin, the report goes to stdout as JSON.
-    """
-    import json
-
-    pid, image_at = int(words[0]), int(words[1])
-    addresses = [int(word) for word in sys.stdin.read().split()]
-    mem_fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
-    agent = Agent(pid, mem_fd, os.pidfd_open(pid), -1, image_at)
-    json.dump(asdict(remove(agent, agent.image(), addresses)), sys.stdout)
-    return 0
-
-
 def quietly(agent: Agent) -> None:
     """Detach after an error of our own: best effort, the first error is the one to show."""
     with contextlib.suppress(TextpokeError, OSError):
         detach(agent)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

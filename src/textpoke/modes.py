@@ -15,7 +15,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from textpoke import masks
+from textpoke import helper, masks
 from textpoke._errors import NoSuchTarget, TargetExited, UnsupportedTarget
 from textpoke._native import lib
 from textpoke.agent import outlast_masking
@@ -43,7 +43,7 @@ class Mode(enum.StrEnum):
     DIRECT = "direct"
     """One store a site, no trap: only its first byte changes. AMD processors only."""
     STOP = "stop"
-    """Every thread is held meanwhile; nobody traps. Not for the own process."""
+    """Every thread is held meanwhile; nobody traps."""
 
     @property
     def number(self) -> int:
@@ -198,11 +198,11 @@ def choose(
         detail = "direct mode needs an AMD processor: no other vendor's manual allows it"
         raise UnsupportedTarget(agent.pid, "no-direct", detail)
     if wanted is Mode.STOP:
-        _require_other_process(agent, "stop mode was asked for")
+        require_holds(agent)
     if wanted is not Mode.AUTO:
         return [Choice(wanted, "asked for", everything)]
     obstacle = _lasting_obstacle(agent)  # always: it also refuses a debugger
-    no_traps = no_traps or obstacle or _masking(agent, places)
+    no_traps = no_traps or obstacle or _why_masking(agent)
     if no_traps:
         return _without_traps(agent, everything, places, no_traps)
     masked = _runtime_sites(agent, places)
@@ -228,7 +228,7 @@ def choose_one(agent: Agent, places: Places, *, no_traps: str = "") -> Choice:
     everything = range(len(places.addresses))
     if all(places.direct) and direct_processor():
         return Choice(Mode.DIRECT, why, everything)
-    _require_other_process(agent, why)
+    require_holds(agent)
     return Choice(Mode.STOP, why, everything)
 
 
@@ -250,14 +250,6 @@ def _lasting_obstacle(agent: Agent) -> str:
     return ""
 
 
-def _masking(agent: Agent, places: Places) -> str:
-    """As `_why_masking`, but nobody is in the way of who patches the own process."""
-    why = _why_masking(agent)
-    if agent.pid == os.getpid() and not (direct_processor() and all(places.direct)):
-        return ""  # whoever patches the own process knows what its threads block
-    return why
-
-
 def _why_masking(agent: Agent) -> str:
     """Why the program may block SIGTRAP in its own code; looked up again when its files change."""
     files = frozenset((m.path, m.inode) for m in read_maps(agent.pid) if m.inode and "x" in m.perms)
@@ -270,7 +262,7 @@ def _without_traps(agent: Agent, indexes: Sequence[int], places: Places, why: st
     single = [i for i in indexes if places.direct[i]] if direct_processor() else []
     if len(single) == len(indexes):
         return [Choice(Mode.DIRECT, why, indexes)]
-    _require_other_process(agent, why)
+    require_holds(agent)
     if not single:
         return [Choice(Mode.STOP, why, indexes)]
     among = set(single)
@@ -280,10 +272,10 @@ def _without_traps(agent: Agent, indexes: Sequence[int], places: Places, why: st
     ]
 
 
-def _require_other_process(agent: Agent, why: str) -> None:
+def require_holds(agent: Agent) -> None:
+    """Raise UnsupportedTarget ("no-helper") when nobody can stop the threads of the own process."""
     if agent.pid == os.getpid():
-        detail = f"{why}, and a process cannot stop its own threads; attach from another process"
-        raise UnsupportedTarget(agent.pid, "no-stop", detail)
+        helper.require(agent)
 
 
 def _runtimes(agent: Agent) -> list[tuple[int, int]]:

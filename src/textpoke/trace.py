@@ -101,6 +101,8 @@ class Trace:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self.target.agent.is_ours:
+            return  # a forked child on its way out: the recording is its parent's
         if exc_type is not None:
             self.reason = "interrupted" if exc_type is KeyboardInterrupt else "error"
         self.stop()
@@ -145,16 +147,18 @@ class Trace:
             self.merged = self.target.merge(plan, self.mode)
             self.on = run_request(agent, on_request, mode=self.mode, leave_busy=True)
             self.plan = plan = self._settle(plan, self.on)
-        except BaseException:
+            self._off = {p.site.address: poke_of(p, on=False) for p in plan.sites}
+            self.switched_on = time.perf_counter()
+            self.timings_ms = {
+                "plan": (planned - started) * 1e3,
+                "open": (ready - planned) * 1e3,
+                "batch": (self.switched_on - ready) * 1e3,
+            }
+        except BaseException as exc:
+            if not isinstance(exc, TextpokeError):  # an interrupt: what the batch did is not known
+                self._take_back(on_request)
             self._abandon()
             raise
-        self.timings_ms = {
-            "plan": (planned - started) * 1e3,
-            "open": (ready - planned) * 1e3,
-            "batch": (time.perf_counter() - ready) * 1e3,
-        }
-        self.switched_on = time.perf_counter()
-        self._off = {p.site.address: poke_of(p, on=False) for p in plan.sites}
 
     def _settle(self, plan: Plan, outcome: Outcome) -> Plan:
         """Try again, for a while, the sites that a thread stood inside of; then leave them out."""
@@ -322,6 +326,13 @@ class Trace:
             "off": self.off.as_dict() if self.off else None,
             "hold_ns": self.target.agent.timings.hold_ns,
         }
+
+    def _take_back(self, request: Request) -> None:
+        agent = self.target.agent
+        with suppress(TextpokeError):
+            there = [poke for poke in request.pokes if _held(agent, poke) == poke.new]
+            self._off = {poke.address: poke.reversed() for poke in there}
+            self._switch_off()
 
     def _abandon(self) -> None:
         """Nothing was switched on: leave no capture that would say otherwise."""

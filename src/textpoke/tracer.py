@@ -21,7 +21,7 @@ from textpoke.agent import error_text
 from textpoke.agent_image import load_image
 from textpoke.engine import Batch, restore_all, run_request
 from textpoke.inject import DEFAULT_RING_BYTES, DEFAULT_RINGS, load
-from textpoke.modes import Mode
+from textpoke.modes import Mode, require_holds
 from textpoke.plan import MERGED_NOP, Method, Plan, Planner, Space
 from textpoke.poke import Outcome, Poke, Request
 from textpoke.trace import Trace
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 _LOOKS = 50
 _LOOK_S = 0.002
 _MAP_TRIES = 10
-_OWN_WINDOW = "threads may stand among its first instructions, and a process cannot look at its own"
 
 
 class Target:
@@ -85,7 +84,7 @@ class Target:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.keep:
+        if self.keep or not self.agent.is_ours:
             self.agent.close()
         else:
             self.detach()
@@ -243,11 +242,10 @@ class Target:
     def _map_plan(self, chosen: Sequence[Site], *, traps: bool) -> Plan:
         head = self.agent.image()
         owned = [(r.start, r.bytes) for r in (head.regions[i] for i in range(head.region_count))]
-        inside = [site for site in chosen if site.heads] if self.pid == os.getpid() else []
-        wanted = [site for site in chosen if not site.heads] if inside else chosen
+        wanted, refused = self._without_windows(chosen)
         space = Space(target.read_maps(self.pid), owned)
         plan = self._planner.plan(wanted, space, traps=self._why_no_trap() if traps else None)
-        plan.refused += [(site, _OWN_WINDOW) for site in inside]
+        plan.refused += refused
         try:
             for start, size in plan.regions:
                 self.agent.map_code(start, size)
@@ -262,6 +260,18 @@ class Target:
         why = modes.why_no_trap_stays(self.agent)
         return lambda site: why(site.address)
 
+    def _without_windows(
+        self, chosen: Sequence[Site]
+    ) -> tuple[Sequence[Site], list[tuple[Site, str]]]:
+        """Leave out sites of several instructions where nobody can look who stands among them."""
+        inside = [site for site in chosen if site.heads]
+        if inside:
+            try:
+                require_holds(self.agent)
+            except UnsupportedTarget as exc:
+                return [s for s in chosen if not s.heads], [(s, exc.detail) for s in inside]
+        return chosen, []
+
     def merge(self, plan: Plan, mode: Mode = Mode.AUTO) -> Outcome | None:
         """Make planned runs of NOPs one instruction, once, where a flip has no room.
 
@@ -269,7 +279,7 @@ class Target:
         may still be inside when a CALL comes, so look where everybody is and wait.
 
         Raises:
-            NotPatchable: In this process: it cannot look at its own threads.
+            UnsupportedTarget: ("no-helper") Nobody can look at the threads of the own process.
             AgentFailed: A thread does not leave a run.
         """
         self._forget_reloaded(plan)
@@ -280,9 +290,7 @@ class Target:
         ]
         if not fresh:
             return None
-        if self.pid == os.getpid():
-            reason = "its NOPs must be merged, which needs a look at all threads from outside"
-            raise NotPatchable(fresh[0].site, reason)
+        require_holds(self.agent)
         pokes = [
             Poke(p.site.address, p.site.old, MERGED_NOP, 0, str(p.site))
             for p in fresh
@@ -381,7 +389,13 @@ def attach(
 
 
 def this_process(*, ring_bytes: int = DEFAULT_RING_BYTES, rings: int = DEFAULT_RINGS) -> Target:
-    """Attach to the calling process itself. Raises as `attach`."""
+    """Attach to the calling process itself. Raises as `attach`.
+
+    Where its threads must be stopped (functions without NOPs, stop mode, the detach), a helper
+    process does it: a child that is started when it is first needed, in 50 ms or so, and that ends
+    with the connection. `os.wait()` sees it. Where there can be none, sites of several
+    instructions are refused, and what needs stop mode raises UnsupportedTarget ("no-helper").
+    """
     return attach(os.getpid(), ring_bytes=ring_bytes, rings=rings)
 
 

@@ -11,10 +11,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from textpoke import target, wire
+from textpoke import helper, target, wire
 from textpoke._errors import AgentFailed, TargetExited
 from textpoke._native import ffi, lib
 from textpoke.agent import NAME, error_text, find_remains
+from textpoke.holds import Work, pairs, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -181,31 +182,22 @@ def _why_left(pid: int, error: int, left: Pointer, *, installed: bool) -> str:
 def _remove_once(agent: Agent, head: Pointer, sites: list[int], known: bytes, left: Pointer) -> int:
     maps = target.read_maps(agent.pid)
     ranges = our_ranges(head, maps)
-    stacks = [m for m in maps if "w" in m.perms and not _inside(ranges, m.start)]
+    stacks = [(m.start, m.end) for m in maps if "w" in m.perms and not _inside(ranges, m.start)]
     request = ffi.new("struct tp_leave *")
-    keep = [
-        ffi.new("uint64_t[]", [word for pair in ranges for word in pair]),
-        ffi.new("uint64_t[]", sites),
-        ffi.new("uint64_t[]", [word for m in stacks for word in (m.start, m.end)]),
-    ]
-    request.pid = agent.pid
     # Any program's own instruction will do, but not one in what we are about to unmap.
     request.syscall_at = find_syscall(
         agent.mem_fd, [m for m in maps if not _inside(ranges, m.start)]
     )
-    request.ranges, request.range_count = keep[0], len(ranges)
     request.code_count = head.region_count + 1
-    request.sites, request.site_count = keep[1], len(sites)
-    request.stacks, request.stack_count = keep[2], len(stacks)
     request.handler, request.restorer = head.handler, head.restorer
     request.old_action = agent.image_at + _offset_of("old_action")
     request.scratch = agent.image_at + _offset_of("regions")
-    request.mem_fd = agent.mem_fd
-    table = ffi.from_buffer("uint8_t[]", known)
-    request.known = ffi.cast("const struct tp_known *", table)
-    request.known_count = len(known) // wire.KNOWN_BYTES
     request.unmap = 1
-    return int(lib.tp_leave(request, left))
+    raw = bytes(ffi.buffer(request))
+    parts = (raw, pairs(ranges), words(sites), pairs(stacks), known)
+    code, found = helper.perform(agent, Work.LEAVE, *parts)
+    ffi.memmove(left, found, len(found))
+    return code
 
 
 def _inside(ranges: list[tuple[int, int]], address: int) -> bool:
@@ -224,17 +216,9 @@ def interior_sites(agent: Agent, addresses: list[int], size: int) -> set[int]:
     Raises:
         AgentFailed: The threads could not be stopped.
     """
-    maps = [m for m in target.read_maps(agent.pid) if "w" in m.perms]
-    inside = ffi.new("uint8_t[]", max(len(addresses), 1))
-    error = lib.tp_look_inside(
-        agent.pid,
-        ffi.new("uint64_t[]", addresses),
-        len(addresses),
-        ffi.new("uint64_t[]", [word for m in maps for word in (m.start, m.end)]),
-        len(maps),
-        size,
-        inside,
-    )
+    stacks = pairs((m.start, m.end) for m in target.read_maps(agent.pid) if "w" in m.perms)
+    parts = (size.to_bytes(8, "little"), words(addresses), stacks)
+    error, inside = helper.perform(agent, Work.INSIDE, *parts)
     if error:
         agent.require_alive("a look at its threads")
         raise AgentFailed("looking where the target's threads are", -error)

@@ -159,7 +159,10 @@ def test_the_tool_says_which_mode_and_why(
     assert "blocks SIGTRAP" in result.err
 
 
-def test_a_process_cannot_stop_itself() -> None:
-    with api.this_process() as target, pytest.raises(api.UnsupportedTarget) as caught:
-        target.batch(mode="stop").commit()
-    assert caught.value.reason == "no-stop"
+def test_a_process_is_stopped_by_its_helper() -> None:
+    with api.this_process() as target:
+        outcome = target.batch(mode="stop").commit()
+    assert [choice.mode for choice in outcome.choices] == [Mode.STOP]
+    assert outcome.hold_ns > 0
+    assert target.report is not None
+    assert target.report.residue == []
