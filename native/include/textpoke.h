@@ -249,6 +249,9 @@ struct tp_moved {
 	uint32_t bytes;
 	uint8_t head_at
 		[8]; /* [i]: where the instruction that began i bytes into the window is, i = 0 to 4 */
+	uint32_t
+		pushed_at; /* from here on a CALL's return address is pushed; 0: there is no CALL */
+	uint32_t back_at;  /* the jump that goes on behind the window; 0: none is needed */
 };
 
 int tp_move_window(const uint8_t *window, uint64_t window_bytes, uint64_t from, uint64_t to,
@@ -265,6 +268,9 @@ struct tp_stub {
 	uint32_t return_at; /* offset that the thunk returns to: events carry it */
 	uint8_t head_at
 		[8]; /* [i], 1 to 4: where the instruction i bytes into the window is; 0: none */
+	uint32_t copy_at;   /* offset of the displaced instructions */
+	uint32_t pushed_at; /* offsets, as in struct tp_moved */
+	uint32_t back_at;
 };
 
 int tp_make_stub(const uint8_t *window, uint64_t window_bytes, uint64_t from, uint64_t at,
