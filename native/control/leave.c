@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "guard.h"
+#include "jit.h"
 #include "textpoke.h"
 #include "world.h"
 
@@ -94,6 +95,9 @@ static enum tp_busy why_busy(const struct tp_leave *in, const struct tp_held *he
 		*at = search.found;
 		return TP_BUSY_STACK;
 	}
+	if (in->jit_descriptor &&
+	    tp_may_write_entry(held, in->jit_entry, in->stacks, in->stack_count, at))
+		return TP_BUSY_LIST;
 	return TP_BUSY_NO;
 }
 
@@ -208,6 +212,8 @@ static int leave(const void *request, void *result)
 		error = tp_check_memory(held, in->mem_fd, in->syscall_at);
 	if (!error && in->unmap)
 		error = give_back_sigtrap(in, held, out);
+	if (!error && in->unmap && in->jit_descriptor)
+		error = tp_jit_remove(in->mem_fd, in->jit_descriptor, in->jit_entry);
 	if (!error && in->unmap)
 		error = unmap_ranges(in, held, out);
 	tp_release_world(&world);

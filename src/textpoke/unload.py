@@ -35,6 +35,7 @@ _BUSY = {
     lib.TP_BUSY_SITE: "stands behind a patched site",
     lib.TP_BUSY_PENDING: "has a SIGTRAP pending",
     lib.TP_BUSY_STACK: "will return to our code",
+    lib.TP_BUSY_LIST: "holds our entry of the list of code for debuggers",
 }
 
 
@@ -204,6 +205,9 @@ def _remove_once(agent: Agent, head: Pointer, sites: list[int], known: bytes, le
     table = ffi.from_buffer("uint8_t[]", known)
     request.known = ffi.cast("const struct tp_known *", table)
     request.known_count = len(known) // ffi.sizeof("struct tp_known")
+    if head.jit_descriptor and wire.is_range(head.jit_descriptor, lib.TP_PAGE_BYTES):
+        request.jit_descriptor = head.jit_descriptor
+        request.jit_entry = agent.image_at + _offset_of("jit_entry")
     request.unmap = 1
     return int(lib.tp_leave(request, left))
 
