@@ -191,6 +191,13 @@ static int put_back(const struct tp_leave *in, struct tp_left *out)
 	return 0;
 }
 
+/* May have to be tried again: so before anything else is given up. */
+static int leave_jit_list(const struct tp_leave *in)
+{
+	return in->jit_descriptor ? tp_jit_remove(in->mem_fd, in->jit_descriptor, in->jit_entry) :
+				    0;
+}
+
 static int leave(const void *request, void *result)
 {
 	const struct tp_leave *in = request;
@@ -211,9 +218,9 @@ static int leave(const void *request, void *result)
 	if (!error && in->unmap)
 		error = tp_check_memory(held, in->mem_fd, in->syscall_at);
 	if (!error && in->unmap)
+		error = leave_jit_list(in);
+	if (!error && in->unmap)
 		error = give_back_sigtrap(in, held, out);
-	if (!error && in->unmap && in->jit_descriptor)
-		error = tp_jit_remove(in->mem_fd, in->jit_descriptor, in->jit_entry);
 	if (!error && in->unmap)
 		error = unmap_ranges(in, held, out);
 	tp_release_world(&world);

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The unwind rows of a function's first instructions, from its module's tables or from its bytes.
 
-Pure functions of an ELF image and of bytes. `cfi` runs the programs; this finds them.
+Pure functions of an ELF image and of bytes. `cfi_read` runs the programs; this finds them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 from array import array
 from typing import TYPE_CHECKING
 
-from textpoke import cfi, elf
+from textpoke import cfi, cfi_read, elf
 from textpoke._errors import BadElf
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ _UDATA4, _DATAREL_SDATA4 = 0x03, 0x3B
 _EXTENDED_LENGTH = 0xFFFFFFFF
 _MOST_ENTRY_BYTES = 1 << 16  # of a function's program; no compiler writes a tenth of that
 _SECTION = ".eh_frame"
+_MASK = (1 << 64) - 1
 
 
 class UnwindTable:
@@ -37,14 +38,14 @@ class UnwindTable:
     def __init__(self, image: elf.Image) -> None:
         self._image = image
         self._sections = [s for s in image.sections if s.name == _SECTION]
-        self._commons: dict[int, cfi.Common | None] = {}
+        self._commons: dict[int, cfi_read.Common | None] = {}
         found = self._from_header()
         self._starts, self._places = found if found is not None else self._from_section()
 
     def rows(self, start: int, size: int) -> cfi.Rows | None:
         """Rows at the addresses of [start, start + size] of the function that covers `start`.
 
-        None where there is no entry, or one that cannot be said again elsewhere (`cfi.OddError`).
+        None where there is no entry, or one that cannot be said again elsewhere.
         """
         entry = self._entry_of(start)
         if entry is None:
@@ -53,8 +54,8 @@ class UnwindTable:
         if start + size > first + length:
             return None
         try:
-            rows = cfi.run(common, program, first, start + size)
-        except cfi.OddError:
+            rows = cfi_read.run(common, program, first, start + size)
+        except cfi_read.OddError:
             return None
         # What holds at the first byte, and what changes behind it.
         at = bisect.bisect_right([address for address, _ in rows], start) - 1
@@ -68,18 +69,18 @@ class UnwindTable:
                 continue
             common, first, size, program = entry
             try:
-                rows = cfi.run(common, program, first, first + size - 1)
-            except cfi.OddError:
+                rows = cfi_read.run(common, program, first, first + size - 1)
+            except cfi_read.OddError:
                 continue
             yield cfi.Frame(first, size, tuple((at - first, row) for at, row in rows))
 
-    def _entry_of(self, address: int) -> tuple[cfi.Common, int, int, bytes] | None:
+    def _entry_of(self, address: int) -> tuple[cfi_read.Common, int, int, bytes] | None:
         at = bisect.bisect_right(self._starts, address) - 1
         if at < 0:
             return None
         try:
             entry = self._read(self._places[at])
-        except (cfi.OddError, BadElf):
+        except (cfi_read.OddError, BadElf):
             return None
         if entry is None or not entry[1] <= address < entry[1] + entry[2]:
             return None
@@ -97,9 +98,8 @@ class UnwindTable:
             elf.require_rows(self._image, count, "functions in .eh_frame_hdr")
             offset = segment.offset + _HEADER_BYTES
             words = array("i", self._image.bytes_at(offset, 8 * count))
-            base = segment.vaddr
-            starts = array("q", (base + word for word in words[::2]))
-            return starts, array("q", (base + word for word in words[1::2]))
+            places = array("Q", (segment.vaddr + word & _MASK for word in words))
+            return places[::2], places[1::2]
         return None
 
     def _from_section(self) -> tuple[Sequence[int], Sequence[int]]:
@@ -116,27 +116,27 @@ class UnwindTable:
                     break
                 try:
                     entry = self._read(section.vaddr + at)
-                except cfi.OddError:
+                except cfi_read.OddError:
                     entry = None
                 if entry is not None:
                     yield entry[1], section.vaddr + at
                 at += 4 + length
 
-    def _read(self, place: int) -> tuple[cfi.Common, int, int, bytes] | None:
+    def _read(self, place: int) -> tuple[cfi_read.Common, int, int, bytes] | None:
         """CIE, start, size and program of the entry at an address; None for what is no FDE."""
         identity, body = self._body(place)
         if not identity:
             return None
         common = self._common(place + 4 - identity)
-        return None if common is None else (common, *cfi.read_entry(body, place + 8, common))
+        return None if common is None else (common, *cfi_read.read_entry(body, place + 8, common))
 
-    def _common(self, place: int) -> cfi.Common | None:
+    def _common(self, place: int) -> cfi_read.Common | None:
         if place not in self._commons:
             common = None
             try:
                 identity, body = self._body(place)
-                common = None if identity else cfi.read_common(body)
-            except cfi.OddError:
+                common = None if identity else cfi_read.read_common(body)
+            except cfi_read.OddError:
                 pass
             self._commons[place] = common
         return self._commons[place]
@@ -145,7 +145,7 @@ class UnwindTable:
         offset = self._offset_of(place)
         length, identity = struct.unpack("<II", self._image.bytes_at(offset, 8))
         if not 4 <= length <= _MOST_ENTRY_BYTES:
-            raise cfi.OddError
+            raise cfi_read.OddError
         return identity, self._image.bytes_at(offset + 8, length - 4)
 
     def _offset_of(self, place: int) -> int:
@@ -154,7 +154,7 @@ class UnwindTable:
                 return section.offset + place - section.vaddr
         offset = self._image.offset_of(place)
         if offset < 0:
-            raise cfi.OddError
+            raise cfi_read.OddError
         return offset
 
 

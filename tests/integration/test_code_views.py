@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,6 @@ import textpoke as tp
 from textpoke import ViewError
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
 
     from conftest import Compile, Start
@@ -289,6 +289,43 @@ def test_this_process_has_no_entry_and_says_why(tmp_path: Path) -> None:
     assert (tmp_path / "our.o").read_bytes()[:4] == b"\x7fELF"
 
 
-def test_the_pid_in_the_maps_name_is_the_programs_own(process: subprocess.Popen[str]) -> None:
-    # In a pid namespace the two would differ: NSpid has them all, the innermost last.
-    assert status(process.pid)["NSpid"].split()[-1] == str(process.pid)
+@pytest.mark.skipif(os.getuid() != 0, reason="needs namespaces")
+def test_the_map_is_where_and_what_the_program_itself_would_call_it(
+    program: Path, tmp_path: Path
+) -> None:
+    words = "exec 3<$0; mount -t tmpfs none /tmp && exec /proc/self/fd/3"
+    with subprocess.Popen(
+        ["unshare", "--fork", "--pid", "--kill-child", "--mount", "sh", "-c", words, program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        try:
+            assert hear(parent) == "ready"
+            children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text()
+            pid = int(children)
+            assert status(pid)["NSpid"].split() == [str(pid), "1"]
+            with tp.attach(pid) as target:
+                views = target.describe_code(perf_map=True, gdb=tmp_path / "our.o")
+                with target.trace("peek"):
+                    assert ask(parent, "list") == "-1 end"
+            assert views.perf_map == "/tmp/perf-1.map"
+            inside = Path(f"/proc/{pid}/root/tmp")
+            assert "textpoke stub of peek" in (inside / "perf-1.map").read_text()
+            assert [path.name for path in inside.iterdir()] == ["perf-1.map"]
+            assert ask(parent, "list") == "end"
+        finally:
+            parent.kill()
+
+
+def test_a_forked_child_is_cleaned_of_our_entry_too(
+    process: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    with tp.attach(process.pid) as target:
+        target.describe_code(gdb=tmp_path / "our.o")
+        child = int(ask(process, "fork"))
+        assert ask(process, "list") == "-1 end"
+        assert textpoke("detach", "-p", child).code == 0
+        tell(process, "ask")
+        assert hear(process) == "child: end"
+    assert ask(process, "list") == "end"

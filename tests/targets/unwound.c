@@ -4,7 +4,8 @@
  * A fault within a traced function, and a handler that tells where it found the thread; besides, a
  * list of gdb's JIT interface with entries of its own, as LLVM keeps it. Lines: "fault" (answers rip,
  * rsp and rbp; any line lets it go on), "call", "add", "remove", "list" (answer the list: -1 is none
- * of its own), "storm" and "calm" (a thread adds and removes entries; answers how often), "quit".
+ * of its own), "storm" and "calm" (a thread adds and removes entries; answers how often), "fork" (answers
+ * the child's id), "ask" (the child answers its list and ends), "quit".
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -12,6 +13,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/wait.h>
 #include <ucontext.h>
 
 #include "target.h"
@@ -132,9 +134,36 @@ PLAIN static void change_weather(bool to)
 	say("%lu", count);
 }
 
+PLAIN static void fork_child(int *to_child)
+{
+	char byte;
+	pid_t child;
+
+	if (pipe(to_child))
+		exit(1);
+	child = fork();
+	if (child) {
+		say("%d", child);
+		return;
+	}
+	if (read(to_child[0], &byte, 1) == 1) {
+		printf("child: ");
+		say_list();
+	}
+	_exit(0);
+}
+
+PLAIN static void ask_child(const int *to_child)
+{
+	if (write(to_child[1], "", 1) != 1)
+		exit(1);
+	wait(NULL);
+}
+
 PLAIN int main(void)
 {
 	struct sigaction action = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER };
+	int to_child[2];
 	static const int numbers[4] = { 1, 2, 3, 4 };
 
 	sigaction(SIGSEGV, &action, NULL);
@@ -152,6 +181,10 @@ PLAIN int main(void)
 			remove_entry();
 		else if (!strcmp(line, "storm") || !strcmp(line, "calm"))
 			change_weather(line[0] == 's');
+		else if (!strcmp(line, "fork"))
+			fork_child(to_child);
+		else if (!strcmp(line, "ask"))
+			ask_child(to_child);
 		else if (!strcmp(line, "quit"))
 			return 0;
 		if (!strcmp(line, "list") || !strcmp(line, "add") || !strcmp(line, "remove"))

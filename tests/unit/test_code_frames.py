@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from iced_x86 import Code, Decoder, FlowControl, Mnemonic, OpKind, Register
 from targets import module_of
 
-from textpoke import cfi, elf, placed, stubs
+from textpoke import cfi, cfi_read, elf, placed, stubs
 from textpoke.agent_image import load_image
 from textpoke.cfi import Frame, Row
 from textpoke.code_object import Symbol, make_object, plain_name
@@ -263,10 +263,10 @@ def test_a_plain_prologue_is_understood_without_a_table() -> None:
 def test_damaged_entries_give_nothing_or_rows(common: bytes, program: bytes) -> None:
     for head in (b"", b"\1zR\0\1\x78\x10\1\x1b", b"\1\0\1\x78\x10"):
         try:
-            read = cfi.read_common(head + common)
-            _, size, rest = cfi.read_entry(program, 0x1000, read)
-            cfi.run(read, rest, 0, size)
-        except cfi.OddError:
+            read = cfi_read.read_common(head + common)
+            _, size, rest = cfi_read.read_entry(program, 0x1000, read)
+            cfi_read.run(read, rest, 0, size)
+        except cfi_read.OddError:
             pass
 
 
