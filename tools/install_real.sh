@@ -18,6 +18,7 @@ fail() {
 packages_of() {
 	case $1 in
 	cmake) echo cmake ;;
+	debuggers) echo gdb linux-perf ;;
 	differential) echo gcc libc6-dev zlib1g-dev libzstd-dev libssl-dev python3 ;;
 	lighttpd) echo lighttpd wrk ;;
 	lua) echo lua5.4 ;;

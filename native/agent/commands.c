@@ -8,6 +8,7 @@
 
 #include "agent.h"
 
+#define PROT_R 1
 #define PROT_RX 5
 #define DRAIN_NS 10000000
 #define MAP_PADS 0x104022 /* PRIVATE | ANONYMOUS | NORESERVE | FIXED_NOREPLACE */
@@ -399,7 +400,8 @@ static int map_region(const uint64_t args[4])
 	if (tpa_image.region_count >= TP_MAX_REGIONS || !args[1] ||
 	    (args[0] | args[1]) % TP_PAGE_BYTES)
 		return -EINVAL;
-	ret = sys6(__NR_mmap, (long)args[0], (long)args[1], PROT_RX, MAP_PADS, -1, 0);
+	ret = sys6(__NR_mmap, (long)args[0], (long)args[1], args[2] ? PROT_R : PROT_RX, MAP_PADS,
+		   -1, 0);
 	if (sys_failed(ret))
 		return (int)ret;
 	if ((uint64_t)ret != args[0]) { /* a kernel without FIXED_NOREPLACE took it as a hint */

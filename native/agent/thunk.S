@@ -9,6 +9,9 @@
  * registers that the ABI calls clobbered (pitfalls 25). The thread's ring is found by its fs base,
  * without TLS. A nested signal handler may run its own thunk anywhere in here: the index is taken
  * by one instruction (xadd, atomic against signals of this thread, no lock prefix needed).
+ *
+ * Right at every instruction, the unwind rows are for debuggers: the tool reads them from the file
+ * (agent_image.py) and gives each copy of the thunk its own; they are not part of the loaded image.
  */
 #define RING_HEAD	0
 #define RING_LIMIT	8
@@ -22,21 +25,34 @@
 #define SAVED_BYTES	40
 #define SCRUB_BYTES	512
 
+	.macro	keep reg
+	pushq	\reg
+	.cfi_adjust_cfa_offset 8
+	.cfi_rel_offset \reg, 0
+	.endm
+	.macro	back reg
+	popq	\reg
+	.cfi_adjust_cfa_offset -8
+	.cfi_restore \reg
+	.endm
+
 	.text
 	.globl	tpa_thunk_function
 	.hidden	tpa_thunk_function
 	.type	tpa_thunk_function, @function
 	.balign	64
 tpa_thunk_function:
+	.cfi_startproc
 	endbr64
-	pushq	%rdx
+	keep	%rdx
 	rdfsbase %rdx			/* first: while the front end still follows the jumps, 3 to 5 ns less than later */
-	pushq	%rax
+	keep	%rax
 	lahf
 	seto	%al
 	pushq	%rax
-	pushq	%rcx
-	pushq	%rsi
+	.cfi_adjust_cfa_offset 8
+	keep	%rcx
+	keep	%rsi
 	movq	.Lgate(%rip), %rsi
 	movq	(%rsi), %rsi		/* slots; a forked child finds the page wiped */
 	testq	%rsi, %rsi
@@ -75,14 +91,17 @@ tpa_thunk_function:
 	movq	%rax, RING_EVENTS(%rsi)
 	movq	%rcx, RING_EVENTS+8(%rsi)
 .Lout:
-	popq	%rsi
-	popq	%rcx
+	.cfi_remember_state
+	back	%rsi
+	back	%rcx
 	popq	%rax
+	.cfi_adjust_cfa_offset -8
 	addb	$0x7f, %al		/* overflow flag back */
 	sahf
-	popq	%rax
-	popq	%rdx
+	back	%rax
+	back	%rdx
 	ret
+	.cfi_restore_state
 .Ldrop:
 	incq	RING_DROPPED(%rsi)
 	jmp	.Lout
@@ -97,13 +116,14 @@ tpa_thunk_function:
 	decl	%ecx
 	jnz	1b
 .Lslow:
-	pushq	%rdi
-	pushq	%r8
-	pushq	%r9
-	pushq	%r10
-	pushq	%r11
-	pushq	%rbp
+	keep	%rdi
+	keep	%r8
+	keep	%r9
+	keep	%r10
+	keep	%r11
+	keep	%rbp
 	movq	%rsp, %rbp
+	.cfi_def_cfa_register %rbp
 	andq	$-16, %rsp
 	movq	%rdx, %rdi
 	call	*.Lclaim(%rip)
@@ -113,12 +133,13 @@ tpa_thunk_function:
 	movl	$SCRUB_BYTES / 8, %ecx
 	rep	stosq
 	movq	%rbp, %rsp
-	popq	%rbp
-	popq	%r11
-	popq	%r10
-	popq	%r9
-	popq	%r8
-	popq	%rdi
+	.cfi_def_cfa_register %rsp
+	back	%rbp
+	back	%r11
+	back	%r10
+	back	%r9
+	back	%r8
+	back	%rdi
 	testq	%rsi, %rsi
 	jnz	.Lwrite
 	jmp	.Lout
@@ -130,6 +151,7 @@ tpa_thunk_function:
 	.globl	tpa_thunk_function_end
 	.hidden	tpa_thunk_function_end
 tpa_thunk_function_end:
+	.cfi_endproc
 	.size	tpa_thunk_function, . - tpa_thunk_function
 
 	.section .note.GNU-stack, "", @progbits

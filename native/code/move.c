@@ -147,6 +147,7 @@ static void push_return(struct mover *mover)
 
 	put_byte(mover, OP_PUSH_IMM32);
 	put(mover, &low, sizeof(low));
+	mover->out->pushed_at = mover->out->bytes;
 	if ((int64_t)address == (int32_t)low)
 		return;
 	put(mover, (const uint8_t[]){ 0xc7, 0x44, 0x24, 0x04 }, 4); /* movl $high, 4(%rsp) */
@@ -237,7 +238,7 @@ int tp_move_window(const uint8_t *window, uint64_t window_bytes, uint64_t from, 
 
 	if (!window_bytes || window_bytes > TP_MOST_WINDOW)
 		return -EINVAL;
-	out->bytes = 0;
+	out->bytes = out->pushed_at = out->back_at = 0;
 	memset(out->head_at, 0, sizeof(out->head_at));
 	while (at < window_bytes && !mover.ended) {
 		struct tp_decoded insn = tp_decode(window + at, window_bytes - at);
@@ -252,5 +253,8 @@ int tp_move_window(const uint8_t *window, uint64_t window_bytes, uint64_t from, 
 			return err;
 		at += insn.length;
 	}
-	return mover.ended ? 0 : put_jmp(&mover, from + window_bytes);
+	if (mover.ended)
+		return 0;
+	out->back_at = out->bytes;
+	return put_jmp(&mover, from + window_bytes);
 }

@@ -59,6 +59,9 @@ int tp_make_stub(const uint8_t *window, uint64_t window_bytes, uint64_t from, ui
 	for (int head = 0; head < 5; head++)
 		stub->head_at[head] =
 			moved.head_at[head] ? (uint8_t)(stub->bytes + moved.head_at[head]) : 0;
+	stub->copy_at = stub->bytes;
+	stub->pushed_at = moved.pushed_at ? stub->bytes + moved.pushed_at : 0;
+	stub->back_at = moved.back_at ? stub->bytes + moved.back_at : 0;
 	append(stub, moved.code, moved.bytes);
 	return 0;
 }

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "guard.h"
+#include "jit.h"
 #include "textpoke.h"
 #include "world.h"
 
@@ -94,6 +95,9 @@ static enum tp_busy why_busy(const struct tp_leave *in, const struct tp_held *he
 		*at = search.found;
 		return TP_BUSY_STACK;
 	}
+	if (in->jit_descriptor &&
+	    tp_may_write_entry(held, in->jit_entry, in->stacks, in->stack_count, at))
+		return TP_BUSY_LIST;
 	return TP_BUSY_NO;
 }
 
@@ -187,6 +191,13 @@ static int put_back(const struct tp_leave *in, struct tp_left *out)
 	return 0;
 }
 
+/* May have to be tried again: so before anything else is given up. */
+static int leave_jit_list(const struct tp_leave *in)
+{
+	return in->jit_descriptor ? tp_jit_remove(in->mem_fd, in->jit_descriptor, in->jit_entry) :
+				    0;
+}
+
 static int leave(const void *request, void *result)
 {
 	const struct tp_leave *in = request;
@@ -206,6 +217,8 @@ static int leave(const void *request, void *result)
 		error = borrow(&world, &held);
 	if (!error && in->unmap)
 		error = tp_check_memory(held, in->mem_fd, in->syscall_at);
+	if (!error && in->unmap)
+		error = leave_jit_list(in);
 	if (!error && in->unmap)
 		error = give_back_sigtrap(in, held, out);
 	if (!error && in->unmap)

@@ -94,7 +94,20 @@ struct tp_leave {
 	int mem_fd;
 	const struct tp_known *known; /* what to put back first: sites that no agent can any more */
 	uint64_t known_count;
-	int unmap; /* 0: look only */
+	int unmap;		 /* 0: look only */
+	uint64_t jit_descriptor; /* where our entry is in gdb's list; 0: in none */
+	uint64_t jit_entry;
+};
+
+/** Put our entry into the program's list of code for debuggers. */
+struct tp_jit_link {
+	int pid;
+	int mem_fd;
+	int is_held;	     /* no thread of the program runs: nobody need be stopped */
+	uint64_t descriptor; /* __jit_debug_descriptor */
+	uint64_t image_at;   /* struct tp_image in the target: it holds the entry */
+	uint64_t object;
+	uint64_t object_bytes;
 };
 
 /** Run one command while every thread but the agent's is held. */
@@ -135,10 +148,18 @@ struct tp_left {
 	uint64_t put_back;
 };
 
-enum tp_busy { TP_BUSY_NO, TP_BUSY_RIP, TP_BUSY_SITE, TP_BUSY_PENDING, TP_BUSY_STACK };
+enum tp_busy {
+	TP_BUSY_NO,
+	TP_BUSY_RIP,
+	TP_BUSY_SITE,
+	TP_BUSY_PENDING,
+	TP_BUSY_STACK,
+	TP_BUSY_LIST, /* it may be about to write to our entry of the list for debuggers */
+};
 
 int tp_stop_and_run(const struct tp_stop *in, struct tp_stopped *out);
 int tp_leave(const struct tp_leave *in, struct tp_left *out);
+int tp_link_jit(const struct tp_jit_link *in);
 int tp_look_inside(int pid, const uint64_t *addresses, uint64_t count, const uint64_t *stacks,
 		   uint64_t stack_count, uint64_t site_bytes, uint8_t *inside);
 
@@ -255,6 +276,9 @@ struct tp_moved {
 	uint32_t bytes;
 	uint8_t head_at
 		[8]; /* [i]: where the instruction that began i bytes into the window is, i = 0 to 4 */
+	uint32_t
+		pushed_at; /* from here on a CALL's return address is pushed; 0: there is no CALL */
+	uint32_t back_at;  /* the jump that goes on behind the window; 0: none is needed */
 };
 
 int tp_move_window(const uint8_t *window, uint64_t window_bytes, uint64_t from, uint64_t to,
@@ -271,6 +295,9 @@ struct tp_stub {
 	uint32_t return_at; /* offset that the thunk returns to: events carry it */
 	uint8_t head_at
 		[8]; /* [i], 1 to 4: where the instruction i bytes into the window is; 0: none */
+	uint32_t copy_at;   /* offset of the displaced instructions */
+	uint32_t pushed_at; /* offsets, as in struct tp_moved */
+	uint32_t back_at;
 };
 
 int tp_make_stub(const uint8_t *window, uint64_t window_bytes, uint64_t from, uint64_t at,

@@ -125,7 +125,7 @@ struct tp_known {
 enum tp_command {
 	TP_CMD_NONE,
 	TP_CMD_FDS, /* take the files from the socket, or open them here; arg0 = 1: they were sent; arg1 = 1: the tool counts users as the target does; arg2: the agent's thread id as the sent directory has it */
-	TP_CMD_MAP, /* map arg1 bytes of r-x memory at arg0, for pads and thunks */
+	TP_CMD_MAP, /* map arg1 bytes of r-x memory at arg0, for pads and thunks; arg2 = 1: only readable */
 	TP_CMD_BATCH, /* run arg0 pokes of the request area; arg1 = enum tp_batch_flags; arg2 = is_handled, arg3 = finish */
 	TP_CMD_RESTORE, /* put every known site back; arg0 = strangers to leave out at most, arg1 = enum tp_mode, arg2 = TP_BATCH_ROOM or 0 */
 	TP_CMD_KEEP,	/* arg0: 1 = keep everything when the tool is gone, 0 = then turn it off */
@@ -161,6 +161,14 @@ enum tp_agent_state {
 struct tp_region {
 	uint64_t start;
 	uint64_t bytes;
+};
+
+/** struct jit_code_entry of gdb's manual, "JIT Interface": one element of the program's list. */
+struct tp_jit_entry {
+	uint64_t next;
+	uint64_t prev;
+	uint64_t object; /* an ELF file in the target's memory */
+	uint64_t object_bytes;
 };
 
 /**
@@ -201,9 +209,11 @@ struct tp_image {
 	uint64_t restorer;
 	uint64_t handler;
 	uint64_t handler_installed;
-	uint32_t keep;		/* what is patched stays when the tool is gone */
-	uint32_t orphaned;	/* times that a tool was gone and the agent turned its probes off */
-	uint64_t inflight;	/* threads inside the trap handler, as last seen */
+	uint32_t keep;	   /* what is patched stays when the tool is gone */
+	uint32_t orphaned; /* times that a tool was gone and the agent turned its probes off */
+	uint64_t inflight; /* threads inside the trap handler, as last seen */
+	uint64_t jit_descriptor; /* of gdb's JIT interface, when our entry is in its list; else 0 */
+	struct tp_jit_entry jit_entry;
 	uint64_t old_action[4]; /* struct kernel_sigaction of whoever handled SIGTRAP before */
 	uint64_t region_count;
 	struct tp_region regions[TP_MAX_REGIONS];

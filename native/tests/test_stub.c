@@ -39,6 +39,22 @@ TEST(stub_tells_where_each_instruction_behind_the_first_is)
 	CHECK_EQ(stub.head_at[4], 31);
 }
 
+TEST(stub_tells_where_its_parts_are)
+{
+	const uint8_t call[] = { 0x50, 0xe8, 0x00, 0x10, 0x00, 0x00 }; /* push, call */
+	struct tp_stub stub;
+
+	CHECK_EQ(tp_make_stub(window, sizeof(window), 0x401000, 0x501000, 0x502000, &stub), 0);
+	CHECK_EQ(stub.copy_at, 27);
+	CHECK_EQ(stub.pushed_at, 0);
+	CHECK_EQ(stub.back_at, 33);
+	CHECK_EQ(tp_make_stub(call, sizeof(call), 0x401000, 0x501000, 0x502000, &stub), 0);
+	CHECK_EQ(stub.copy_at, 27);
+	CHECK_EQ(stub.pushed_at, 33); /* behind push %rax; push $0x401006 */
+	CHECK_EQ(stub.back_at, 0);
+	CHECK_EQ(stub.bytes, 38);
+}
+
 TEST(stub_is_as_long_wherever_it_stands)
 {
 	struct tp_stub here, there;

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         TextpokeError,
         UnknownFunction,
         UnsupportedTarget,
+        ViewError,
     )
     from textpoke.bp import TextPokeIter, text_poke_bp, text_poke_bp_list
     from textpoke.capture import Capture
@@ -107,6 +108,7 @@ __all__ = [
     "Trace",
     "UnknownFunction",
     "UnsupportedTarget",
+    "ViewError",
     "__version__",
     "attach",
     "launch",

@@ -22,10 +22,11 @@
     |   |-- AgentTimeout       TimeoutError         .action .timeout_s
     |   |-- AgentVersion                            .found .wanted
     |   `-- AgentFailed                             .action .errno
-    `-- CaptureError
-        |-- CaptureFormat      ValueError           .path .offset .problem
-        |-- CaptureExists      FileExistsError      .path
-        `-- CaptureWrite       OSError              .path .errno
+    |-- CaptureError
+    |   |-- CaptureFormat      ValueError           .path .offset .problem
+    |   |-- CaptureExists      FileExistsError      .path
+    |   `-- CaptureWrite       OSError              .path .errno
+    `-- ViewError              OSError              .path .reason
 
 A message says the cause, the value read and the cure, in one line.
 """
@@ -294,6 +295,16 @@ class CaptureWrite(CaptureError, OSError):
     def __init__(self, path: str, errno: int) -> None:
         super().__init__(f"cannot write {path}: {_errno_text(errno)}")
         self.path = path
+        self.errno = errno
+
+
+class ViewError(TextpokeError, OSError):
+    """What other tools are to read about our code cannot be written to `path`."""
+
+    def __init__(self, path: str, reason: str, errno: int = _errno.EIO) -> None:
+        super().__init__(f"cannot describe our code in {path}: {reason}")
+        self.path = path
+        self.reason = reason
         self.errno = errno
 
 

@@ -182,6 +182,11 @@ class Agent:
         """Map `size` bytes of r-x memory at `address`, where nothing may be yet."""
         self.require(f"mapping {size:#x} bytes at {address:#x}", lib.TP_CMD_MAP, address, size)
 
+    def map_data(self, address: int, size: int) -> None:
+        """Map `size` bytes of memory that the target can only read, where nothing may be yet."""
+        action = f"mapping {size:#x} bytes at {address:#x}"
+        self.require(action, lib.TP_CMD_MAP, address, size, 1)
+
     def fill_code(self, content: Iterable[tuple[int, bytes]]) -> None:
         """Write (address, bytes) pieces of code that no thread can execute yet; read them back.
 

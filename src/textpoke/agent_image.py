@@ -6,9 +6,13 @@ from __future__ import annotations
 import functools
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from textpoke._native import ffi
+
+if TYPE_CHECKING:
+    from textpoke import cfi
 
 _PT_LOAD, _PT_DYNAMIC = 1, 2
 _PF_W = 2
@@ -39,6 +43,21 @@ class AgentImage:
         start, end = self._pointer("thunk_function"), self._pointer("thunk_function_end")
         addresses = (base + self._pointer(name) for name in ("gate", "ring_claim"))
         return self.data[start : end - 16] + struct.pack("<2Q", *addresses)
+
+    def frames(self, base: int) -> list[cfi.Frame]:
+        """Unwind rows of all code of an image at `base`: of what the file's .eh_frame has."""
+        from textpoke import elf  # here: most recordings do without
+        from textpoke.unwind_tables import UnwindTable
+
+        with elf.Image.open(image_path()) as image:
+            return [
+                replace(frame, start=base + frame.start) for frame in UnwindTable(image).frames()
+            ]
+
+    def thunk_frame(self) -> cfi.Frame:
+        """Unwind rows of the thunk as the file has it; every copy has the same."""
+        start = self._pointer("thunk_function")
+        return next(frame for frame in self.frames(0) if frame.start == start)
 
     def _pointer(self, field: str) -> int:
         """What a field of struct tp_image points to, relative to the base."""

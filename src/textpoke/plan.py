@@ -159,11 +159,15 @@ class Planner:
 
     Args:
         thunk: Code of the thunk that every CALL shall reach, good at any address.
+
+    Attributes:
+        thunks: Addresses of its copies.
     """
 
     def __init__(self, thunk: bytes) -> None:
         self._thunk = thunk
-        self._pads: set[int] = set()
+        self.thunks: list[int] = []
+        self._pads: dict[int, Site] = {}  # by the site's address
         self._islands: list[int] = []
         self._stubs: dict[tuple[int, bytes, SiteKind | None], SitePlan] = {}
         self._puns = 0
@@ -200,13 +204,21 @@ class Planner:
         plan.sites.sort(key=lambda planned: planned.site.address)
         return plan
 
+    def pads(self) -> list[tuple[int, Site]]:
+        """Address and site of every landing pad."""
+        return [(address - PAD_DISTANCE, site) for address, site in self._pads.items()]
+
+    def stubs(self) -> list[tuple[int, Site]]:
+        """Address and site of every stub."""
+        return [(_stub_of(planned), planned.site) for planned in self._stubs.values()]
+
     def _place_pads(self, runs: list[Site], space: Space, plan: Plan) -> set[int]:
         """Map pads for as many runs as have room; returns the addresses of those sites."""
         fresh = [s for s in runs if s.address not in self._pads]
         groups = _page_groups(fresh)
         for group in _joined(groups, space):
             self._map_group(group, space, plan)
-        return self._pads & {site.address for site in runs}
+        return self._pads.keys() & {site.address for site in runs}
 
     def _map_group(self, group: _Group, space: Space, plan: Plan) -> None:
         owned = space.is_owned(group.start, group.end)
@@ -221,7 +233,7 @@ class Planner:
         pads = [site.address - PAD_DISTANCE for site in group.sites]
         # Between pads of an older region there may be others, in use: leave their bytes alone.
         plan.code.extend(_pad_code(pads, island, fill_below=0 if owned else PAGE))
-        self._pads.update(site.address for site in group.sites)
+        self._pads.update((site.address, site) for site in group.sites)
 
     def _island_for(self, low: int, high: int, space: Space, plan: Plan) -> int | None:
         """An island within reach: a page with a copy of the thunk."""
@@ -234,6 +246,7 @@ class Planner:
         plan.regions.append((page, PAGE))
         space.take(page, page + PAGE)
         plan.code.append((page, self._thunk))
+        self.thunks.append(page)
         self._islands.append(page)
         return page
 
@@ -279,6 +292,7 @@ class Planner:
         wanted = [site for site, _ in measured]
         code, placed, refused = stubs.place(wanted, start + first, start)
         plan.code.append((start, self._thunk.ljust(first, bytes([_INT3])) + code))
+        self.thunks.append(start)
         plan.refused.extend(refused)
         for site, stub in placed:
             self._stubs[site.address, site.displaced, site.kind] = _way_to(stub, site)
@@ -336,6 +350,7 @@ class Planner:
         plan.regions.append((start, end - start))
         space.take(start, end)
         plan.code += [(thunk, self._thunk), (at, code)]
+        self.thunks.append(thunk)
         stub = placed[0][1]
         return SitePlan(site, Method.PUN, site.old, on, stub.return_address, stub.copies)
 
@@ -348,6 +363,12 @@ def _way_to(stub: Stub, site: Site) -> SitePlan:
         return SitePlan(site, Method.TRAP, site.old, int3, back, handler=stub.address)
     jump = struct.pack("<Bi", _JMP, stub.address - (site.address + _CALL_BYTES))
     return SitePlan(site, Method.JMP, site.old, jump, stub.return_address, stub.copies)
+
+
+def _stub_of(planned: SitePlan) -> int:
+    """Where a thread comes to from the site: by its JMP, or by the trap handler."""
+    distance = int.from_bytes(planned.on[1:_CALL_BYTES], "little", signed=True)
+    return planned.handler or planned.site.address + _CALL_BYTES + distance
 
 
 @dataclass(slots=True)

@@ -39,6 +39,34 @@ class Stub:
     copies: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the parts of a stub are, in bytes from its start; the same wherever it stands.
+
+    Attributes:
+        size: Of the whole.
+        return_at: What the thunk returns to.
+        heads: Where the instructions of the window begin in it, each with its copy's offset.
+        pushed_at: From here on a CALL's return address is on the stack; 0 for none.
+        back_at: The jump that goes on behind the window; 0 for none.
+    """
+
+    size: int
+    return_at: int
+    heads: tuple[tuple[int, int], ...]
+    pushed_at: int
+    back_at: int
+
+
+def layout(site: Site) -> Layout:
+    """The layout of a site's stub; `measure` must have accepted the site."""
+    error, raw = _make(site, site.address, site.address)
+    if error:
+        raise ValueError(_why(error))
+    heads = ((head, raw.head_at[head]) for head in range(1, 5) if raw.head_at[head])
+    return Layout(raw.bytes, raw.return_at, ((0, raw.copy_at), *heads), raw.pushed_at, raw.back_at)
+
+
 def measure(sites: Sequence[Site]) -> tuple[list[tuple[Site, int]], list[tuple[Site, str]]]:
     """How long the stub of each site is, in bytes; and the sites that cannot be moved, with why."""
     sized: list[tuple[Site, int]] = []

@@ -32,19 +32,27 @@ _FUNCTION_INFO = frozenset(
 )
 
 
-def addresses(image: elf.Image, names: Collection[str]) -> dict[str, int]:
+def addresses(image: elf.Image, names: Collection[str], *, hidden: bool = False) -> dict[str, int]:
     """Return the ELF addresses of some exported symbols, functions or data; those that there are.
+
+    Args:
+        image: Where to look.
+        names: Of the symbols.
+        hidden: Also those that are not exported, as far as the program was not stripped.
 
     Raises:
         BadElf: A table points outside of the file.
     """
     found: dict[str, int] = {}
     for table in image.sections:
-        if table.type != elf.SHT_DYNSYM or table.link >= len(image.sections):
+        wanted = table.type == elf.SHT_DYNSYM or (hidden and table.type == elf.SHT_SYMTAB)
+        if not wanted or table.link >= len(image.sections):
+            continue
+        strings = image.contents(image.sections[table.link])
+        if not any(name.encode() in strings for name in names):
             continue
         content = image.contents(table)
         elf.require_rows(image, len(content) // _SYMBOL.size, "symbols")
-        strings = image.contents(image.sections[table.link])
         for row in _SYMBOL.iter_unpack(content[: len(content) // _SYMBOL.size * _SYMBOL.size]):
             name = elf.string_at(strings, row[0], _LONGEST_NAME)
             if name in names and row[3]:

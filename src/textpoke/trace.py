@@ -13,6 +13,7 @@ from textpoke._errors import (
     AgentFailed,
     BatchFailed,
     BatchRefused,
+    NoSuchTarget,
     PokeError,
     SiteError,
     TargetError,
@@ -204,7 +205,16 @@ class Trace:
             raise TargetExited(self.target.pid, "the recording") from exc
         fresh = [module for module in modules if module.key not in self._seen]
         self._seen = {module.key for module in modules}
-        found = self.find_in(fresh) if fresh else []
+        # A process that is being taken apart may show a part of its modules, under other names.
+        try:
+            self._trace_in(self.find_in, fresh)
+        except NoSuchTarget as exc:
+            raise TargetExited(self.target.pid, "the recording") from exc
+
+    def _trace_in(
+        self, find_in: Callable[[Sequence[Module]], list[Site]], fresh: Sequence[Module]
+    ) -> None:
+        found = find_in(fresh) if fresh else []
         if not found:
             return
         try:
@@ -242,7 +252,7 @@ class Trace:
         try:
             self._switch_off()
             self.target.agent.record(on=False)
-        except TargetExited:
+        except (TargetExited, NoSuchTarget):
             self.reason = "target exited"
         except TextpokeError as exc:
             failure = exc

@@ -15,7 +15,13 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from textpoke import leave, modes, process_sites, startup, target
-from textpoke._errors import AgentFailed, NotPatchable, SiteError, UnsupportedTarget
+from textpoke._errors import (
+    AgentFailed,
+    NotPatchable,
+    SiteError,
+    UnsupportedTarget,
+    ViewError,
+)
 from textpoke._native import ffi, lib
 from textpoke.agent import error_text
 from textpoke.agent_image import load_image
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from textpoke.agent import Agent
+    from textpoke.code_views import CodeViews
     from textpoke.model import Mapping, Module, Site
 
 _LOOKS = 50
@@ -51,6 +58,7 @@ class Target:
         keep: What is patched stays when this tool ends without `detach`.
         repaired: Sites that a killed tool had left patched and that were put back on attach.
         report: What the detach did and proved; None before.
+        views: What other tools are told of our code; None unless `describe_code` was called.
     """
 
     def __init__(self, agent: Agent, *, keep: bool = False) -> None:
@@ -59,6 +67,7 @@ class Target:
         self.pid = agent.pid
         self.repaired = 0
         self.report: leave.DetachReport | None = None
+        self.views: CodeViews | None = None
         self.exe = _exe(self.pid)
         self.command_line = _command_line(self.pid)
         self._modules: list[Module] | None = None
@@ -237,7 +246,46 @@ class Target:
                 break
         if not plan.sites and plan.refused:
             raise NotPatchable(*plan.refused[0])
+        if self.views is not None:
+            try:
+                self._refresh_views(self.views)
+            except (ViewError, AgentFailed) as exc:  # the trace itself is none the worse for it
+                self.views.problems.append(str(exc))
         return plan
+
+    def describe_code(
+        self, *, perf_map: bool = False, gdb: str | os.PathLike[str] = "", force: bool = False
+    ) -> CodeViews:
+        """Tell profilers and debuggers of our code: now, and whenever more of it is placed.
+
+        The files are left when we leave; what is in the target's memory goes.
+
+        Args:
+            perf_map: Add names to /tmp/perf-PID.map, as the target sees that path, for perf.
+            gdb: File to write: an ELF object with names and unwind rows, for gdb's
+                `add-symbol-file`. If the program has gdb's JIT interface, the object is linked in
+                there too, while all threads are held for a moment.
+            force: Overwrite the file.
+
+        Raises:
+            ViewError: A file cannot be written.
+        """
+        from textpoke.code_views import CodeViews  # here: most recordings do without
+
+        self.views = CodeViews(
+            self.agent,
+            self.modules,
+            with_perf_map=perf_map,
+            gdb_object=os.fspath(gdb),
+            force=force,
+        )
+        self._refresh_views(self.views)
+        return self.views
+
+    def _refresh_views(self, views: CodeViews) -> None:
+        from textpoke.placed import PlacedCode
+
+        views.refresh(PlacedCode(load_image(), self.agent.base, self._planner), self.modules)
 
     def _map_plan(self, chosen: Sequence[Site], *, traps: bool) -> Plan:
         head = self.agent.image()

@@ -36,6 +36,7 @@ _BUSY = {
     lib.TP_BUSY_SITE: "stands behind a patched site",
     lib.TP_BUSY_PENDING: "has a SIGTRAP pending",
     lib.TP_BUSY_STACK: "will return to our code",
+    lib.TP_BUSY_LIST: "holds our entry of the list of code for debuggers",
 }
 
 
@@ -192,6 +193,9 @@ def _remove_once(agent: Agent, head: Pointer, sites: list[int], known: bytes, le
     request.handler, request.restorer = head.handler, head.restorer
     request.old_action = agent.image_at + _offset_of("old_action")
     request.scratch = agent.image_at + _offset_of("regions")
+    if head.jit_descriptor and wire.is_range(head.jit_descriptor, lib.TP_PAGE_BYTES):
+        request.jit_descriptor = head.jit_descriptor
+        request.jit_entry = agent.image_at + _offset_of("jit_entry")
     request.unmap = 1
     raw = bytes(ffi.buffer(request))
     parts = (raw, pairs(ranges), words(sites), pairs(stacks), known)

@@ -16,12 +16,13 @@ import files
 import shared
 from mutate import CONTROLS, mutate, number, text
 
-from textpoke import elf, functions, stubs, unwind
+from textpoke import cfi, elf, functions, stubs, unwind
 from textpoke.cli import _needed
 from textpoke.demangle import demangle_one, without_parameters
 from textpoke.model import Module
 from textpoke.report.names import escape
 from textpoke.sites import find_sites, match, nop_length
+from textpoke.unwind_tables import UnwindTable
 
 if TYPE_CHECKING:
     import random
@@ -122,6 +123,16 @@ def fuzz_unwind(rng: random.Random) -> None:
     list(unwind._walk(bytes(mutate(rng, rows)), number(rng)))
 
 
+def fuzz_rows(rng: random.Random) -> None:
+    """The unwind rows of a damaged file, said again."""
+    seed, hot = rng.choice(programs())
+    image = elf.Image(bytes(mutate(rng, seed, hot)), "x")
+    table = UnwindTable(image)
+    for place, code in image.code[:2]:
+        table.rows(place + rng.randrange(len(code) + 1), rng.randrange(1, 20))
+    assert len(cfi.write_section(list(table.frames()))) % 4 == 0
+
+
 def fuzz_nops(rng: random.Random) -> None:
     """Any bytes as a NOP."""
     pool = b"\x90\x66\x0f\x1f\x44\x84\x00\x40\x48\x2e\x3e\xff\x80"
@@ -185,6 +196,7 @@ FUZZERS = {
     "elf": Fuzzer(fuzz_elf, prepare=programs),
     "functions": Fuzzer(fuzz_functions, prepare=programs),
     "unwind": Fuzzer(fuzz_unwind),
+    "rows": Fuzzer(fuzz_rows, prepare=programs),
     "nops": Fuzzer(fuzz_nops),
     "demangle": Fuzzer(fuzz_demangle),
     "escape": Fuzzer(fuzz_escape),

@@ -210,6 +210,21 @@ def test_the_target_ends_during_a_recording(
     assert reported(output) == own
 
 
+def test_a_target_that_goes_while_its_modules_are_looked_at_has_exited(
+    counter: subprocess.Popen[str],
+) -> None:
+    def find_in(_: object) -> list[api.Site]:
+        counter.kill()
+        counter.wait()
+        raise api.NoSuchTarget(counter.pid)
+
+    with api.attach(counter.pid) as target, target.trace(["top", "leaf"]) as trace:
+        trace.find_in, trace._seen, trace._next_look = find_in, set(), 0.0
+        with pytest.raises(api.TargetExited):
+            trace.drain()
+    assert trace.reason == "target exited"
+
+
 def test_the_target_is_killed_during_batches(program: Path, start_target: Start) -> None:
     for i in range(6):
         process = start_target(program)

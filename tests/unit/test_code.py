@@ -85,6 +85,8 @@ class _Moved(ctypes.Structure):
         ("code", ctypes.c_ubyte * MOST_MOVED),
         ("bytes", ctypes.c_uint32),
         ("head_at", ctypes.c_uint8 * 8),
+        ("pushed_at", ctypes.c_uint32),
+        ("back_at", ctypes.c_uint32),
     )
 
 
@@ -437,6 +439,10 @@ def check_moved(window: bytes, from_: int, to: int, moved: _Moved) -> None:
     if not ends(originals[-1]) and not flow_of(originals[-1]).startswith("CALL"):
         back = rest.pop(0)
         assert (back.code, back.near_branch_target) == (Code.JMP_REL32_64, end)
+        assert back.ip == to + moved.back_at
+    else:
+        assert moved.back_at == 0
+    assert bool(moved.pushed_at) == any(flow_of(o).startswith("CALL") for o in originals)
     assert not rest
 
 

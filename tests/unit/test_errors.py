@@ -32,6 +32,7 @@ from textpoke._errors import (
     TextpokeError,
     UnknownFunction,
     UnsupportedTarget,
+    ViewError,
 )
 
 # One of each, the builtin that it fits, and what its message must hold.
@@ -71,6 +72,7 @@ CASES: list[tuple[TextpokeError, type[Exception], list[str]]] = [
     (CaptureExists("a.tptrace"), FileExistsError, ["a.tptrace exists", "-f"]),
     (CaptureWrite("a.tptrace", 28), OSError, ["a.tptrace", "ENOSPC"]),
     (CaptureWrite("a.tptrace", 9999), OSError, ["a.tptrace", "9999"]),
+    (ViewError("/tmp/perf-1.map", "no space", 28), OSError, ["/tmp/perf-1.map: no space"]),
 ]
 IDS = [f"{type(case[0]).__name__} {number}" for number, case in enumerate(CASES)]
 

@@ -228,6 +228,21 @@ def add_everything(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_views(parser: argparse.ArgumentParser) -> None:
+    """Add `--perf-map` (`args.perf_map`) and `--gdb` (`args.gdb`, None when absent)."""
+    views = parser.add_argument_group("for other tools")
+    views.add_argument(
+        "--perf-map",
+        action="store_true",
+        help="name our code for perf, in /tmp/perf-PID.map as the target sees it",
+    )
+    views.add_argument(
+        "--gdb",
+        metavar="FILE",
+        help="name our code for gdb, with unwind rows: an object for add-symbol-file",
+    )
+
+
 def add_duration(parser: argparse.ArgumentParser) -> None:
     """Add `-d/--duration`: `args.duration_ns`, None when absent."""
     parser.add_argument(

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
 import time
 from typing import TYPE_CHECKING
 
-from textpoke._errors import CaptureExists, TargetExited
+from textpoke._errors import CaptureExists, TargetExited, ViewError
 from textpoke.cli import _parser
 from textpoke.cli._console import Console, escape
 from textpoke.report.names import file_name
@@ -52,6 +53,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         default="auto",
         help="how code is written: int3 stops nobody; direct and stop need no trap (default: auto)",
     )
+    _parser.add_views(parser)
     _parser.add_json(parser)
     _parser.examples(
         parser,
@@ -60,6 +62,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         "textpoke record -p 1234 -i 'redis!*Command'       some, until Ctrl-C",
         "textpoke record -p 1234 -i 'libzstd!*' -x '*hash*'",
         "textpoke record -o run.tptrace -- ./server --port 80",
+        "textpoke record -p 1234 --perf-map --gdb our.o    names of our code for perf and gdb",
     )
 
 
@@ -84,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.output and os.path.lexists(args.output) and not args.force:
             raise CaptureExists(args.output)
+        if args.gdb and os.path.lexists(args.gdb) and not args.force:
+            raise ViewError(args.gdb, "it exists; overwrite it with -f", errno.EEXIST)
         if args.command:
             target = tracer.launch(args.command, ring_bytes=args.buffer)
         else:
@@ -140,9 +145,12 @@ def _record(
         mode=args.mode,
     )
     found = time.perf_counter()
+    if args.perf_map or args.gdb:
+        target.describe_code(perf_map=args.perf_map, gdb=args.gdb or "", force=args.force)
     with trace:
         target.release()
         _say_start(console, target, trace, (started, attached, found, trace.switched_on))
+        _say_views(console, target)
         _watch(args, console, trace, stop)
     return trace
 
@@ -212,6 +220,24 @@ def _say_start(
         f"ELF {(found - attached) * 1e3:.0f}, plan {trace.timings_ms['plan']:.0f}, "
         f"file {trace.timings_ms['open']:.0f}, batch {trace.timings_ms['batch']:.0f}"
     )
+
+
+def _say_views(console: Console, target: Target) -> None:
+    views = target.views
+    if views is None:
+        return
+    if views.perf_map:
+        console.say(
+            escape(f"for perf: {views.names:,} names in {views.perf_map} of the target; it stays")
+        )
+    if views.gdb_object:
+        console.say(escape(f"for gdb: add-symbol-file {views.gdb_object}"))
+    if views.jit_module:
+        console.say(
+            escape(f"for gdb: until we leave, {views.jit_module}'s JIT interface has the same")
+        )
+    for problem in views.problems:
+        console.warn(escape(problem))
 
 
 def _process_start() -> float:

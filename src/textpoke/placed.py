@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What code of ours stands where in a process: names and unwind rows for debuggers and profilers.
+
+Pure functions of plans, sites and unwind tables. While the program's own code runs, no frame of
+ours is on a stack; but a signal, a fault or a debugger may find a thread within a thunk, a landing
+pad or the copy of a displaced instruction, and these rows lead from there to the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from textpoke import cfi, stubs
+from textpoke.code_object import Symbol, plain_name
+from textpoke.plan import PAGE
+from textpoke.unwind_tables import rows_of_prologue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from textpoke.agent_image import AgentImage
+    from textpoke.model import Site
+    from textpoke.plan import Planner
+    from textpoke.unwind_tables import UnwindTable
+
+    FindTable = Callable[[Site], UnwindTable | None]
+
+_JMP_BYTES = 5
+_RED_ZONE = 128
+_CALL_BYTES = 5
+AGENT, THUNK, PAD, STUB = (
+    "textpoke agent",
+    "textpoke thunk",
+    "textpoke pad of ",
+    "textpoke stub of ",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedCode:
+    """All code of ours in one process.
+
+    Attributes:
+        image: The agent's.
+        base: Where it lies.
+        planner: Knows what was placed.
+    """
+
+    image: AgentImage
+    base: int
+    planner: Planner
+
+    def symbols(self) -> list[Symbol]:
+        """A name for every piece, in address order."""
+        size = len(self.image.thunk(self.base))
+        named = [Symbol(self.base, self.image.head_offset, AGENT)]
+        named += [Symbol(at, size, THUNK) for at in self.planner.thunks]
+        named += [
+            Symbol(at, _JMP_BYTES, plain_name(PAD + site.function))
+            for at, site in self.planner.pads()
+        ]
+        named += [
+            Symbol(at, stubs.layout(site).size, plain_name(STUB + site.function))
+            for at, site in self.planner.stubs()
+        ]
+        return sorted(named, key=lambda symbol: symbol.address)
+
+    def frames(self, find_table: FindTable) -> list[cfi.Frame]:
+        """Unwind rows of every piece, in address order.
+
+        Args:
+            find_table: The unwind table of a site's module; None where it has none.
+        """
+        found = self.image.frames(self.base)
+        thunk = self.image.thunk_frame()
+        found += [cfi.Frame(at, thunk.size, thunk.rows) for at in self.planner.thunks]
+        found += [
+            cfi.Frame(start, end - start, ((0, cfi.AT_ENTRY),)) for start, end in self._pad_runs()
+        ]
+        found += [stub_frame(at, site, find_table(site)) for at, site in self.planner.stubs()]
+        return sorted(found, key=lambda frame: frame.start)
+
+    def _pad_runs(self) -> list[tuple[int, int]]:
+        """[start, end) of pads that stand together: with nothing but pads between them."""
+        runs: list[tuple[int, int]] = []
+        for pad, _ in sorted(self.planner.pads(), key=lambda found: found[0]):
+            if runs and pad - runs[-1][1] < PAGE:
+                runs[-1] = runs[-1][0], pad + _JMP_BYTES
+            else:
+                runs.append((pad, pad + _JMP_BYTES))
+        return runs
+
+
+def stub_frame(address: int, site: Site, table: UnwindTable | None) -> cfi.Frame:
+    """Unwind rows of the stub at `address`; they end where nobody can tell.
+
+    The rows of the displaced instructions are the function's own, at the places of the copies.
+    """
+    layout = stubs.layout(site)
+    window = site.displaced
+    known = table.rows(site.vaddr, len(window)) if table else None
+    if known is None:
+        own, end = rows_of_prologue(window, [head for head, _ in layout.heads])
+    else:
+        own = tuple((at - site.vaddr, row) for at, row in known)
+        end = len(window) + 1
+    first = own[0][1]
+    rows = [(0, first), (layout.return_at - _CALL_BYTES, first.lowered(_RED_ZONE))]
+    rows += [(copy, _row_at(own, head)) for head, copy in layout.heads if head < end]
+    last = _row_at(own, layout.heads[-1][0])
+    if layout.pushed_at:
+        rows.append((layout.pushed_at, last.lowered(8)))
+    if layout.back_at:
+        rows.append((layout.back_at, _row_at(own, len(window))))
+    # Of a function without an entry, what stands behind the first odd instruction is unknown.
+    ends = [copy for head, copy in layout.heads if head >= end]
+    if layout.back_at and len(window) >= end:
+        ends.append(layout.back_at)
+    size = min(ends, default=layout.size)
+    return cfi.Frame(address, size, _without_repeats([r for r in rows if r[0] < size]))
+
+
+def _row_at(rows: cfi.Rows, offset: int) -> cfi.Row:
+    return next(row for at, row in reversed(rows) if at <= offset)
+
+
+def _without_repeats(rows: list[tuple[int, cfi.Row]]) -> cfi.Rows:
+    kept: list[tuple[int, cfi.Row]] = []
+    for at, row in rows:
+        if not kept or kept[-1][1] != row:
+            kept.append((at, row))
+    return tuple(kept)
