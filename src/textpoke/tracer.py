@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _LOOKS = 50
 _LOOK_S = 0.002
 _MAP_TRIES = 10
+_APART = 64 << 20
 
 
 class Target:
@@ -217,7 +218,7 @@ class Target:
         """
         for attempt in range(_MAP_TRIES):
             try:
-                plan = self._map_plan(chosen)
+                plan = self._map_plan(chosen, attempt)
             except AgentFailed as exc:
                 # The program has mapped something there since we looked: look again.
                 if exc.errno != errno.EEXIST or attempt == _MAP_TRIES - 1:
@@ -228,11 +229,14 @@ class Target:
             raise NotPatchable(*plan.refused[0])
         return plan
 
-    def _map_plan(self, chosen: Sequence[Site]) -> Plan:
+    def _map_plan(self, chosen: Sequence[Site], attempt: int) -> Plan:
         head = self.agent.image()
         owned = [(r.start, r.bytes) for r in (head.regions[i] for i in range(head.region_count))]
         wanted, refused = self._without_windows(chosen)
-        plan = self._planner.plan(wanted, Space(target.read_maps(self.pid), owned))
+        # What is mapped meanwhile, by our own planning in the own process, is near the rest.
+        steps = attempt + (self.pid == os.getpid())
+        space = Space(target.read_maps(self.pid), owned, _APART * steps)
+        plan = self._planner.plan(wanted, space)
         plan.refused += refused
         try:
             for start, size in plan.regions:
