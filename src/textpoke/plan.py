@@ -111,9 +111,17 @@ class Space:
     Args:
         maps: The mappings of the process.
         owned: (start, bytes) of regions that we mapped for pads and islands before.
+        apart: Bytes to keep between mappings and what is placed near them, where there is room:
+            just below them the kernel puts what the process maps next.
     """
 
-    def __init__(self, maps: Iterable[Mapping], owned: Sequence[tuple[int, int]] = ()) -> None:
+    def __init__(
+        self,
+        maps: Iterable[Mapping],
+        owned: Sequence[tuple[int, int]] = (),
+        apart: int = 0,
+    ) -> None:
+        self._apart = apart
         taken = []
         for mapping in maps:
             # A main stack grows down: keep clear of it.
@@ -142,15 +150,16 @@ class Space:
     def room_near(self, low: int, high: int, size: int = PAGE) -> int | None:
         """`size` free bytes within CALL reach of every address of [low, high], or None.
 
-        Just below mappings, nearest first: above them the heap grows.
+        Below mappings, nearest first: above them the heap grows.
         """
         starts = [start for start, _ in self._taken]
         below = [s for s in starts if s <= high and high - (s - size) < _REACH]
         above = [s for s in starts if s > high and s - low < _REACH]
-        for start in [*reversed(below), *above]:
-            page = (start - size) // PAGE * PAGE
-            if self.is_free(page, page + size):
-                return page
+        for apart in dict.fromkeys((self._apart, 0)):
+            for start in [*reversed(below), *above]:
+                page = (start - size - apart) // PAGE * PAGE
+                if self.is_free(page, page + size) and high - page < _REACH:
+                    return page
         return None
 
 

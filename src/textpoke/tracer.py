@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 _LOOKS = 50
 _LOOK_S = 0.002
 _MAP_TRIES = 10
+_APART = 64 << 20
 
 
 class Target:
@@ -237,7 +238,7 @@ class Target:
         """
         for attempt in range(_MAP_TRIES):
             try:
-                plan = self._map_plan(chosen, traps=traps)
+                plan = self._map_plan(chosen, attempt, traps=traps)
             except AgentFailed as exc:
                 # The program has mapped something there since we looked: look again.
                 if exc.errno != errno.EEXIST or attempt == _MAP_TRIES - 1:
@@ -287,11 +288,13 @@ class Target:
 
         views.refresh(PlacedCode(load_image(), self.agent.base, self._planner), self.modules)
 
-    def _map_plan(self, chosen: Sequence[Site], *, traps: bool) -> Plan:
+    def _map_plan(self, chosen: Sequence[Site], attempt: int, *, traps: bool) -> Plan:
         head = self.agent.image()
         owned = [(r.start, r.bytes) for r in (head.regions[i] for i in range(head.region_count))]
         wanted, refused = self._without_windows(chosen)
-        space = Space(target.read_maps(self.pid), owned)
+        # What is mapped meanwhile, by our own planning in the own process, is near the rest.
+        steps = attempt + (self.pid == os.getpid())
+        space = Space(target.read_maps(self.pid), owned, _APART * steps)
         plan = self._planner.plan(wanted, space, traps=self._why_no_trap() if traps else None)
         plan.refused += refused
         try:

@@ -148,3 +148,23 @@ def test_a_forked_child_traces_itself() -> None:
         """
     )
     assert said == CLEAN | {"status": 0}
+
+
+def test_every_function_of_the_process_is_traced_ours_and_the_c_librarys_too() -> None:
+    said = run(
+        """
+        with textpoke.this_process() as target:
+            for _ in range(2):
+                with target.trace("*!*", everything=True) as trace:
+                    time.sleep(0.05)
+            modules = {site.module.split(".")[0] for site in trace.chosen}
+        end(target, sites=len(trace.chosen) > 5000, refused=len(trace.refused) < 100,
+            modules=sorted(modules & {"_native", "libc", "libz"}), events=trace.events > 1000)
+        """
+    )
+    assert said == CLEAN | {
+        "sites": True,
+        "refused": True,
+        "modules": ["_native", "libc", "libz"],
+        "events": True,
+    }

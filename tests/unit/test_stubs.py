@@ -82,6 +82,17 @@ def test_stubs_begin_at_their_addresses_and_do_not_overlap() -> None:
             assert held[stub + planned.copies[head - 1]] == planned.site.displaced[head]
 
 
+def test_code_keeps_its_distance_where_there_is_room_for_that() -> None:
+    distance = 0x10_0000
+    text = Mapping(AT, AT + 0x1000, "r-xp", 0, "", 1, "/m")
+    below = Mapping(AT - 0x8000, AT - 0x4000, "rw-p", 0, "", 0, "")
+    lowest = Mapping(AT - 0x9000, AT - 0x8000, "rw-p", 0, "", 0, "")
+    space = Space([text, below, lowest], apart=distance)
+    assert space.room_near(AT, AT) == text.start - 0x1000 - distance
+    floor = Mapping(0x1000, AT - 0x8000, "rw-p", 0, "", 0, "")
+    assert Space([text, below, floor], apart=distance).room_near(AT, AT) == text.start - 0x1000
+
+
 def test_plans_made_by_several_threads_at_once_are_right() -> None:
     windows = [PUSHES, bytes.fromhex("4883ec1890"), bytes.fromhex("41575641554154")]
     expected = {w: stubs.place([entry(AT, w)], AT + 0x1000, AT + 0x2000)[0] for w in windows}
