@@ -73,10 +73,8 @@ PLAIN static void on_fault(int number, siginfo_t *info, void *context)
 	siglongjmp(back, 1);
 }
 
-PLAIN static void add_entry(void)
+PLAIN static void add_entry(struct jit_code_entry *entry)
 {
-	struct jit_code_entry *entry = &entries[entry_count++ & 3];
-
 	entry->prev = NULL;
 	entry->next = __jit_debug_descriptor.first;
 	if (entry->next)
@@ -84,10 +82,8 @@ PLAIN static void add_entry(void)
 	__jit_debug_descriptor.first = entry;
 }
 
-PLAIN static void remove_entry(void)
+PLAIN static void remove_entry(struct jit_code_entry *entry)
 {
-	struct jit_code_entry *entry = &entries[--entry_count & 3];
-
 	if (entry->next)
 		entry->next->prev = entry->prev;
 	if (entry->prev)
@@ -111,11 +107,16 @@ PLAIN static void say_list(void)
 
 PLAIN static void *storm(void *count)
 {
-	for (unsigned int turn = 0; stormy; turn++) {
-		if (entry_count < 2 || (entry_count < 4 && turn & 1))
-			add_entry();
-		else
-			remove_entry();
+	static struct jit_code_entry own[2]; /* on a stack, its links would look like our address */
+
+	/* The oldest goes first: it stands beside whoever is at the end of the list. */
+	while (stormy) {
+		add_entry(&own[0]);
+		add_entry(&own[1]);
+		remove_entry(&own[0]);
+		remove_entry(&own[1]);
+		for (volatile int i = 0; i < 200; i++) /* a JIT has other work to do, too */
+			;
 		++*(unsigned long *)count;
 	}
 	return NULL;
@@ -176,9 +177,9 @@ PLAIN int main(void)
 		else if (!strcmp(line, "call"))
 			say("%d", ask_peek(numbers) + peek_with_frame(numbers, 2));
 		else if (!strcmp(line, "add"))
-			add_entry();
+			add_entry(&entries[entry_count++ & 3]);
 		else if (!strcmp(line, "remove"))
-			remove_entry();
+			remove_entry(&entries[--entry_count & 3]);
 		else if (!strcmp(line, "storm") || !strcmp(line, "calm"))
 			change_weather(line[0] == 's');
 		else if (!strcmp(line, "fork"))
