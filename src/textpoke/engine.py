@@ -118,25 +118,24 @@ def run_request(
 def _choices(
     agent: Agent, request: Request, mode: Mode, *, one_mode: bool, no_traps: str = ""
 ) -> list[Choice]:
-    staying = [i for i, poke in enumerate(request.pokes) if poke.is_permanent]
-    if staying:
-        return _with_staying(agent, request, mode, staying, one_mode=one_mode, no_traps=no_traps)
+    if request.staying:
+        return _with_staying(agent, request, mode, one_mode=one_mode, no_traps=no_traps)
     if one_mode and mode is Mode.AUTO:
         return [modes.choose_one(agent, request, no_traps=no_traps)]
     return modes.choose(agent, request, mode, no_traps=no_traps)
 
 
 def _with_staying(
-    agent: Agent, request: Request, mode: Mode, staying: list[int], *, one_mode: bool, no_traps: str
+    agent: Agent, request: Request, mode: Mode, *, one_mode: bool, no_traps: str
 ) -> list[Choice]:
     """An int3 that stays is met by threads whatever the mode: it can only be written as such."""
     modes.require_trap_safe(agent)
-    among = set(staying)
+    among = set(request.staying)
     rest = [i for i in range(len(request.pokes)) if i not in among]
     part = request.part(rest)
     found = _choices(agent, part, mode, one_mode=one_mode, no_traps=no_traps) if rest else []
     usual = [replace(choice, indexes=[rest[i] for i in choice.indexes]) for choice in found]
-    return [*usual, Choice(Mode.INT3, _STAYS, staying)]
+    return [*usual, Choice(Mode.INT3, _STAYS, request.staying)]
 
 
 def _run_choices(agent: Agent, request: Request, choices: list[Choice], how: _How) -> Outcome:

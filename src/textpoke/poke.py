@@ -189,6 +189,11 @@ class Request:
         ]
 
     @functools.cached_property
+    def staying(self) -> list[int]:
+        """Positions of the pokes that leave an int3 for good (`Poke.is_permanent`)."""
+        return [i for i, poke in enumerate(self.pokes) if poke.is_permanent]
+
+    @functools.cached_property
     def looks(self) -> bool:
         """True when threads must be looked for inside of some site (`Poke.heads`)."""
         return any(poke.heads and not poke.back for poke in self.pokes)
