@@ -115,6 +115,23 @@ static int check_tail(const struct tp_batch *batch, const struct tp_poke *poke,
 	return -TP_EMULTI;
 }
 
+/* Has the copy no place for one of the heads (bits 1 to 4)? */
+static bool lacks_copy(const struct tp_poke *poke, unsigned int heads)
+{
+	for (unsigned int set = heads; set; set &= set - 1)
+		if (!tp_copy_offset(poke, (unsigned int)__builtin_ctz(set)))
+			return true;
+	return false;
+}
+
+/* Has one of the first eight bytes this value? */
+static bool has_byte(uint64_t word, uint8_t byte)
+{
+	uint64_t difference = word ^ 0x0101010101010101ull * byte;
+
+	return (difference - 0x0101010101010101ull) & ~difference & 0x8080808080808080ull;
+}
+
 /*
  * Several instructions that give way to a JMP, or come back: a thread that stands at a later one must
  * find its copy, behind the target's first byte, and somebody must look whether there is such a thread.
@@ -127,9 +144,8 @@ static int check_heads(const struct tp_engine *engine, const struct tp_batch *ba
 
 	if (poke->len != TP_JMP_BYTES || jmp[0] != TP_JMP || poke->handler)
 		return -TP_EHEADS;
-	for (unsigned int head = 1; head < TP_JMP_BYTES; head++)
-		if (heads >> head & 1 && !tp_copy_offset(poke, head))
-			return -TP_EHEADS;
+	if (heads && lacks_copy(poke, heads))
+		return -TP_EHEADS;
 	if (heads && batch->mode == TP_MODE_INT3 && !engine->ops->look)
 		return -TP_EMULTI;
 	if (batch->mode == TP_MODE_STOP || any_mix_is_right(poke))
@@ -154,6 +170,8 @@ static bool begins_with_int3(const struct tp_poke *poke)
 {
 	const uint8_t *code = poke->flags & TP_POKE_BACK ? poke->new_ : poke->old;
 
+	if (!has_byte(tp_word(code), TP_INT3)) /* nearly always */
+		return false;
 	for (unsigned int set = tp_heads(poke) | 1; set; set &= set - 1)
 		if (code[__builtin_ctz(set)] == TP_INT3)
 			return true;
@@ -288,7 +306,8 @@ static bool is_known(struct cursor *cursor, const struct tp_poke *poke)
 	if (entry == cursor->known_end || entry->addr != poke->addr ||
 	    tp_heads(poke) & ~(unsigned int)entry->heads)
 		return false;
-	if (!entry->written || entry->len != poke->len || !tp_same_field(entry->current, poke->old))
+	if (!entry->written || entry->len != poke->len ||
+	    !tp_same_prefix(entry->current, poke->old, poke->len))
 		cursor->must_learn = true;
 	return true;
 }
