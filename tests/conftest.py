@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 TARGETS = Path(__file__).parent / "targets"
 # Surveys of what is compiled here belong into nobody's cache.
 os.environ["TEXTPOKE_CACHE"] = "off"
+# In the background of a shell without job control it begins ignored, for all that we start too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Compile(Protocol):
