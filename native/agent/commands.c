@@ -245,9 +245,10 @@ static int run_batch(struct tp_wire *wire, const uint64_t args[4])
 
 static struct tp_poke undo_of(const struct tp_known *entry, uint32_t index)
 {
+	bool stays = entry->handler && entry->current[0] == TP_INT3;
 	struct tp_poke poke = { .addr = entry->addr,
-				.handler = entry->handler,
-				.len = entry->handler ? 1 : entry->len, /* an int3 for good */
+				.handler = stays ? entry->handler : 0,
+				.len = stays ? 1 : entry->len,
 				.index = index };
 
 	tpa_copy(poke.old, entry->current, sizeof(poke.old));

@@ -50,7 +50,10 @@ bool tp_may_write_entry(const struct tp_held *held, uint64_t entry, const uint64
 			*at = words[i];
 			return true;
 		}
-	if (!tp_scan_stack(held->tid, held->saved.rsp - RED_ZONE, stacks, stack_count,
+	/* Apart: what stands below the stack pointer may not be mapped. */
+	if (!tp_scan_stack(held->tid, held->saved.rsp, stacks, stack_count, word_points_into,
+			   &search) &&
+	    !tp_scan_stack(held->tid, held->saved.rsp - RED_ZONE, stacks, stack_count,
 			   word_points_into, &search))
 		return false;
 	*at = search.found;

@@ -18,6 +18,7 @@
 #include "textpoke.h"
 #include "world.h"
 
+#define LOW_ADDRESS (1ull << 32)
 #define SIGTRAP_BIT (1ull << (SIGTRAP - 1))
 
 struct kernel_sigaction {
@@ -56,9 +57,9 @@ static bool follows_call(int mem_fd, uint64_t address)
 }
 
 /*
- * A thread comes back to our code by a return address or by a signal frame. All else that looks
- * like an address of ours is data: in programs at low addresses, any number of a few millions. A
- * frame of our own handler leads nowhere without the handler, whose rip says that it is there.
+ * A frame of our own handler leads nowhere without the handler, whose rip says that it is there. Every
+ * other word that points into our code may be where a thread comes back to. But near programs at low
+ * addresses any number of a few millions looks like one: there a return address must follow a CALL.
  */
 static bool word_is_ours(void *ctx, uint64_t at, uint64_t word)
 {
@@ -68,9 +69,14 @@ static bool word_is_ours(void *ctx, uint64_t at, uint64_t word)
 
 	if (!in_ranges(in->ranges, in->code_count, word))
 		return false;
-	if (tp_is_saved_rip(search->tid, at, &restorer) ? restorer == in->restorer :
-							  !follows_call(in->mem_fd, word))
+	if (word == in->restorer)
+		return false; /* every dead frame of our handler leaves one */
+	if (tp_is_saved_rip(search->tid, at, &restorer)) {
+		if (restorer == in->restorer)
+			return false;
+	} else if (word < LOW_ADDRESS && !follows_call(in->mem_fd, word)) {
 		return false;
+	}
 	search->found = word;
 	return true;
 }

@@ -17,7 +17,8 @@
 #define BEHIND 2
 #define MOST_NS 5000000000ull
 #define STACK_LIMIT (64ull << 20)
-#define MOST_STACKS 8
+#define MOST_STACKS 32
+#define HIGHEST_STACK 0x7ffffffff000ull
 
 static bool is_held(const struct tp_world *world, pid_t tid)
 {
@@ -141,12 +142,15 @@ int64_t tp_floor_index(const uint64_t *sorted, uint64_t stride, uint64_t count, 
  */
 #define RESTORER_TO_RIP 176
 #define USER_CS_64 0x33
+#define USER_CS_64_XEN 0xe033 /* of a paravirtual guest */
 #define EFLAGS_LIMIT (1u << 22)
 #define EFLAGS_ALWAYS 2u
 
 static bool is_saved_rip(const uint64_t *word)
 {
-	return (word[2] & 0xffff) == USER_CS_64 && word[1] < EFLAGS_LIMIT &&
+	uint16_t cs = (uint16_t)word[2];
+
+	return (cs == USER_CS_64 || cs == USER_CS_64_XEN) && word[1] < EFLAGS_LIMIT &&
 	       word[1] & EFLAGS_ALWAYS;
 }
 
@@ -174,45 +178,51 @@ struct stacks {
 	pid_t tid;
 	const uint64_t *pairs;
 	uint64_t count;
-	uint64_t from[MOST_STACKS];
+	uint64_t ranges[MOST_STACKS][2]; /* scanned, or to be */
 	size_t begun;
 	size_t known;
 };
 
-/* Index of the mapping that holds @rsp, or -1. */
-static int64_t mapping_of(const struct stacks *stacks, uint64_t rsp)
+/*
+ * To the end of the mapping that holds @rsp, and of those that touch it. The list is older than the stop:
+ * a stack that has grown since, or was made, is scanned as far as it can be read.
+ */
+static uint64_t end_of_stack(const struct stacks *stacks, uint64_t rsp)
 {
 	int64_t i = tp_floor_index(stacks->pairs, 2, stacks->count, rsp);
+	uint64_t end;
 
-	return i >= 0 && rsp < stacks->pairs[2 * i + 1] ? i : -1;
+	if (i < 0 || rsp >= stacks->pairs[2 * i + 1])
+		return rsp + STACK_LIMIT;
+	end = stacks->pairs[2 * i + 1];
+	while ((uint64_t)++i < stacks->count && stacks->pairs[2 * i] == end)
+		end = stacks->pairs[2 * i + 1];
+	return end - rsp < STACK_LIMIT ? end : rsp + STACK_LIMIT;
 }
 
 static void add_stack(struct stacks *stacks, uint64_t rsp)
 {
-	int64_t mapping = mapping_of(stacks, rsp);
-
-	if (mapping < 0 || stacks->known == MOST_STACKS)
+	if (rsp > HIGHEST_STACK || stacks->known == MOST_STACKS)
 		return;
 	for (size_t i = 0; i < stacks->known; i++)
-		if (stacks->from[i] <= rsp && mapping_of(stacks, stacks->from[i]) == mapping)
+		if (stacks->ranges[i][0] <= rsp && rsp < stacks->ranges[i][1])
 			return;
-	stacks->from[stacks->known++] = rsp;
+	stacks->ranges[stacks->known][0] = rsp;
+	stacks->ranges[stacks->known++][1] = end_of_stack(stacks, rsp);
 }
 
-static bool scan_mapping(struct stacks *stacks, uint64_t rsp, tp_word_fn *visit, void *ctx)
+static bool scan_range(struct stacks *stacks, const uint64_t range[2], tp_word_fn *visit, void *ctx)
 {
-	uint64_t words[BEFORE + CHUNK_WORDS + BEHIND] = { 0 };
-	uint64_t at = rsp & ~7ull, end = stacks->pairs[2 * mapping_of(stacks, rsp) + 1];
+	uint64_t words[BEFORE + CHUNK_WORDS + 2 * BEHIND] = { 0 };
+	uint64_t at = range[0] & ~7ull, end = range[1];
 	size_t count;
 
-	if (end - at > STACK_LIMIT)
-		end = at + STACK_LIMIT;
 	for (; at < end; at += count * sizeof(*words)) {
 		size_t left = (end - at) / sizeof(*words);
 		size_t want = left < CHUNK_WORDS + BEHIND ? left : CHUNK_WORDS + BEHIND;
 		size_t got = read_words(stacks->tid, at, words + BEFORE, want);
 
-		count = got < CHUNK_WORDS ? got : CHUNK_WORDS;
+		count = got < want || got < CHUNK_WORDS ? got : CHUNK_WORDS;
 		memset(words + BEFORE + got, 0, sizeof(words) - (BEFORE + got) * sizeof(*words));
 		for (size_t i = 0; i < count; i++) {
 			const uint64_t *word = words + BEFORE + i;
@@ -238,7 +248,7 @@ bool tp_scan_stack(pid_t tid, uint64_t rsp, const uint64_t *pairs, uint64_t coun
 
 	add_stack(&stacks, rsp);
 	while (stacks.begun < stacks.known)
-		if (scan_mapping(&stacks, stacks.from[stacks.begun++], visit, ctx))
+		if (scan_range(&stacks, stacks.ranges[stacks.begun++], visit, ctx))
 			return true;
 	return false;
 }

@@ -256,6 +256,8 @@ static bool emulate_as_branch(const struct tp_batch *batch, struct tp_poke *poke
 	    !(same_old || is_same_branch(poke->old, other->old)) ||
 	    !(same_new || is_same_branch(poke->new_, other->new_)))
 		return false;
+	if (is_relative(other->emulate & 0x0f) && chosen[0] != 0xe8 && chosen[0] != TP_JMP)
+		return false; /* a short JMP and padding */
 	poke->emulate = other->emulate;
 	poke->target = is_relative(other->emulate & 0x0f) ? target_of(poke, chosen) : other->target;
 	return true;

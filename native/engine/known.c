@@ -117,7 +117,8 @@ static void commit_site(const struct tp_poke *poke, struct tp_known *entry, enum
 	const uint8_t *bytes = has_old_tail(poke) ? poke->old : poke->new_;
 
 	entry->written = 1;
-	entry->mode = (uint8_t)mode;
+	/* An int3 that stays can be taken away by one store: both bytes are right at every moment. */
+	entry->mode = (uint8_t)(tp_is_permanent(poke) ? TP_MODE_DIRECT : mode);
 	if (poke->len == entry->len && poke->outcome == TP_SITE_DONE) { /* nearly always */
 		__builtin_memcpy(entry->current, bytes, sizeof(entry->current));
 		entry->patched = !tp_same_prefix(bytes, entry->original, poke->len);
@@ -173,6 +174,8 @@ static void learn_site(const struct tp_poke *poke, struct tp_known *entry)
 	bool ours = entry->written && tp_same_prefix(entry->current, poke->old, common);
 	size_t known = ours ? entry->len : 0;
 
+	if (!ours) /* it was for an int3 in what stood there before */
+		__atomic_store_n(&entry->handler, 0, __ATOMIC_SEQ_CST);
 	for (size_t k = known; k < poke->len; k++)
 		entry->original[k] = entry->current[k] = poke->old[k];
 	if (poke->len > known)

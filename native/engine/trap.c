@@ -81,11 +81,12 @@ static enum tp_trap_result look_up(struct tp_engine *engine, struct tp_frame *fr
 		entry = known ? tp_known_covering(known, addr) : NULL;
 		if (!entry)
 			return TP_TRAP_FOREIGN;
+		/* First: where the int3 is still there, the handler was not yet taken away. */
+		handler = __atomic_load_n(&entry->handler, __ATOMIC_SEQ_CST);
 		if (*(const volatile uint8_t *)addr != TP_INT3) {
 			frame->rip = addr;
 			return TP_TRAP_LATE;
 		}
-		handler = __atomic_load_n(&entry->handler, __ATOMIC_SEQ_CST);
 		if (handler && entry->addr == addr) {
 			frame->rip = handler;
 			return TP_TRAP_PERMANENT;

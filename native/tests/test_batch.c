@@ -513,6 +513,8 @@ TEST(design_a_neighbour_changes_nothing_of_what_the_check_finds)
 					 JMP5,
 					 BYTES(0x66, 0x66, 0x66, 0x66, 0x90),
 					 BYTES(0xb8, 1, 2, 3, 4),
+					 BYTES(0xe9, 1, 2, 3, 4),
+					 BYTES(0xeb, 0x10, 0xcc, 0xcc, 0xcc),
 					 BYTES(0xc3, 0xcc, 0xcc, 0xcc, 0xcc) };
 	enum { CODES = sizeof(codes) / sizeof(*codes), PAIRS = CODES * CODES };
 	size_t compared = 0, refused = 0;

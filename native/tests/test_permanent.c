@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /** @file An int3 that stays: whoever traps there goes on at the poke's handler, for good. */
 #include <errno.h>
+#include <string.h>
 
 #include "check.h"
 #include "rig.h"
@@ -158,4 +159,42 @@ TEST(permanent_int3_is_whole_or_gone_wherever_a_batch_fails)
 				k++;
 			CHECK(k > 1);
 		}
+}
+
+/* Its module is closed, another one opened there, and a function of that patched by a JMP. */
+TEST(permanent_handler_is_forgotten_with_the_code_that_it_was_for)
+{
+	struct tp_frame frame;
+	struct rig rig;
+
+	put_on(&rig);
+	memcpy((void *)rig.asked[0].addr, NOP5, 5);
+	rig.count = 1;
+	rig.asked[0].handler = 0;
+	rig.asked[0].len = 5;
+	memcpy(rig.asked[0].old, NOP5, 5);
+	memcpy(rig.asked[0].new_, JMP5, 5);
+	CHECK_EQ(rig_run(&rig), 0);
+	CHECK_EQ(rig_known(&rig, 0)->handler, 0);
+	CHECK_BYTES(rig_known(&rig, 0)->original, NOP5, 5);
+	*(uint8_t *)rig.asked[0].addr = TP_INT3; /* a stranger's */
+	CHECK_EQ(rig_trap(&rig, 0, &frame), TP_TRAP_FOREIGN);
+	rig_close(&rig);
+}
+
+/* So that an agent without its tool can take it away at any moment, whatever threads block. */
+TEST(permanent_int3_can_be_undone_by_one_store_whatever_became_of_a_batch)
+{
+	struct rig rig;
+
+	put_on(&rig);
+	CHECK_EQ(rig_known(&rig, 0)->mode, TP_MODE_DIRECT);
+	turn_back(&rig);
+	rig.batch.mode = TP_MODE_STOP;
+	rig.batch.all_or_nothing = true;
+	rig.fake.faults[0] = (struct fake_fault){ FAKE_WRITE, 1, 1, -EIO };
+	CHECK_EQ(rig_run(&rig), -EIO);
+	CHECK_EQ(rig_int3_bytes(&rig), 3);
+	CHECK_EQ(rig_known(&rig, 0)->mode, TP_MODE_DIRECT);
+	rig_close(&rig);
 }

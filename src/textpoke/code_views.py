@@ -126,9 +126,11 @@ def _tables(pid: int, modules: Sequence[Module]) -> Iterator[FindTable]:
 def _write(path: str, data: bytes, *, replace: bool) -> None:
     """Write the file at once or not at all; raises ViewError."""
     draft = f"{path}.new" if replace else path
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    flags |= os.O_TRUNC if replace else os.O_EXCL
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_EXCL
     try:
+        if replace:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft)
         fd = os.open(draft, flags, _MODE)
         with os.fdopen(fd, "wb") as file:
             file.write(data)

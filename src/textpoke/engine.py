@@ -20,7 +20,7 @@ from textpoke._errors import (
     UnsupportedTarget,
 )
 from textpoke._native import ffi, lib
-from textpoke.agent import checked_answer, error_text
+from textpoke.agent import checked_answer, error_text, outlast_masking
 from textpoke.holds import Work, pairs
 from textpoke.model import Site
 from textpoke.modes import Choice, Mode
@@ -44,6 +44,7 @@ _MASKED = "sigtrap-masked"
 _SELF_HANDLED = "the program handles or ignores SIGTRAP itself"
 _IN_HANDLER = "a signal handler of the program blocks SIGTRAP, or has an alternate stack"
 _STAYS = "an int3 that stays: nothing else was possible there"
+_GOES = "an int3 that goes: one store does it"
 _NOT_EMULATED = "a thread that trapped at one of the sites could not be sent on"
 _TIMEOUT_S = 120.0
 _STOPPED_TIMEOUT_MS = 10_000  # everybody waits meanwhile
@@ -118,7 +119,7 @@ def run_request(
 def _choices(
     agent: Agent, request: Request, mode: Mode, *, one_mode: bool, no_traps: str = ""
 ) -> list[Choice]:
-    if request.staying:
+    if request.staying or request.leaving:
         return _with_staying(agent, request, mode, one_mode=one_mode, no_traps=no_traps)
     if one_mode and mode is Mode.AUTO:
         return [modes.choose_one(agent, request, no_traps=no_traps)]
@@ -128,14 +129,23 @@ def _choices(
 def _with_staying(
     agent: Agent, request: Request, mode: Mode, *, one_mode: bool, no_traps: str
 ) -> list[Choice]:
-    """An int3 that stays is met by threads whatever the mode: it can only be written as such."""
-    modes.require_trap_safe(agent)
-    among = set(request.staying)
+    """An int3 that stays is met by threads whatever the mode: it can only be written as such.
+
+    Taken away it is by one store: both bytes are right at every moment, on every processor.
+    """
+    staying, leaving = request.staying, request.leaving
+    if staying:
+        outlast_masking(lambda: modes.require_trap_safe(agent))
+    among = {*staying, *leaving}
     rest = [i for i in range(len(request.pokes)) if i not in among]
     part = request.part(rest)
     found = _choices(agent, part, mode, one_mode=one_mode, no_traps=no_traps) if rest else []
-    usual = [replace(choice, indexes=[rest[i] for i in choice.indexes]) for choice in found]
-    return [*usual, Choice(Mode.INT3, _STAYS, request.staying)]
+    choices = [replace(choice, indexes=[rest[i] for i in choice.indexes]) for choice in found]
+    if leaving:
+        choices.append(Choice(Mode.DIRECT, _GOES, leaving))
+    if staying:
+        choices.append(Choice(Mode.INT3, _STAYS, staying))
+    return choices
 
 
 def _run_choices(agent: Agent, request: Request, choices: list[Choice], how: _How) -> Outcome:

@@ -42,8 +42,12 @@ RESULT = struct.Struct("<q")
 MAGIC = 0x504C4548
 TEXT_BYTES = 512
 """The answer to the first message: an error code, and a sentence for people."""
-# Not the caller's site packages, start-up files or options: only where its modules are.
-_START = "import sys; words = sys.argv[1:]; sys.path[:] = __import__('json').loads(words[0])"
+# Not the caller's site packages, start-up files or options, nor what lies in the current directory
+# (the first place that `-c` looks at): only where its modules are.
+_START = (
+    "import sys; del sys.path[0]; words = sys.argv[1:]; "
+    "sys.path[:] = __import__('json').loads(words[0])"
+)
 _MAIN = "from textpoke.helper_main import main; sys.exit(main(words[1:]))"
 _HELLO_MS = 20_000
 _WORK_MS = 180_000  # more than any work of it waits for by itself

@@ -79,7 +79,7 @@ class JitInterface:
             self.problem = str(exc)
 
     def _map(self, size: int) -> None:
-        room = -(-size // PAGE) * PAGE
+        room = max(-(-size // PAGE) * PAGE, 2 * self._room)  # an agent has few regions
         base = self._agent.base
         start = Space(target.read_maps(self._agent.pid)).room_near(base, base, room)
         if start is None:

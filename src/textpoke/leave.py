@@ -160,12 +160,13 @@ def undo_request(known: Sequence[KnownSite]) -> Request:
 
 def why_no_traps(known: Sequence[KnownSite]) -> str:
     """Why an undo must do without traps: something was written without; "" when nothing was."""
-    avoided = {site.mode for site in known if site.patched} - {"int3"}
+    avoided = {site.mode for site in known if site.patched and not site.handler} - {"int3"}
     return f"patched in {' and '.join(sorted(avoided))} mode" if avoided else ""
 
 
 def _known(row: tuple[Any, ...]) -> KnownSite:
     address, original, current, size, patched, _, mode, _, handler = row
+    handler = handler if current[:1] == b"\xcc" else 0
     if handler:
         size = 1
     how = MODES[mode] if mode < len(MODES) else "?"

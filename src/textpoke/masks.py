@@ -14,6 +14,8 @@ from textpoke import elf, target
 from textpoke._errors import ModuleUnavailable, SiteError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from textpoke.model import Module
 
 # The C library runs parts of itself with all signals blocked (clone, spawn, abort).
@@ -25,6 +27,8 @@ _MASKING = (
     *("__ppoll_chk", "sigpause", "__sigpause", "__xpg_sigpause", "pthread_attr_setsigmask_np"),
     *("setcontext", "swapcontext"),
 )
+# What installs a handler, that may run with all signals blocked; or takes SIGTRAP itself.
+_HANDLING = ("sigaction", "signal", "bsd_signal", "sysv_signal", "__sysv_signal", "sigvec")
 _PT_INTERP = 3
 
 
@@ -39,15 +43,28 @@ def why_masking(pid: int) -> str:
     Raises:
         NoSuchTarget, AttachDenied: As `target.read_modules`.
     """
+    return _why(pid, _MASKING, "it may block SIGTRAP at any moment")
+
+
+def why_handling(pid: int) -> str:
+    """Which module may install a signal handler, and by what; "" when none may.
+
+    A handler may run with SIGTRAP blocked, or be one for SIGTRAP. Those of now are looked at before
+    a batch; an int3 that stays meets those of later, too. Raises as `why_masking`.
+    """
+    return _why(pid, _HANDLING, "its handlers may block SIGTRAP, or take it")
+
+
+def _why(pid: int, names: Sequence[str], so: str) -> str:
     for module in target.read_modules(pid):
         if not is_runtime(module.path):
-            why = _why_module(pid, module)
+            why = _why_module(pid, module, names)
             if why:
-                return f"{module.name} {why}: it may block SIGTRAP at any moment"
+                return f"{module.name} {why}: {so}"
     return ""
 
 
-def _why_module(pid: int, module: Module) -> str:
+def _why_module(pid: int, module: Module, wanted: Sequence[str]) -> str:
     try:
         with elf.Image.open(target.open_module(pid, module)) as image:
             if module.is_main and not any(s.type == _PT_INTERP for s in image.segments):
@@ -58,5 +75,5 @@ def _why_module(pid: int, module: Module) -> str:
             text = image.contents(names)
     except (ModuleUnavailable, SiteError):
         return "cannot be read"
-    found = next((name for name in _MASKING if b"\0%b\0" % name.encode() in text), "")
+    found = next((name for name in wanted if b"\0%b\0" % name.encode() in text), "")
     return f"uses {found}" if found else ""

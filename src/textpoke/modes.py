@@ -162,7 +162,7 @@ def why_no_trap_stays(agent: Agent) -> Callable[[int], str]:
     Raises:
         TargetExited, UnsupportedTarget: As `why_no_traps`.
     """
-    why = why_no_traps(agent) or _why_masking(agent)
+    why = _lasting_obstacle(agent) or _why_masking(agent) or masks.why_handling(agent.pid)
     if why:
         return lambda _address: f"an int3 that stays could kill the program: {why}"
     in_runtime = _in_runtime(agent)

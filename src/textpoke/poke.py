@@ -194,6 +194,11 @@ class Request:
         return [i for i, poke in enumerate(self.pokes) if poke.is_permanent]
 
     @functools.cached_property
+    def leaving(self) -> list[int]:
+        """Positions of the pokes that take such an int3 away."""
+        return [i for i, poke in enumerate(self.pokes) if poke.handler and poke.old == _INT3]
+
+    @functools.cached_property
     def looks(self) -> bool:
         """True when threads must be looked for inside of some site (`Poke.heads`)."""
         return any(poke.heads and not poke.back for poke in self.pokes)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
+from textpoke import modes
 from textpoke._errors import (
     AgentFailed,
     BatchFailed,
@@ -19,6 +20,7 @@ from textpoke._errors import (
     TargetError,
     TargetExited,
     TextpokeError,
+    UnsupportedTarget,
 )
 from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
@@ -146,8 +148,7 @@ class Trace:
         ready = time.perf_counter()
         try:
             self.merged = self.target.merge(plan, self.mode)
-            self.on = run_request(agent, on_request, mode=self.mode, leave_busy=True)
-            self.plan = plan = self._settle(plan, self.on)
+            self.plan = plan = self._switch_on(plan)
             self._off = {p.site.address: poke_of(p, on=False) for p in plan.sites}
             self.switched_on = time.perf_counter()
             self.timings_ms = {
@@ -160,6 +161,26 @@ class Trace:
                 self._take_back(on_request)
             self._abandon()
             raise
+
+    def _switch_on(self, plan: Plan) -> Plan:
+        """Switch on; what is on then. Int3s that stay come last: the rest can do without."""
+        usual = [p for p in plan.sites if not p.handler]
+        staying = [p for p in plan.sites if p.handler]
+        request = Request.of(poke_of(planned, on=True) for planned in usual)
+        agent = self.target.agent
+        outcome = run_request(agent, request, mode=self.mode, leave_busy=True)
+        plan = self._settle(replace(plan, sites=usual), outcome)
+        if staying:
+            try:
+                more = run_request(agent, Request.of(poke_of(p, on=True) for p in staying))
+            except (UnsupportedTarget, BatchRefused) as exc:
+                self.refused += [(p.site, str(exc)) for p in staying]
+            else:
+                outcome = _joined(outcome, more, len(usual))
+                sites = sorted(plan.sites + staying, key=lambda p: p.site.address)
+                plan = replace(plan, sites=sites)
+        self.on = self.on or outcome
+        return plan
 
     def _settle(self, plan: Plan, outcome: Outcome) -> Plan:
         """Try again, for a while, the sites that a thread stood inside of; then leave them out."""
@@ -207,9 +228,28 @@ class Trace:
         self._seen = {module.key for module in modules}
         # A process that is being taken apart may show a part of its modules, under other names.
         try:
+            if fresh:
+                self._drop_unsafe_traps()
             self._trace_in(self.find_in, fresh)
         except NoSuchTarget as exc:
             raise TargetExited(self.target.pid, "the recording") from exc
+
+    def _drop_unsafe_traps(self) -> None:
+        """What was opened since may block SIGTRAP: int3s that stay must not meet that."""
+        staying = [poke.address for poke in self._off.values() if poke.handler]
+        if not staying:
+            return
+        try:
+            why = modes.why_no_trap_stays(self.target.agent)
+            unsafe = {address: why(address) for address in staying if why(address)}
+        except UnsupportedTarget as exc:
+            unsafe = dict.fromkeys(staying, exc.detail)
+        if not unsafe:
+            return
+        run_request(self.target.agent, Request.of(self._off[address] for address in unsafe))
+        self.refused += [(s, unsafe[s.address]) for s in self.chosen if s.address in unsafe]
+        for address in unsafe:
+            del self._off[address]
 
     def _trace_in(
         self, find_in: Callable[[Sequence[Module]], list[Site]], fresh: Sequence[Module]
@@ -219,16 +259,15 @@ class Trace:
             return
         try:
             self._switch_on_more(found)
-        except (PokeError, SiteError, AgentFailed) as exc:  # closed again meanwhile, perhaps
+        except (PokeError, SiteError, AgentFailed, UnsupportedTarget) as exc:
+            # It was closed again meanwhile, perhaps.
             self.refused += [(site, str(exc)) for site in found]
 
     def _switch_on_more(self, found: list[Site]) -> None:
         plan = self.target.prepare(found, traps=self.traps)
         self.target.merge(plan, self.mode)
-        request = Request.of(poke_of(planned, on=True) for planned in plan.sites)
-        outcome = run_request(self.target.agent, request, mode=self.mode, leave_busy=True)
         self.refused += plan.refused
-        plan = self._settle(plan, outcome)
+        plan = self._switch_on(plan)
         self.chosen += found
         self._off |= {p.site.address: poke_of(p, on=False) for p in plan.sites}
         if self._log is not None:
@@ -351,6 +390,14 @@ class Trace:
         if self._log is not None:
             self._log.discard()
         self._reader = self._log = None
+
+
+def _joined(first: Outcome, second: Outcome, count: int) -> Outcome:
+    """Of two batches that were one request, the second from position `count` on."""
+    choices = tuple(
+        replace(choice, indexes=[count + i for i in choice.indexes]) for choice in second.choices
+    )
+    return first.plus(replace(second, choices=choices))
 
 
 def _names(plan: Plan) -> list[list[object]]:

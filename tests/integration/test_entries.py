@@ -177,10 +177,14 @@ def test_a_thread_that_sleeps_among_the_first_instructions_is_left_there(
     assert target.report.residue == []
 
 
-@pytest.mark.parametrize("returns", [False, True])
-def test_numbers_on_a_stack_keep_nothing_but_return_addresses_do(
-    entries: subprocess.Popen[str], returns: bool
+@pytest.mark.parametrize(
+    ("build", "returns", "kept"),
+    [("non-pie", False, False), ("non-pie", True, True), ("pie", False, True), ("pie", True, True)],
+)
+def test_what_looks_like_an_address_of_ours_on_a_stack_keeps_us_unless_it_is_a_number(
+    compile_target: Compile, start_target: Start, build: str, returns: bool, kept: bool
 ) -> None:
+    entries = start_target(compile_target("entries.c", *BUILDS[build], "-fcf-protection=none"))
     with textpoke.attach(entries.pid) as target:
         with target.trace("e_*"):
             assert ask(entries, "ping") == "pong"
@@ -189,7 +193,7 @@ def test_numbers_on_a_stack_keep_nothing_but_return_addresses_do(
         assert ask(entries, "hold " + " ".join(map(str, numbers[:MOST_HELD]))) == "held"
     assert target.report is not None
     assert [line for line in target.report.residue if "will return" not in line] == []
-    assert bool(target.report.residue) is returns
+    assert bool(target.report.residue) is kept
     assert ask(entries, "drop") == "dropped"
     assert textpoke.leave.detach_remains(entries.pid).residue == []
     assert text_equals_files(entries.pid)

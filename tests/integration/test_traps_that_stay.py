@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from conftest import Compile, Start
 
+FLAGS = (*BUILDS["pie"], "-fcf-protection=none")
 UNDONE_S = 10.0
 TOGGLE_S = 1.0
 TRAPPED = PUNS | {"e_refused_trap"}
@@ -29,7 +30,7 @@ CALLED = {"e_pun_loop"}  # of these, by call_all()
 
 @pytest.fixture
 def entries(compile_target: Compile, start_target: Start) -> subprocess.Popen[str]:
-    return start_target(compile_target("entries.c", *BUILDS["pie"], "-fcf-protection=none"))
+    return start_target(compile_target("entries.c", *FLAGS, "-DNO_HANDLERS"))
 
 
 @pytest.fixture(autouse=True)
@@ -125,15 +126,19 @@ def test_without_the_word_they_are_refused(entries: subprocess.Popen[str]) -> No
             target.sites("e_refused_trap")
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [(("-DNO_HANDLERS", "-DMAY_MASK"), "pthread_sigmask"), ((), "sigaction")],
+    ids=["masks", "handlers"],
+)
 def test_where_sigtrap_may_be_blocked_they_are_refused_by_name(
-    compile_target: Compile, start_target: Start
+    compile_target: Compile, start_target: Start, flags: tuple[str, ...], name: str
 ) -> None:
-    flags = (*BUILDS["pie"], "-fcf-protection=none", "-DMAY_MASK")
-    process = start_target(compile_target("entries.c", *flags))
+    process = start_target(compile_target("entries.c", *FLAGS, *flags))
     with textpoke.attach(process.pid) as target, target.trace("e_*", traps=True) as trace:
         refused = {site.function: why for site, why in trace.refused}
         assert refused.keys() == TRAPPED
-        assert all("could kill the program" in why for why in refused.values())
+        assert all("could kill the program" in why and name in why for why in refused.values())
         assert ask(process, "ping") == "pong"
 
 

@@ -6,7 +6,8 @@
  * Lines: "hot THREADS", "stop" (calls of each function, wrong results), "ping", "names"; "sleep",
  * "sleep elsewhere", "wake" (threads that a signal has stopped among the first instructions of a
  * function; a second signal has taken it to an alternate stack); "hold NUMBER..." (on the stack); "fork"
- * (wrong results of a child). With MAY_MASK the program imports what blocks signals.
+ * (wrong results of a child). With MAY_MASK the program imports what blocks signals; with
+ * NO_HANDLERS nothing that installs a handler: it cannot "sleep" then.
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -131,6 +132,7 @@ PLAIN static void finish(void)
 	say("end");
 }
 
+#ifndef NO_HANDLERS
 /* A thread that sleeps in a signal handler, interrupted at the second instruction of e_push: the
  * trap flag stops it there. */
 static volatile int asleep, wake, elsewhere;
@@ -199,6 +201,7 @@ PLAIN static void wake_up(void)
 	pthread_join(sleeper, &right);
 	say("%s", right ? "right" : "wrong");
 }
+#endif
 
 /* Numbers that stand on the stack while the next line is awaited, and at no other time. */
 PLAIN static void hold(const char *numbers)
@@ -249,16 +252,18 @@ PLAIN int main(void)
 			start(count);
 		else if (!strcmp(line, "stop"))
 			finish();
+#ifndef NO_HANDLERS
 		else if (!strcmp(line, "sleep"))
 			put_to_sleep(0);
 		else if (!strcmp(line, "sleep elsewhere"))
 			put_to_sleep(1);
 		else if (!strncmp(line, "hold ", 5))
 			hold(line + 5);
-		else if (!strcmp(line, "fork"))
-			fork_child(&mine);
 		else if (!strcmp(line, "wake"))
 			wake_up();
+#endif
+		else if (!strcmp(line, "fork"))
+			fork_child(&mine);
 		else if (!strcmp(line, "ping"))
 			say("%s", call_all(&mine, 5) ? "wrong" : "pong");
 	}
