@@ -177,6 +177,22 @@ def test_a_thread_that_sleeps_among_the_first_instructions_is_left_there(
     assert target.report.residue == []
 
 
+@pytest.mark.parametrize("mode", ["int3", "stop"])
+def test_a_stack_that_grows_meanwhile_is_looked_at(
+    compile_target: Compile, start_target: Start, mode: str
+) -> None:
+    process = start_target(compile_target("growing.c", *BUILDS["pie"], "-fcf-protection=none"))
+    with textpoke.attach(process.pid) as target:
+        trace = target.trace("work", mode=mode)
+        assert ask(process, "go") == "inside"
+        with trace:
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == "right"
+    assert process.poll() is None
+    assert target.report is not None
+    assert target.report.residue == []
+
+
 @pytest.mark.parametrize(
     ("build", "returns", "kept"),
     [("non-pie", False, False), ("non-pie", True, True), ("pie", False, True), ("pie", True, True)],
