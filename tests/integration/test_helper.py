@@ -33,6 +33,21 @@ def test_a_helper_that_was_killed_is_followed_by_another() -> None:
     assert said == CLEAN | {"helpers": 4}
 
 
+def test_the_helper_imports_nothing_from_the_current_directory(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('a stranger')\n", encoding="ascii")
+    said = run(
+        """
+        os.chdir(sys.argv[1])
+        with textpoke.this_process() as target:
+            with target.trace("libz*!*", everything=True, mode="stop") as trace:
+                zlib.crc32(data)
+        end(target, refused=len(trace.refused))
+        """,
+        tmp_path,
+    )
+    assert said == CLEAN | {"refused": 0}
+
+
 @pytest.mark.parametrize("mode", ["stop", "int3"])
 def test_a_helper_that_is_killed_within_a_batch_leaves_it_done_or_undone(mode: str) -> None:
     said = run(
