@@ -18,7 +18,6 @@
 #include "textpoke.h"
 #include "world.h"
 
-#define LOW_ADDRESS (1ull << 32)
 #define SIGTRAP_BIT (1ull << (SIGTRAP - 1))
 
 struct kernel_sigaction {
@@ -57,9 +56,10 @@ static bool follows_call(int mem_fd, uint64_t address)
 }
 
 /*
- * A frame of our own handler leads nowhere without the handler, whose rip says that it is there. Every
- * other word that points into our code may be where a thread comes back to. But near programs at low
- * addresses any number of a few millions looks like one: there a return address must follow a CALL.
+ * A thread comes back to our code by a return address or by a signal frame. All else that looks
+ * like an address of ours is data: any number of a few millions near a program at low addresses,
+ * dead pointers to what was mapped there before us, in the own process the tool's. A frame of our own
+ * handler leads nowhere without the handler, whose rip says that it is there.
  */
 static bool word_is_ours(void *ctx, uint64_t at, uint64_t word)
 {
@@ -74,7 +74,7 @@ static bool word_is_ours(void *ctx, uint64_t at, uint64_t word)
 	if (tp_is_saved_rip(search->tid, at, &restorer)) {
 		if (restorer == in->restorer)
 			return false;
-	} else if (word < LOW_ADDRESS && !follows_call(in->mem_fd, word)) {
+	} else if (!follows_call(in->mem_fd, word)) {
 		return false;
 	}
 	search->found = word;

@@ -2,7 +2,7 @@
 /**
  * @file
  * A main stack that grows all the time, below a signal handler that has stopped its thread at the
- * second instruction of work(): "go" begins that ("inside"), and a second later the thread goes on
+ * second instruction of work(): "go" begins that ("inside"), and a moment later the thread goes on
  * there and says what came out.
  */
 #define _GNU_SOURCE
@@ -13,7 +13,7 @@
 
 #include "target.h"
 
-enum { STEP_NS = 40000, GROWTH_NS = 1000000000, STACK_BYTES = 512 << 20 };
+enum { STEP_NS = 40000, GROWTH_NS = 400000000, STACK_BYTES = 512 << 20 };
 
 int work(int x);
 __asm__(".pushsection .text\n.p2align 4\n.globl work\n.type work, @function\n"
