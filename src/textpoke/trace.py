@@ -148,6 +148,7 @@ class Trace:
         ready = time.perf_counter()
         try:
             self.merged = self.target.merge(plan, self.mode)
+            self.on = None
             self.plan = plan = self._switch_on(plan)
             self._off = {p.site.address: poke_of(p, on=False) for p in plan.sites}
             self.switched_on = time.perf_counter()
@@ -175,6 +176,9 @@ class Trace:
                 more = run_request(agent, Request.of(poke_of(p, on=True) for p in staying))
             except (UnsupportedTarget, BatchRefused) as exc:
                 self.refused += [(p.site, str(exc)) for p in staying]
+            except TextpokeError:
+                self._take_back(request)
+                raise
             else:
                 outcome = _joined(outcome, more, len(usual))
                 sites = sorted(plan.sites + staying, key=lambda p: p.site.address)
