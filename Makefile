@@ -7,7 +7,7 @@ STAMPS := build/stamps
 WERROR ?= true
 # Other people's test suites under toggling: full (half an hour), or short.
 SUITES ?= full
-LONG := python_suite unmodified_suites differential
+LONG := python_suite unmodified_suites differential debuggers
 LARGE := mariadbd cmake
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
