@@ -21,7 +21,7 @@ from textpoke._errors import (
 )
 from textpoke._native import ffi, lib
 from textpoke.agent import checked_answer, error_text, outlast_masking
-from textpoke.holds import Work, pairs
+from textpoke.holds import Work, pairs, writable
 from textpoke.model import Site
 from textpoke.modes import Choice, Mode
 from textpoke.poke import PHASES, RECORD, Outcome, Poke, Request, name_of, read_outcome
@@ -212,7 +212,7 @@ class _Look:
     ) -> tuple[int, Pointer]:
         """Run a command while all threads but the agent's are held; a code, struct tp_stopped."""
         agent, request = self.agent, self.request
-        stacks = [(m.start, m.end) for m in target.read_maps(agent.pid) if "w" in m.perms]
+        stacks = writable(target.read_maps(agent.pid))
         raw = self._raw(command, words, _STOPPED_TIMEOUT_MS)
         raw.all_nops, raw.leave_busy = request.all_nops, self.leave_busy and not patient
         windows = pairs(sorted(request.windows))

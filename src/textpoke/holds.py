@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from textpoke._native import Pointer
     from textpoke.agent import Agent
+    from textpoke.model import Mapping
 
 
 class Work(enum.IntEnum):
@@ -45,6 +46,11 @@ def words(numbers: Iterable[int]) -> bytes:
 def pairs(ranges: Iterable[tuple[int, int]]) -> bytes:
     """An array of ranges: start, end."""
     return words(word for pair in ranges for word in pair)
+
+
+def writable(maps: Iterable[Mapping]) -> list[tuple[int, int]]:
+    """Start and end of the mappings that may hold a stack, as the kernel lists them."""
+    return [(m.start, m.end) for m in maps if "w" in m.perms]
 
 
 def answer_bytes(work: Work, parts: Sequence[bytes]) -> int:

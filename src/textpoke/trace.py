@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from textpoke.agent import Agent
     from textpoke.model import Module, Site
-    from textpoke.plan import Plan
+    from textpoke.plan import Plan, SitePlan
     from textpoke.poke import Poke
     from textpoke.tracer import Target
 
@@ -137,7 +137,6 @@ class Trace:
         self._seen = {module.key for module in self.target.modules}
         plan = self.target.prepare(self.chosen, traps=self.traps)
         self.refused = plan.refused
-        on_request = Request.of(poke_of(planned, on=True) for planned in plan.sites)
         planned = time.perf_counter()
         self._reader = RingReader(agent, -1, overwrite=self.overwrite)
         if self.output is not None:
@@ -159,7 +158,7 @@ class Trace:
             }
         except BaseException as exc:
             if not isinstance(exc, TextpokeError):  # an interrupt: what the batch did is not known
-                self._take_back(on_request)
+                self._take_back(plan.sites)
             self._abandon()
             raise
 
@@ -177,7 +176,7 @@ class Trace:
             except (UnsupportedTarget, BatchRefused) as exc:
                 self.refused += [(p.site, str(exc)) for p in staying]
             except TextpokeError:
-                self._take_back(request)
+                self._take_back(usual)
                 raise
             else:
                 outcome = _joined(outcome, more, len(usual))
@@ -380,10 +379,11 @@ class Trace:
             "hold_ns": self.target.agent.timings.hold_ns,
         }
 
-    def _take_back(self, request: Request) -> None:
+    def _take_back(self, sites: Sequence[SitePlan]) -> None:
         agent = self.target.agent
         with suppress(TextpokeError):
-            there = [poke for poke in request.pokes if _held(agent, poke) == poke.new]
+            pokes = [poke_of(planned, on=True) for planned in sites]
+            there = [poke for poke in pokes if _held(agent, poke) == poke.new]
             self._off = {poke.address: poke.reversed() for poke in there}
             self._switch_off()
 

@@ -15,7 +15,7 @@ from textpoke import helper, target, wire
 from textpoke._errors import AgentFailed, TargetExited
 from textpoke._native import ffi, lib
 from textpoke.agent import NAME, error_text, find_remains
-from textpoke.holds import Work, pairs, words
+from textpoke.holds import Work, pairs, words, writable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -183,7 +183,7 @@ def _why_left(pid: int, error: int, left: Pointer, *, installed: bool) -> str:
 def _remove_once(agent: Agent, head: Pointer, sites: list[int], known: bytes, left: Pointer) -> int:
     maps = target.read_maps(agent.pid)
     ranges = our_ranges(head, maps)
-    stacks = [(m.start, m.end) for m in maps if "w" in m.perms and not _inside(ranges, m.start)]
+    stacks = writable(m for m in maps if not _inside(ranges, m.start))
     request = ffi.new("struct tp_leave *")
     # Any program's own instruction will do, but not one in what we are about to unmap.
     request.syscall_at = find_syscall(
@@ -220,7 +220,7 @@ def interior_sites(agent: Agent, addresses: list[int], size: int) -> set[int]:
     Raises:
         AgentFailed: The threads could not be stopped.
     """
-    stacks = pairs((m.start, m.end) for m in target.read_maps(agent.pid) if "w" in m.perms)
+    stacks = pairs(writable(target.read_maps(agent.pid)))
     parts = (size.to_bytes(8, "little"), words(addresses), stacks)
     error, inside = helper.perform(agent, Work.INSIDE, *parts)
     if error:
