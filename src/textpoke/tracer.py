@@ -19,6 +19,7 @@ from textpoke._errors import (
     AgentFailed,
     NotPatchable,
     SiteError,
+    TargetExited,
     UnsupportedTarget,
     ViewError,
 )
@@ -148,7 +149,12 @@ class Target:
         patterns = [include] if isinstance(include, str) else list(include)
         where = f"pid {self.pid} ({os.path.basename(self.exe)})"
         finder = self._finders[everything, traps]
-        chosen = finder.choose(self.modules, patterns, list(exclude), where)
+        try:
+            chosen = finder.choose(self.modules, patterns, list(exclude), where)
+        except SiteError as exc:
+            if not target.read_maps(self.pid):  # memory goes first, the pidfd tells later
+                raise TargetExited(self.pid, "the search for sites") from exc
+            raise
         self.agent.require_alive("the search for sites")
         patchable = [site for site in chosen if site.patchable]
         if not patchable:
