@@ -215,6 +215,7 @@ static bool scan_range(struct stacks *stacks, const uint64_t range[2], tp_word_f
 {
 	uint64_t words[BEFORE + CHUNK_WORDS + 2 * BEHIND] = { 0 };
 	uint64_t at = range[0] & ~7ull, end = range[1];
+	bool found = false;
 	size_t count;
 
 	for (; at < end; at += count * sizeof(*words)) {
@@ -222,6 +223,11 @@ static bool scan_range(struct stacks *stacks, const uint64_t range[2], tp_word_f
 		size_t want = left < CHUNK_WORDS + BEHIND ? left : CHUNK_WORDS + BEHIND;
 		size_t got = read_words(stacks->tid, at, words + BEFORE, want);
 
+		found = found || got;
+		if (!found) { /* rsp may be below what its stack has grown to so far */
+			count = (TP_PAGE_BYTES - at % TP_PAGE_BYTES) / sizeof(*words);
+			continue;
+		}
 		count = got < want || got < CHUNK_WORDS ? got : CHUNK_WORDS;
 		memset(words + BEFORE + got, 0, sizeof(words) - (BEFORE + got) * sizeof(*words));
 		for (size_t i = 0; i < count; i++) {

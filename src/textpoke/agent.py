@@ -330,8 +330,7 @@ def open_target(pid: int) -> Agent:
     """Open what every connection needs and take the target's lock.
 
     Raises:
-        NoSuchTarget, AttachDenied, UnsupportedTarget: The process cannot be opened.
-        TargetBusy: Another textpoke holds the lock.
+        TargetError: The process cannot be opened, or another textpoke holds the lock.
     """
     agent = Agent(pid, -1, -1, -1)
     try:
@@ -343,6 +342,8 @@ def open_target(pid: int) -> Agent:
         target.require_attachable(pid)  # the kernel says no, proc says why
         if isinstance(exc, PermissionError):
             raise AttachDenied(pid, [f"{exc.filename}: {exc.strerror}"]) from exc
+        if isinstance(exc, (ProcessLookupError, FileNotFoundError)):
+            raise TargetExited(pid, "attach") from exc  # its memory goes first, the rest later
         raise
     except BaseException:
         agent.close()

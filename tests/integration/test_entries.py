@@ -178,13 +178,14 @@ def test_a_thread_that_sleeps_among_the_first_instructions_is_left_there(
 
 
 @pytest.mark.parametrize("mode", ["int3", "stop"])
-def test_a_stack_that_grows_meanwhile_is_looked_at(
-    compile_target: Compile, start_target: Start, mode: str
+@pytest.mark.parametrize("go", ["go", "go below"])
+def test_a_stack_that_is_more_or_less_than_its_mapping_is_looked_at(
+    compile_target: Compile, start_target: Start, mode: str, go: str
 ) -> None:
     process = start_target(compile_target("growing.c", *BUILDS["pie"], "-fcf-protection=none"))
     with textpoke.attach(process.pid) as target:
         trace = target.trace("work", mode=mode)
-        assert ask(process, "go") == "inside"
+        assert ask(process, go) == "inside"
         with trace:
             assert process.stdout is not None
             assert process.stdout.readline().strip() == "right"

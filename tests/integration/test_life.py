@@ -312,3 +312,16 @@ def test_a_place_that_the_program_takes_meanwhile_is_planned_anew(
         with target.trace() as trace:
             assert len(trace.chosen) == len(programs.FUNCTIONS)
         assert len(tries) > 1
+
+
+def test_a_target_that_loses_its_memory_under_an_attach_has_exited(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the opens find of a process that ends is a race: here it is lost at the last of them.
+    process = counter("pie")
+    monkeypatch.setattr("textpoke.agent._mem_path", lambda pid: f"/proc/{pid}/task/1/mem")
+    with pytest.raises(textpoke.TargetExited, match="exited during attach"):
+        textpoke.attach(process.pid)
+    monkeypatch.undo()
+    with textpoke.attach(process.pid):
+        pass

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 /**
  * @file
- * A main stack that grows all the time, below a signal handler that has stopped its thread at the
- * second instruction of work(): "go" begins that ("inside"), and a moment later the thread goes on
- * there and says what came out.
+ * A main stack below a signal handler that has stopped its thread at the second instruction of
+ * work(): "go" begins that ("inside"), and a moment later the thread goes on there and says what
+ * came out. Meanwhile the stack grows all the time; after "go below" the stack pointer stands far
+ * below all that it has touched.
  */
 #define _GNU_SOURCE
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -14,6 +16,8 @@
 #include "target.h"
 
 enum { STEP_NS = 40000, GROWTH_NS = 400000000, STACK_BYTES = 512 << 20 };
+
+static volatile bool is_below;
 
 int work(int x);
 __asm__(".pushsection .text\n.p2align 4\n.globl work\n.type work, @function\n"
@@ -39,6 +43,18 @@ PLAIN static int grow(int64_t until_ns)
 	return next_ns < until_ns ? grow(until_ns) + page[0] : 0;
 }
 
+PLAIN static void wait_below(int64_t until_ns)
+{
+	while (now_ns() < until_ns) {
+		int64_t turns = 50000000;
+
+		__asm__ volatile("sub $0x300000, %%rsp\n1: dec %0\njnz 1b\nadd $0x300000, %%rsp"
+				 : "+r"(turns)
+				 :
+				 : "cc", "memory");
+	}
+}
+
 PLAIN static void on_step(int signal, siginfo_t *info, void *context)
 {
 	greg_t *regs = ((ucontext_t *)context)->uc_mcontext.gregs;
@@ -49,7 +65,10 @@ PLAIN static void on_step(int signal, siginfo_t *info, void *context)
 		return;
 	regs[REG_EFL] &= ~0x100l;
 	say("inside");
-	grow(now_ns() + GROWTH_NS);
+	if (is_below)
+		wait_below(now_ns() + GROWTH_NS);
+	else
+		grow(now_ns() + GROWTH_NS);
 }
 
 PLAIN int main(int argc, char **argv)
@@ -63,7 +82,7 @@ PLAIN int main(int argc, char **argv)
 		execv("/proc/self/exe", again);
 	sigaction(SIGTRAP, &action, NULL);
 	say_ready();
-	hear();
+	is_below = !strcmp(hear(), "go below");
 	__asm__ volatile("pushfq\norq $0x100, (%%rsp)\npopfq\ncall work"
 			 : "=a"(result)
 			 : "D"(77)
