@@ -72,6 +72,25 @@ class Layout:
         return _place(self.exit, name)
 
 
+def layouts_json(layouts: Mapping[int, Layout]) -> dict[str, object]:
+    """Layouts by return address, as META and SITES hold them."""
+    return {
+        str(address): {
+            "entry": [[field.name, field.kind] for field in layout.entry],
+            "exit": [[field.name, field.kind] for field in layout.exit],
+        }
+        for address, layout in layouts.items()
+    }
+
+
+def enums_json(enums: Enums) -> dict[str, object]:
+    """Enumerations as META and SITES hold them."""
+    return {
+        name: {str(value): label for value, label in labels.items()}
+        for name, labels in enums.items()
+    }
+
+
 def words_of(kind: str) -> int:
     """How many words a value of this kind takes.
 
