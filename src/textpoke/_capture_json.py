@@ -145,7 +145,7 @@ class JsonBlock:
         found: dict[int, Layout] = {}
         for key, value in self._typed("layouts", self.data.get("layouts", {}), dict).items():
             sides = self._typed("layouts", value, dict)
-            found[self._key("layouts", key, _MAX_U64)] = Layout(
+            found[self._key("layouts", key, 0)] = Layout(
                 self._fields(sides.get("entry", [])), self._fields(sides.get("exit", []))
             )
         return found
@@ -155,7 +155,7 @@ class JsonBlock:
         found: dict[str, dict[int, str]] = {}
         for name, labels in self._typed("enums", self.data.get("enums", {}), dict).items():
             found[name] = {
-                self._key("enums", value, _MAX_U64): self._typed("enums", label, str)
+                self._key("enums", value, -(1 << 63)): self._typed("enums", label, str)
                 for value, label in self._typed("enums", labels, dict).items()
             }
         return found
@@ -189,12 +189,12 @@ class JsonBlock:
             raise self.bad(f"field 'layouts': {exc}") from None
         return tuple(fields)
 
-    def _key(self, name: str, key: str, most: int) -> int:
+    def _key(self, name: str, key: str, least: int) -> int:
         # JSON has no numbers for names; enumerations have negative values.
         digits = key.removeprefix("-")
         if not (digits.isascii() and digits.isdecimal() and len(digits) <= 20):
             raise self.bad(f"field {name!r}: {key[:24]!r} is not a number")
-        if not -most // 2 <= int(key) <= most:
+        if not least <= int(key) <= _MAX_U64:
             raise self.bad(f"field {name!r}: {key} is not a number that fits")
         return int(key)
 

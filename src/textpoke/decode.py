@@ -6,7 +6,7 @@ Importing this module costs numpy's import (about 100 ms); nothing here loops ov
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,7 +66,7 @@ class Events:
     site: NDArray[np.int32]
     type: NDArray[np.uint8]
     losses: tuple[Loss, ...] = ()
-    words: NDArray[np.uint64] = _NO_WORDS
+    words: NDArray[np.uint64] = field(default_factory=lambda: _NO_WORDS)
 
     def __len__(self) -> int:
         return len(self.ts_ns)
@@ -165,6 +165,23 @@ class Decoder:
         last_ns: dict[int, int] = {}
         for batch in _batches(self._pieces(self._blocks[tid], _CHUNK_EVENTS)):
             yield self._columns(batch, last_ns)
+
+    def raw(self, tid: int) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int32]]]:
+        """Events of one thread as they stand in the file, (n, 2) words, with their sites.
+
+        A chunk is valid until the next one is asked for.
+
+        Raises:
+            KeyError: no such thread.
+            CaptureFormat: the file changed while it was read.
+        """
+        for batch in _batches(self._pieces(self._blocks[tid], _CHUNK_EVENTS)):
+            raw = self._read(batch)
+            yield raw, self._lookup.find(raw[:, 1] >> np.uint64(16))
+
+    def event_count(self, tid: int) -> int:
+        """How many events of a thread there are."""
+        return sum(block.payload_bytes for block in self._blocks[tid]) // EVENT_BYTES
 
     def merged(self) -> Iterator[Events]:
         """The events of all threads by time, in chunks.
