@@ -27,6 +27,7 @@ from textpoke._capture_format import (
 )
 from textpoke._capture_json import JsonBlock, load_end, load_meta
 from textpoke._errors import CaptureExists, CaptureFormat, CaptureWrite
+from textpoke.payload import enums_json, layouts_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from textpoke._capture_json import ClockPoint, End, Meta
+    from textpoke.payload import Enums, Layout
 
 
 class Capture:
@@ -158,6 +160,8 @@ class Capture:
             self.clocks.append(data.clock(data.data))
         elif block.type is BlockType.SITES:
             self.meta.sites.extend(data.sites())
+            self.meta.layouts.update(data.layouts())
+            self.meta.enums.update(data.enums())
         elif block.type is BlockType.END:
             self.end = load_end(data)
             self.clocks.append(self.end.clock)
@@ -219,9 +223,19 @@ class CaptureWriter:
         """Write a clock point, so that a capture that is cut off still has a time scale."""
         self._block(BlockType.CLOCK, point)
 
-    def sites(self, rows: Sequence[Sequence[object]]) -> None:
-        """Write names of return addresses besides those of META."""
-        self._block(BlockType.SITES, {"sites": rows})
+    def sites(
+        self,
+        rows: Sequence[Sequence[object]],
+        layouts: Mapping[int, Layout] | None = None,
+        enums: Enums | None = None,
+    ) -> None:
+        """Write names of return addresses, and what their calls carry, besides those of META."""
+        data: dict[str, object] = {"sites": rows}
+        if layouts:
+            data["layouts"] = layouts_json(layouts)
+        if enums:
+            data["enums"] = enums_json(enums)
+        self._block(BlockType.SITES, data)
 
     def end(self, data: Mapping[str, object]) -> None:
         """Write END, the last block."""

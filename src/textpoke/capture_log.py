@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from textpoke._errors import CaptureWrite
+    from textpoke.payload import Enums, Layout
 
 _NOTE_S = 1.0
 
@@ -69,9 +70,20 @@ class CaptureLog:
             self._note_threads()
             self._writer.clock(clock_point())
 
-    def more_sites(self, rows: Sequence[Sequence[object]]) -> None:
-        """Name sites that were switched on later: [return address, module, function] each."""
-        self._writer.sites(rows)
+    def more_sites(
+        self,
+        rows: Sequence[Sequence[object]],
+        layouts: Mapping[int, Layout] | None = None,
+        enums: Enums | None = None,
+    ) -> None:
+        """Name sites that were switched on later: [return address, module, function] each.
+
+        Args:
+            rows: The names.
+            layouts: By return address, what calls there carry.
+            enums: Enumerations that the layouts name.
+        """
+        self._writer.sites(rows, layouts, enums)
 
     def failed(self, code: int) -> CaptureWrite:
         """The error to raise after a block of events could not be written; cuts the file back."""
