@@ -132,7 +132,7 @@ class Scope:
                 self.fail(column, f"{function.name} returns nothing")
             place = place_of_return(function.returns, like_c=function.like_c)
             if not isinstance(place, Nowhere):
-                return Operand(function.returns, _placed(place))
+                return self._dereferenced(Operand(function.returns, _placed(place)), column)
             if fmt is None:
                 self.fail(column, f"the return value cannot be captured: {place.reason}")
         piece = xmm(0) if fmt and fmt.name in FLOAT_FORMATS else gpr(RAX)
@@ -182,13 +182,15 @@ class Scope:
 
     def _pointed_to(self, of: Operand, column: int, index: int) -> Operand:
         """The element that stands so many behind the one that a pointer leads to."""
-        target = WORD
-        if of.typed:
+        target, typed = WORD, of.typed
+        if typed:
             if of.type.kind not in (Kind.POINTER, Kind.REFERENCE, Kind.ARRAY):
                 self.fail(column, f"{of.type} leads nowhere")
             target = of.type.target
-            if target.kind in (Kind.VOID, Kind.FUNCTION):
-                self.fail(column, f"it leads to {target}, not to a value")
+            if target.kind is Kind.FUNCTION:
+                self.fail(column, "it leads to a function, not to a value")
+            if target.kind is Kind.VOID:
+                target, typed = WORD, False
         step = index * self._step(target, column, index)
         if of.type.kind is Kind.ARRAY and isinstance(of.place, In):
             place: At | In = replace(of.place, byte=of.place.byte + step)
@@ -198,7 +200,7 @@ class Scope:
             place = self.moved(of.place, step, column)
         else:
             place = self.moved(self.followed(of, column), step, column)
-        return Operand(target, place, of.typed)
+        return Operand(target, place, typed)
 
     def _step(self, target: Type, column: int, index: int) -> int:
         if not target.size and index:
@@ -238,8 +240,10 @@ class Scope:
         if not of.typed:
             self.fail(column, "its type is not known: write *(arg1 + OFFSET)")
         if expression.arrow:
-            if of.type.kind not in (Kind.POINTER, Kind.ARRAY):
+            if of.type.kind is Kind.RECORD:
                 self.fail(column, f"{of.type} takes a point: .{name}")
+            if of.type.kind not in (Kind.POINTER, Kind.ARRAY):
+                self.fail(column, f"{of.type} has no members")
             of = self._pointed_to(of, column, 0)
         elif of.type.kind is Kind.POINTER:
             self.fail(column, f"{of.type} takes an arrow: ->{name}")
@@ -247,7 +251,7 @@ class Scope:
 
     def member(self, of: Operand, name: str, column: int) -> Operand:
         """A member of a struct."""
-        if of.type.kind is not Kind.RECORD:
+        if not of.typed or of.type.kind is not Kind.RECORD:
             self.fail(column, f"{of.type} has no members")
         found = find_member(of.type, name)
         if found is None:

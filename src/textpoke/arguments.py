@@ -9,7 +9,7 @@ they give. Types come from DWARF; without it there are the positions of the Syst
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from textpoke._arguments_parse import Spec, parse
@@ -127,7 +127,7 @@ class Resolver:
             exit_layout=layout if spec.returns else (),
             entry_layout=() if spec.returns else layout,
             enums={n: self._enums[n] for n in map(_enum_name, kinds) if n},
-            notes=tuple(f"{site}: {note}" for note in notes),
+            notes=tuple(notes),
         )
         _require_room(spec, whole)
         return whole
@@ -146,7 +146,7 @@ class Resolver:
         """
         sites, modules = list(sites), list(modules)
         found: dict[int, CaptureProgram] = {}
-        notes: list[str] = []
+        notes: dict[str, list[Site]] = {}
         for spec in specs:
             pattern = Pattern(spec.pattern)
             chosen = [site for site in sites if pattern.matches(site)]
@@ -158,13 +158,14 @@ class Resolver:
                     one = self.program(spec, site, _module_of(site, modules))
                     before = found.get(site.address)
                     found[site.address] = _joined(spec, before, one) if before else one
-                    notes += one.notes
+                    for note in one.notes:
+                        notes.setdefault(note, []).append(site)
                 except ArgumentSpec as exc:
                     failures.append(exc)
-                    notes.append(f"{site}: {exc.problem}")
+                    notes.setdefault(exc.problem, []).append(site)
             if len(failures) == len(chosen):
                 raise failures[0]
-        return Captures(found, dict(self._enums), tuple(dict.fromkeys(notes)))
+        return Captures(found, dict(self._enums), tuple(_gathered(notes)))
 
     def _function(self, site: Site, module: Module) -> tuple[Function | None, str]:
         """The DWARF of a function, or why there is none."""
@@ -205,6 +206,13 @@ class Resolver:
         return one.kind.replace("::", f":{name}:")
 
 
+def _gathered(notes: Mapping[str, Sequence[Site]]) -> Iterator[str]:
+    """One line for what several functions have in common."""
+    for note, sites in notes.items():
+        others = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
+        yield f"{sites[0]}{others}: {note}"
+
+
 def _fields(scope: Scope, notes: list[str]) -> Iterator[Field]:
     spec = scope.spec
     if spec.values is not None:
@@ -235,11 +243,15 @@ def _of_return(scope: Scope, notes: list[str]) -> Iterator[Field]:
         notes.append("it returns nothing")
         return
     operand = scope.returned(column, fmt)
-    if fmt is None and operand.type.kind is Kind.RECORD and isinstance(operand.place, At):
+    if fmt or operand.type.kind is not Kind.RECORD or not isinstance(operand.place, At):
+        yield from _of_operand(scope, operand, _RETVAL, column)
+        return
+    try:
+        yield shown(scope, operand, _RETVAL, None, column)
+    except ArgumentSpec:
         # Where the caller wanted it to be; retval.MEMBER looks inside.
-        address = At(operand.place.source, operand.place.number, address=True)
-        operand = Operand(operand.type, address, typed=False)
-    yield from _of_operand(scope, operand, _RETVAL, column)
+        address = replace(operand.place, address=True)
+        yield shown(scope, Operand(operand.type, address, typed=False), _RETVAL, None, column)
 
 
 def _of_all_parameters(scope: Scope, notes: list[str]) -> Iterator[Field]:

@@ -97,12 +97,11 @@ def xmm(number: int) -> tuple[int, int]:
 
 def classify(kind: Type) -> tuple[Class, ...]:
     """The classes of a type's eightbytes; (MEMORY,) for all of it, () for what has no bytes."""
-    if kind.kind is Kind.VECTOR and kind.size > _LARGEST_IN_REGISTERS:
-        return (Class.SSE, *[Class.SSE_UP] * (kind.size // _EIGHTBYTE - 1))
     if kind.size > _LARGEST_IN_REGISTERS:
-        return _IN_MEMORY
+        vector = (Class.SSE, *[Class.SSE_UP] * (kind.size // _EIGHTBYTE - 1))
+        return vector if kind.kind is Kind.VECTOR else _IN_MEMORY
     classes = [Class.NONE] * -(-kind.size // _EIGHTBYTE)
-    for count, leaf in enumerate(_leaves(kind, 0, 0)):
+    for count, leaf in enumerate(_leaves(kind, 0, 0) if kind.size else ()):
         if leaf is None or count == _MOST_LEAVES:
             return _IN_MEMORY
         offset, found = leaf
@@ -110,13 +109,18 @@ def classify(kind: Type) -> tuple[Class, ...]:
             if index >= len(classes):
                 return _IN_MEMORY
             classes[index] = _merge(classes[index], one)
+    return _cleaned(classes) if any(one is not Class.NONE for one in classes) else ()
+
+
+def _cleaned(classes: list[Class]) -> tuple[Class, ...]:
+    """Section 3.2.3, "classification", 5: what the eightbytes' classes mean together."""
     for index, one in enumerate(classes):
         before = classes[index - 1] if index else Class.NONE
         if one is Class.MEMORY or (one is Class.X87_UP and before is not Class.X87):
             return _IN_MEMORY
         if one is Class.SSE_UP and before is not Class.SSE:
             classes[index] = Class.SSE
-    return tuple(classes) if any(one is not Class.NONE for one in classes) else ()
+    return tuple(classes)
 
 
 def _leaves(kind: Type, offset: int, depth: int) -> Iterator[tuple[int, list[Class]] | None]:
@@ -216,11 +220,18 @@ class _Allocation:
         self.integers = integers
         self.floats = 0
         self.words = 0
-        self.unsure = ""
+        self.unsure = ""  # floats and what is on the stack
+        self.lost = ""
 
     def place(self, kind: Type) -> Place:
-        if kind.by_reference:
-            return self._by_pointer()
+        """Where a parameter of this type is, given those before it."""
+        if kind.kind is Kind.UNKNOWN:
+            self.lost = f"behind a parameter that is {kind}"
+        if self.lost:
+            return Nowhere(self.lost)
+        return self._by_pointer() if kind.by_reference else self._by_value(kind)
+
+    def _by_value(self, kind: Type) -> Place:
         classes = classify(kind)
         if classes == _IN_MEMORY or Class.X87 in classes:
             return self._on_stack(kind)
@@ -256,9 +267,6 @@ class _Allocation:
         return Memory(lib.TP_CAPTURE_STACK, word, (0,))
 
     def _on_stack(self, kind: Type) -> Place:
-        if not kind.size or kind.kind is Kind.UNKNOWN:
-            self.unsure = "behind a parameter of unknown size"
-            return Nowhere("its size is not known")
         if kind.alignment > 16:
             self.unsure = "behind a parameter with an alignment of its own"
             return Nowhere(f"it is aligned to {kind.alignment} bytes on the stack")

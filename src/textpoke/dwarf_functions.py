@@ -41,12 +41,9 @@ _MOST_PARAMETERS = 256
 _SEARCH_S = 5.0
 """A struct that a unit only declares is looked for in the others for so long."""
 
-# DW_AT_language of those that pass arguments as C does: C and C++ of all years, Objective-C,
-# Fortran, D, OpenCL, assembly.
-_LIKE_C = frozenset(
-    bytes.fromhex("01 02 04 07 08 0c 0e 10 11 12 13 15 19 1a 1d 21 22 23 2a 2b 2c 2d 31 3a 3e")
-)
-_MIPS_ASSEMBLER = 0x8001
+# DW_AT_language of those that pass arguments as C does: C and C++ of all years,
+# Objective-C, UPC.
+_LIKE_C = frozenset(bytes.fromhex("01 02 04 0c 10 11 12 19 1a 1d 21 2a 2b 2c 3a 3e"))
 _CC_NOCALL = 3
 _CLONES = (".isra.", ".constprop.", ".part.", ".cold")
 _SCOPES = frozenset((*RECORDS, "DW_TAG_namespace", "DW_TAG_module"))
@@ -236,7 +233,7 @@ class Functions:
             tuple(self._parameters(chain, vaddr if changed else None)),
             type_of(typed, self),
             changed,
-            language in _LIKE_C or language == _MIPS_ASSEMBLER,
+            language in _LIKE_C,
         )
 
     def _parameters(self, chain: list[Die], vaddr: int | None) -> Iterator[Parameter]:

@@ -191,22 +191,38 @@ def number(die: Die, name: str, default: int = 0) -> int:
     return attribute.value if attribute and isinstance(attribute.value, int) else default
 
 
+def follow(die: Die, attribute: str) -> Die:
+    """The entry that an attribute refers to."""
+    reference = die.attributes[attribute]
+    if reference.form != "DW_FORM_ref_sig8" or die.dwarfinfo.debug_types_sec is not None:
+        return die.get_DIE_from_attribute(attribute)
+    # Since version 5 type units stand among the others, where pyelftools does not look for them.
+    unit = _type_units(die.dwarfinfo)[reference.raw_value]
+    return unit.get_DIE_from_refaddr(unit.cu_offset + unit.header["type_offset"])
+
+
+@functools.lru_cache(maxsize=1)
+def _type_units(dwarf: Any) -> dict[int, Any]:  # noqa: ANN401 - pyelftools' own
+    units = (unit for unit in dwarf.iter_CUs() if unit.header.get("unit_type") == "DW_UT_type")
+    return {unit.header["type_signature"]: unit for unit in units}
+
+
 def type_of(die: Die, owner: Definitions | None, attribute: str = "DW_AT_type") -> Type:
     """The type that an entry names."""
     if die is None or attribute not in die.attributes:
         return VOID
-    at = die.get_DIE_from_attribute(attribute)
+    at = follow(die, attribute)
     outer = ""
     for _ in range(MOST_STEPS):
         if "DW_AT_signature" in at.attributes:  # stands for the whole in a type unit
-            at = at.get_DIE_from_attribute("DW_AT_signature")
+            at = follow(at, "DW_AT_signature")
         if at.tag == "DW_TAG_typedef":
             outer = outer or name_of(at)
         elif at.tag not in _QUALIFIERS:
             return _make(at, outer, owner)
         if "DW_AT_type" not in at.attributes:
             return VOID
-        at = at.get_DIE_from_attribute("DW_AT_type")
+        at = follow(at, "DW_AT_type")
     raise ValueError("a type that consists of itself")
 
 
@@ -408,10 +424,12 @@ def _is_special(die: Die, record: str) -> bool:
         return True
     if number(die, "DW_AT_defaulted") == 1 or number(die, "DW_AT_deleted"):
         return False
-    name = name_of(die)
-    if name == f"~{record}":
-        return not number(die, "DW_AT_artificial")
-    if name != record or number(die, "DW_AT_artificial"):
+    if number(die, "DW_AT_artificial"):
+        return False
+    name, plain = name_of(die), record.partition("<")[0]  # a template's methods bear its name alone
+    if name in (f"~{record}", f"~{plain}"):
+        return True
+    if name not in (record, plain):
         return False
     kinds = [
         type_of(c, None)
