@@ -21,6 +21,8 @@ from textpoke.dwarf_types import (
     MOST_STEPS,
     RECORDS,
     Type,
+    children,
+    follow,
     guarded,
     name_of,
     number,
@@ -28,16 +30,19 @@ from textpoke.dwarf_types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import BinaryIO
 
     Die = Any
     Unit = Any
+    _Ranges = tuple[list[int], list[tuple[int, int, int]]]
+    """First addresses; first address, end, and offset of the unit, of every stretch of code."""
 
 _MOST_BYTES = 1 << 30
 _SHF_COMPRESSED = 0x800
 _COMPRESSED_SIZE = slice(8, 16)  # of Elf64_Chdr
 _MOST_PARAMETERS = 256
+_NEAR = 8
 _SEARCH_S = 5.0
 """A struct that a unit only declares is looked for in the others for so long."""
 
@@ -45,7 +50,7 @@ _SEARCH_S = 5.0
 # Objective-C, UPC.
 _LIKE_C = frozenset(bytes.fromhex("01 02 04 0c 10 11 12 19 1a 1d 21 2a 2b 2c 3a 3e"))
 _CC_NOCALL = 3
-_CLONES = (".isra.", ".constprop.", ".part.", ".cold")
+_CLONES = (".isra.", ".constprop.", ".part.")
 _SCOPES = frozenset((*RECORDS, "DW_TAG_namespace", "DW_TAG_module"))
 _OP_REG0, _OP_REG31, _OP_REGX = 0x50, 0x6F, 0x90
 
@@ -99,6 +104,7 @@ class Functions:
         self._files: list[BinaryIO] = []
         self._dwarf: Any = None
         self._outermost: dict[int, dict[int, Die]] = {}
+        self._all: dict[int, dict[int, Die]] = {}
         self._definitions: dict[tuple[str, str], Die | None] = {}
         self._open(path)
 
@@ -112,7 +118,7 @@ class Functions:
         Raises:
             BadElf: The DWARF makes no sense.
         """
-        if self._dwarf is None:
+        if self._dwarf is None or ".cold" in symbol:  # a part of a function is none
             return None
         return guarded(lambda: self._find(vaddr, symbol), self.path)
 
@@ -163,29 +169,35 @@ class Functions:
 
     def _find(self, vaddr: int, symbol: str) -> Function | None:
         for unit in self._units_at(vaddr):
-            die = self._functions_of(unit).get(vaddr) or self._nested(unit, vaddr)
+            die = self._functions_of(unit).get(vaddr) or self._all_of(unit).get(vaddr)
             if die is not None:
                 return self._function(die, vaddr, symbol)
         return None
 
-    def _units_at(self, vaddr: int) -> list[Unit]:
-        starts, rows = self._ranges
-        index = bisect.bisect_right(starts, vaddr)
-        # Ranges of units do not overlap, but nothing says that none is empty.
-        near = reversed(rows[max(0, index - 8) : index])
-        return list(dict.fromkeys(unit for first, end, unit in near if first <= vaddr < end))
+    def _units_at(self, vaddr: int) -> Iterator[Unit]:
+        """The units that may have a function; the compiler's own table of them is asked first."""
+        seen = set()
+        for ranges in ("_listed_ranges", "_ranges"):
+            starts, rows = getattr(self, ranges)
+            index = bisect.bisect_right(starts, vaddr)
+            # Ranges of units do not overlap, but nothing says that none is empty.
+            for first, end, offset in reversed(rows[max(0, index - _NEAR) : index]):
+                if first <= vaddr < end and offset not in seen:
+                    seen.add(offset)
+                    yield self._dwarf.get_CU_at(offset)
 
     @functools.cached_property
-    def _ranges(self) -> tuple[list[int], list[tuple[int, int, Unit]]]:
-        """First address, end and unit of every stretch of code, by address."""
-        rows = []
-        for unit in self._dwarf.iter_CUs():
-            top = unit.get_top_DIE()
-            if not {"DW_AT_GNU_dwo_name", "DW_AT_dwo_name"}.isdisjoint(top.attributes):
-                self.problem = "its debug information lies in .dwo files, which are not read"
-            rows += [(first, end, unit) for first, end in _ranges_of(top)]
-        rows.sort(key=lambda row: row[:2])
-        return [row[0] for row in rows], rows
+    def _listed_ranges(self) -> _Ranges:
+        table = self._dwarf.get_aranges()
+        entries = table.entries if table else []
+        return _sorted((e.begin_addr, e.begin_addr + e.length, e.info_offset) for e in entries)
+
+    @functools.cached_property
+    def _ranges(self) -> _Ranges:
+        units = [(unit.get_top_DIE(), unit.cu_offset) for unit in self._dwarf.iter_CUs()]
+        if any(_is_split(top) for top, _ in units):
+            self.problem = "its debug information lies in .dwo files, which are not read"
+        return _sorted((a, z, offset) for top, offset in units for a, z in _ranges_of(top))
 
     def _functions_of(self, unit: Unit) -> dict[int, Die]:
         """Functions of a unit by address, without those inside of others."""
@@ -200,12 +212,19 @@ class Functions:
             self._outermost[unit.cu_offset] = known
         return known
 
-    def _nested(self, unit: Unit, vaddr: int) -> Die | None:
-        """A function within a function: a lambda, a method of a local class, GNU C's own."""
-        for die in unit.iter_DIEs():
-            if die.tag == "DW_TAG_subprogram" and _start_of(die) == vaddr:
-                return die
-        return None
+    def _all_of(self, unit: Unit) -> dict[int, Die]:
+        """With those within others: lambdas, methods of local classes, GNU C's own."""
+        known = self._all.get(unit.cu_offset)
+        if known is None:
+            known = self._all[unit.cu_offset] = {}
+            offset, end = unit.cu_die_offset, unit.cu_offset + unit.size
+            while offset < end:
+                die = unit.get_DIE_from_refaddr(offset)
+                offset += die.size
+                start = _start_of(die) if die.tag == "DW_TAG_subprogram" else None
+                if start is not None:
+                    known.setdefault(start, die)
+        return known
 
     def _search(self, name: str) -> Die | None:
         end_s = time.monotonic() + _SEARCH_S
@@ -247,7 +266,7 @@ class Functions:
         if not lists[origin]:
             origin = next((i for i, found in enumerate(lists) if found), origin)
         concrete = {
-            part.get_DIE_from_attribute("DW_AT_abstract_origin").offset: part
+            follow(part, "DW_AT_abstract_origin").offset: part
             for part in lists[0]
             if "DW_AT_abstract_origin" in part.attributes
         }
@@ -289,11 +308,20 @@ def _require_sane_sections(image: elf.Image) -> None:
         raise BadElf(image.path, 0, f"{total} bytes of debug information are more than is read")
 
 
+def _sorted(rows: Iterable[tuple[int, int, int]]) -> _Ranges:
+    ordered = sorted(rows)
+    return [row[0] for row in ordered], ordered
+
+
+def _is_split(top: Die) -> bool:
+    return not {"DW_AT_GNU_dwo_name", "DW_AT_dwo_name"}.isdisjoint(top.attributes)
+
+
 def _outermost_of(unit: Unit) -> Iterator[Die]:
     """The entries of a unit that stand in no function."""
     scopes = [unit.get_top_DIE()]
     while scopes:
-        for die in scopes.pop().iter_children():
+        for die in children(scopes.pop()):
             yield die
             if die.tag in _SCOPES:
                 scopes.append(die)
@@ -309,18 +337,18 @@ def _chain_of(die: Die) -> Iterator[Die]:
         )
         if link is None:
             return
-        die = die.get_DIE_from_attribute(link)
+        die = follow(die, link)
     raise ValueError("a function that specifies itself")
 
 
 def _parameters_of(die: Die) -> Iterator[Die]:
-    for index, child in enumerate(die.iter_children()):
+    for index, child in enumerate(children(die)):
         if index > _MOST_PARAMETERS * MOST_STEPS:
             raise ValueError("a function without end")
         if child.tag == "DW_TAG_formal_parameter":
             yield child
         elif child.tag == "DW_TAG_GNU_formal_parameter_pack":
-            yield from (c for c in child.iter_children() if c.tag == "DW_TAG_formal_parameter")
+            yield from (c for c in children(child) if c.tag == "DW_TAG_formal_parameter")
 
 
 def _start_of(die: Die) -> int | None:

@@ -191,6 +191,29 @@ def number(die: Die, name: str, default: int = 0) -> int:
     return attribute.value if attribute and isinstance(attribute.value, int) else default
 
 
+def children(die: Die) -> Iterator[Die]:
+    """The entries right below one; unlike pyelftools' own it ends, whatever the file says."""
+    unit = die.cu
+    offset, depth = die.offset + die.size, 0
+    while die.has_children:
+        child = unit.get_DIE_from_refaddr(offset)
+        offset += child.size
+        if child.is_null():
+            if not depth:
+                return
+            depth -= 1
+            continue
+        if not depth:
+            yield child
+        if child.has_children:
+            sibling = child.attributes.get("DW_AT_sibling")
+            behind = unit.cu_offset + sibling.value if sibling else 0
+            if behind > offset and sibling.form != "DW_FORM_ref_addr":
+                offset = behind
+            else:
+                depth += 1
+
+
 def follow(die: Die, attribute: str) -> Die:
     """The entry that an attribute refers to."""
     reference = die.attributes[attribute]
@@ -341,7 +364,7 @@ _MAKERS = {
 
 
 def _children(die: Die, most: int) -> Iterator[Die]:
-    for index, child in enumerate(die.iter_children()):
+    for index, child in enumerate(children(die)):
         if index == most:
             raise ValueError(f"an entry with more than {most} parts")
         yield child
