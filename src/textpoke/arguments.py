@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from textpoke._arguments_parse import Spec, parse
 from textpoke._arguments_show import Field, field_of, shown
@@ -81,7 +81,7 @@ class Captures:
 
 
 class Resolver:
-    """Makes programs; each module is opened once, until `close`.
+    """Makes programs; each module is read once.
 
     Args:
         open_path: Gives the path by which a module's file can be read; raises ModuleUnavailable.
@@ -91,19 +91,6 @@ class Resolver:
         self._open_path = open_path
         self._modules: dict[tuple[str, int, int], tuple[Functions | None, str]] = {}
         self._enums: dict[str, dict[int, str]] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the modules' files."""
-        for functions, _ in self._modules.values():
-            if functions:
-                functions.close()
-        self._modules.clear()
 
     def program(self, spec: Spec, site: Site, module: Module) -> CaptureProgram:
         """The program of one function, whether or not the pattern of `spec` chooses it.

@@ -31,7 +31,6 @@ from textpoke.dwarf_types import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from typing import BinaryIO
 
     Die = Any
     Unit = Any
@@ -101,7 +100,6 @@ class Functions:
     def __init__(self, path: str, shown_path: str = "") -> None:
         self.path = shown_path or path
         self.problem = ""
-        self._files: list[BinaryIO] = []
         self._dwarf: Any = None
         self._outermost: dict[int, dict[int, Die]] = {}
         self._all: dict[int, dict[int, Die]] = {}
@@ -129,13 +127,6 @@ class Functions:
             self._definitions[key] = self._search(name) if self._dwarf else None
         return self._definitions[key]
 
-    def close(self) -> None:
-        """Close the files; types that have not been looked at yet can no more be."""
-        for file in self._files:
-            file.close()
-        self._files.clear()
-        self._dwarf = None
-
     def _open(self, path: str) -> None:
         with elf.Image.open(path) as image:
             if _has_dwarf(image):
@@ -162,10 +153,9 @@ class Functions:
         from elftools.elf.elffile import ELFFile
 
         _require_sane_sections(image)
-        file = open(image.path, "rb")  # noqa: SIM115 - close() does it
-        self._files.append(file)
-        # Sections are read as a whole here: the file may change afterwards.
-        return ELFFile(file).get_dwarf_info(relocate_dwarf_sections=False, follow_links=False)
+        with open(image.path, "rb") as file:
+            # Reads all sections; links to other files are not for it to follow.
+            return ELFFile(file).get_dwarf_info(relocate_dwarf_sections=False, follow_links=False)
 
     def _find(self, vaddr: int, symbol: str) -> Function | None:
         for unit in self._units_at(vaddr):

@@ -104,8 +104,8 @@ KEEP float reals(float a, double b, int c, float d)
 	sink = (long)(a + b + c + d);
 	return a;
 }
-KEEP double many_reals(double a, double b, double c, double d, double e, double f, double g, double h,
-		       double i, float j)
+KEEP double many_reals(double a, double b, double c, double d, double e, double f, double g,
+		       double h, double i, float j)
 {
 	sink = (long)(a + b + c + d + e + f + g + h + i + j);
 	return i;
@@ -130,8 +130,8 @@ KEEP struct pair pairs(struct pair a, struct mixed b, struct floats c, struct ne
 	sink = a.a + b.whole + (long)c.z + d.pair.a;
 	return a;
 }
-KEEP struct mixed mixeds(struct mixed a, struct mixed b, struct mixed c, struct mixed d, struct mixed e,
-			 struct mixed f, struct mixed g, int h)
+KEEP struct mixed mixeds(struct mixed a, struct mixed b, struct mixed c, struct mixed d,
+			 struct mixed e, struct mixed f, struct mixed g, int h)
 {
 	sink = a.whole + b.whole + c.whole + d.whole + e.whole + f.whole + g.whole + h;
 	return g;
@@ -142,8 +142,8 @@ KEEP struct large larges(struct large a, int b, struct packed c, struct bits d, 
 	return a;
 }
 /* The struct of two words does not fit where one register is left, and a later int does. */
-KEEP int leftover(long a, long b, long c, long d, long e, struct pair f, struct text g, struct large h,
-		  struct mixed i, int j, int k)
+KEEP int leftover(long a, long b, long c, long d, long e, struct pair f, struct text g,
+		  struct large h, struct mixed i, int j, int k)
 {
 	sink = a + b + c + d + e + f.a + g.bytes[0] + h.a + i.whole + j + k;
 	return k;
@@ -151,14 +151,25 @@ KEEP int leftover(long a, long b, long c, long d, long e, struct pair f, struct 
 KEEP int wide(__int128 a, long double b, int c, struct aligned d, double complex e, float complex f,
 	      float g, long double h, int i, int j, int k)
 {
-	sink = (long)a + (long)b + c + d.a + (long)creal(e) + (long)creal(f) + (long)g + (long)h + i + j +
-	       k;
+	sink = (long)a + (long)b + c + d.a + (long)creal(e) + (long)creal(f) + (long)g + (long)h +
+	       i + j + k;
 	return k;
 }
 KEEP __int128 wide_again(int a, int b, int c, int d, int e, __int128 f, int g, int h, __int128 i)
 {
 	sink = a + b + c + d + e + (long)f + g + h + (long)i;
 	return i;
+}
+KEEP void quiet(int a, struct large b, const char *format, ...)
+{
+	sink = a + b.b + *format;
+}
+struct opaque;
+struct opaque *only_declared(void);
+KEEP int opaques(struct opaque *o)
+{
+	sink = o != NULL;
+	return 3;
 }
 KEEP void nothing(void)
 {
@@ -213,25 +224,29 @@ void run_everything(void)
 		.opaque = &other,
 	};
 	struct client *pc = &c;
-	struct mixed m[7] = { { 0.5, 1 }, { 1.5, 2 }, { 2.5, 3 }, { 3.5, 4 }, { 4.5, 5 }, { 5.5, 6 }, { 6.5, 7 } };
+	struct mixed m[7] = { { 0.5, 1 }, { 1.5, 2 }, { 2.5, 3 }, { 3.5, 4 },
+			      { 4.5, 5 }, { 5.5, 6 }, { 6.5, 7 } };
 
 	c.either.whole = -5;
 	integers(-1, 65535, -3, 4000000000u, -5, 1ull << 63, -7, -8, 255);
 	reals(1.5f, -2.25, 3, 4.5f);
 	many_reals(1, 2, 3, 4, 5, 6, 7, 8, 9.5, 10.5f);
-	texts("a text that is much longer than thirty-two bytes", name, argv, (unsigned char *)name, 'x', -1);
+	texts("a text that is much longer than thirty-two bytes", name, argv, (unsigned char *)name,
+	      'x', -1);
 	enums(GREEN, LOW, TWO, true);
 	clients(&c, 42, &pc, callee);
 	pairs((struct pair){ 1, -2 }, m[0], (struct floats){ 1, 2, 3.5f },
 	      (struct nested){ { 3, 4 }, { 5.5f, 6.5f } });
 	mixeds(m[0], m[1], m[2], m[3], m[4], m[5], m[6], 8);
-	larges((struct large){ 1, -2, 3 }, 4, (struct packed){ 'p', -6 }, (struct bits){ 9, -33, 1ul << 49 },
-	       (struct text){ "sevenby" });
-	leftover(1, 2, 3, 4, 5, (struct pair){ 6, 7 }, (struct text){ "t" }, (struct large){ 8, 9, 10 }, m[1],
-		 11, 12);
-	wide(5 - ((__int128)1 << 64), 2.5L, 3, (struct aligned){ 4 }, 5.5 + 6.5 * I, 7.5f + 8.5f * I, 9.5f,
-	     10.5L, 11, 12, 13);
+	larges((struct large){ 1, -2, 3 }, 4, (struct packed){ 'p', -6 },
+	       (struct bits){ 9, -33, 1ul << 49 }, (struct text){ "sevenby" });
+	leftover(1, 2, 3, 4, 5, (struct pair){ 6, 7 }, (struct text){ "t" },
+		 (struct large){ 8, 9, 10 }, m[1], 11, 12);
+	wide(5 - ((__int128)1 << 64), 2.5L, 3, (struct aligned){ 4 }, 5.5 + 6.5 * I,
+	     7.5f + 8.5f * I, 9.5f, 10.5L, 11, 12, 13);
 	wide_again(1, 2, 3, 4, 5, 6, 7, 8, -9);
+	quiet(-6, (struct large){ 1, 2, 3 }, "%d", 4);
+	opaques(only_declared());
 	nothing();
 	narrow(true, -5, L'w');
 	copied_at(21, "copy");

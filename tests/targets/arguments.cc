@@ -99,8 +99,7 @@ struct counted {
 		sink += number;
 	}
 };
-struct empty {
-};
+struct empty {};
 struct derived_pair : empty {
 	int x;
 	float y;
@@ -116,7 +115,8 @@ KEEP counted make(int n)
 {
 	return counted(n + 100);
 }
-KEEP int pointers(int shop::item::*a, long (shop::item::*b)(int, const double &, shop::item &, shop::item &&, shade),
+KEEP int pointers(int shop::item::*a,
+		  long (shop::item::*b)(int, const double &, shop::item &, shop::item &&, shade),
 		  std::nullptr_t c, int d, const std::string &e)
 {
 	(void)a;

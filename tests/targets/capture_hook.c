@@ -19,6 +19,19 @@ void hook_entry(struct tpa_regs *regs, uint64_t inside);
 void hook_exit(struct tpa_regs *regs);
 uint64_t hook_real;
 
+/* Of these the other unit knows the name alone. */
+struct opaque {
+	int first;
+	double second;
+};
+struct opaque *only_declared(void);
+struct opaque *only_declared(void)
+{
+	static struct opaque one = { 8, 1.25 };
+
+	return &one;
+}
+
 struct tpa_state tpa;
 static struct tp_capture_op ops[2][TP_CAPTURE_MOST_OPS];
 static uint32_t counts[2];
@@ -58,19 +71,18 @@ void hook_exit(struct tpa_regs *regs)
 	show("exit", 1, regs);
 }
 
-#define SAVE                                                                         \
-	"	subq $208, %rsp\n"                                                   \
-	"	movq %rax, 0(%rsp); movq %rdx, 8(%rsp); movq %rcx, 16(%rsp)\n"       \
-	"	movq %rbx, 24(%rsp); movq %rsi, 32(%rsp); movq %rdi, 40(%rsp)\n"     \
-	"	movq %rbp, 48(%rsp); movq %r8, 64(%rsp); movq %r9, 72(%rsp)\n"       \
-	"	movq %r10, 80(%rsp); movq %r11, 88(%rsp); movq %r12, 96(%rsp)\n"     \
-	"	movq %r13, 104(%rsp); movq %r14, 112(%rsp); movq %r15, 120(%rsp)\n"  \
+#define SAVE                                                                     \
+	"	subq $208, %rsp\n"                                                     \
+	"	movq %rax, 0(%rsp); movq %rdx, 8(%rsp); movq %rcx, 16(%rsp)\n"         \
+	"	movq %rbx, 24(%rsp); movq %rsi, 32(%rsp); movq %rdi, 40(%rsp)\n"       \
+	"	movq %rbp, 48(%rsp); movq %r8, 64(%rsp); movq %r9, 72(%rsp)\n"         \
+	"	movq %r10, 80(%rsp); movq %r11, 88(%rsp); movq %r12, 96(%rsp)\n"       \
+	"	movq %r13, 104(%rsp); movq %r14, 112(%rsp); movq %r15, 120(%rsp)\n"    \
 	"	movq %xmm0, 128(%rsp); movq %xmm1, 136(%rsp); movq %xmm2, 144(%rsp)\n" \
 	"	movq %xmm3, 152(%rsp); movq %xmm4, 160(%rsp); movq %xmm5, 168(%rsp)\n" \
 	"	movq %xmm6, 176(%rsp); movq %xmm7, 184(%rsp)\n"
 __asm__(".globl __fentry__\n"
-	"__fentry__:\n" SAVE
-	"	leaq 216(%rsp), %rax\n" /* the function's return address */
+	"__fentry__:\n" SAVE "	leaq 216(%rsp), %rax\n" /* the function's return address */
 	"	movq %rax, 192(%rsp); movq %rax, 56(%rsp)\n"
 	"	movq %rsp, %rdi\n"
 	"	movq 208(%rsp), %rsi\n"
@@ -82,8 +94,7 @@ __asm__(".globl __fentry__\n"
 	".globl hook_return\n"
 	"hook_return:\n"
 	"	pushq %rax\n" /* where the return address was; the next line overwrites it */
-	SAVE
-	"	leaq 208(%rsp), %rax\n"
+	SAVE "	leaq 208(%rsp), %rax\n"
 	"	movq %rax, 192(%rsp); movq %rax, 56(%rsp)\n"
 	"	movq %rsp, %rdi\n"
 	"	movq %rsp, %rbx\n"

@@ -21,19 +21,18 @@ TARGETS = ROOT / "tests/targets"
 INCLUDES = [f"-I{ROOT}/native/{name}" for name in ("include", "engine", "agent")]
 
 
-def build(directory: Path, source: str, *flags: str) -> Path:
+def build(directory: Path, source: str, *flags: str, compiler: str = "gcc") -> Path:
     """Compile a source of tests/targets with the hook at its functions."""
     program = directory / "program"
     objects = []
     for path in (TARGETS / "capture_hook.c", ROOT / "native/agent/capture.c"):
         objects.append(directory / f"{path.stem}.o")
-        subprocess.run(["gcc", "-O2", "-c", *INCLUDES, path, "-o", objects[-1]], check=True)
+        subprocess.run(["gcc", "-O2", "-g", "-c", *INCLUDES, path, "-o", objects[-1]], check=True)
     traced = [str(TARGETS / source), "-pg", "-mfentry", *flags]
-    compiler = "g++" if source.endswith(".cc") else "gcc"
+    if source.endswith(".cc"):
+        compiler = "g++"
     subprocess.run([compiler, *traced, "-c", "-o", directory / "traced.o"], check=True)
-    subprocess.run(
-        [compiler, *flags, directory / "traced.o", *objects, "-o", program], check=True
-    )
+    subprocess.run([compiler, *flags, directory / "traced.o", *objects, "-o", program], check=True)
     return program
 
 
