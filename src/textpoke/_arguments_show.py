@@ -172,8 +172,6 @@ def _op(scope: Scope, of: Operand, wanted: int, column: int, *, signed: bool = F
     if place.address:
         return _packed(place, lib.TP_CAPTURE_VALUE, 8, 0, width, signed=signed)
     if of.bits:  # the bytes that hold them, not the ones around
-        place = scope.moved(place, shift // 8, column)
-        shift %= 8
         needed = (shift + width + 7) // 8
         size = next((s for s in _SIZES if s >= needed), 0)
         if not size:

@@ -256,14 +256,15 @@ class Scope:
         found = find_member(of.type, name)
         if found is None:
             self.fail(column, f"{of.type} has no member {name}{choice_of(of.type)}")
+        # Of a bit-field, the byte with its lowest bit.
+        offset = found.bit_offset // 8 if found.bits else found.offset
         if isinstance(of.place, In):
-            place: At | In = replace(of.place, byte=of.place.byte + found.offset)
+            place: At | In = replace(of.place, byte=of.place.byte + offset)
         elif of.place.address:
             self.fail(column, "the address of a struct has no members")
         else:
-            place = self.moved(of.place, found.offset, column)
-        bit = found.bit_offset - 8 * found.offset if found.bits else 0
-        return Operand(found.type, place, bit=bit, bits=found.bits)
+            place = self.moved(of.place, offset, column)
+        return Operand(found.type, place, bit=found.bit_offset % 8, bits=found.bits)
 
     def _element(self, of: Operand, expression: Index) -> Operand:
         if of.typed and of.type.kind not in (Kind.POINTER, Kind.ARRAY):

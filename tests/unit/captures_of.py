@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,13 +22,18 @@ TARGETS = ROOT / "tests/targets"
 INCLUDES = [f"-I{ROOT}/native/{name}" for name in ("include", "engine", "agent")]
 
 
-def build(directory: Path, source: str, *flags: str, compiler: str = "gcc") -> Path:
-    """Compile a source of tests/targets with the hook at its functions."""
-    program = directory / "program"
+def build_hook(directory: Path) -> list[Path]:
+    """Compile the hook and the agent's interpreter."""
     objects = []
     for path in (TARGETS / "capture_hook.c", ROOT / "native/agent/capture.c"):
         objects.append(directory / f"{path.stem}.o")
         subprocess.run(["gcc", "-O2", "-g", "-c", *INCLUDES, path, "-o", objects[-1]], check=True)
+    return objects
+
+
+def build(directory: Path, source: str, *flags: str, compiler: str = "gcc") -> Path:
+    """Compile a source of tests/targets with the hook at its functions."""
+    program, objects = directory / "program", build_hook(directory)
     traced = [str(TARGETS / source), "-pg", "-mfentry", *flags]
     if source.endswith(".cc"):
         compiler = "g++"
@@ -74,7 +80,7 @@ class Program:
         return list(only.values())
 
     def _run(self, symbol: str, program: CaptureProgram) -> dict[str, list[dict[str, str]]]:
-        offset = self.symbols[symbol] - self._start()
+        offset = self.symbols[symbol] - self.start
         done = subprocess.run(
             [self.path, hex(offset), program.entry_ops.hex(), program.exit_ops.hex()],
             check=True,
@@ -89,7 +95,8 @@ class Program:
             found[what].append(self._shown(layouts[what], program, [int(w, 16) for w in words]))
         return found
 
-    def _start(self) -> int:
+    @functools.cached_property
+    def start(self) -> int:
         rows = subprocess.check_output(["nm", str(self.path)], text=True).splitlines()
         return next(int(row.split()[0], 16) for row in rows if row.endswith(" __executable_start"))
 

@@ -8,12 +8,14 @@ agent's own interpreter on the registers of that moment.
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import random
+import re
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from captures_of import Program, build
+import random_calls
+from captures_of import TARGETS, Program, build, build_hook
 from targets import compilers, module_of, site
 
 from textpoke._errors import ArgumentSpec, UnknownFunction
@@ -453,22 +455,43 @@ def test_operations_are_packed_as_the_agent_reads_them(c: Program) -> None:
     assert op.offsets[1] == 32
 
 
-def test_rust_and_others_are_not_guessed(tmp_path: Path) -> None:
-    if not shutil.which("gfortran"):
-        return  # nothing here makes another language's DWARF
-    source = tmp_path / "f.f90"
-    source.write_text(
-        "subroutine f(a)\n integer :: a\n print *, a\nend\nprogram p\n call f(3)\nend"
-    )
-    subprocess.run(["gfortran", "-g", source, "-o", tmp_path / "f"], check=True)
-    with pytest.raises(ArgumentSpec, match="name positions"):
-        Program(tmp_path / "f").resolve("f_(a)", "f_")
+def test_languages_with_calls_of_their_own_are_not_guessed(tmp_path: Path) -> None:
+    assembly = tmp_path / "f.s"
+    command = ["gcc", "-g", "-dA", "-S", TARGETS / "arguments.c", "-o", assembly]
+    subprocess.run(command, check=True)
+    text = assembly.read_text()
+    rust, count = re.subn(r"\.byte\s+0x1d(?=\s.*DW_AT_language)", ".byte 0x1c", text)
+    assert count == 1
+    assembly.write_text(rust)
+    hook = [*build_hook(tmp_path)]
+    subprocess.run(["gcc", assembly, *hook, "-o", tmp_path / "f"], check=True)
+    program = Program(tmp_path / "f")
+    with pytest.raises(ArgumentSpec, match="does not pass arguments as C does; name positions"):
+        program.resolve("narrow(a)", "narrow")
+    assert program.resolve("narrow(arg1)", "narrow").entry_ops
+    assert program.resolve("narrow/i32", returns=True).exit_layout == (("retval", "i32"),)
 
 
-@pytest.mark.parametrize("compiler", compilers()[1:])
-def test_clang_too(compiler: str, tmp_path: Path) -> None:
-    program = build(tmp_path, "arguments.c", "-g", "-O2", compiler=compiler)
-    assert Program(program).entry("integers")[:2] == ["-1", "65535"]
+def test_other_compilers_too(tmp_path: Path) -> None:
+    for number, compiler in enumerate(compilers()):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        program = Program(build(directory, "arguments.c", "-g", "-O2", compiler=compiler))
+        assert program.entry("integers")[:2] == ["-1", "65535"], compiler
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_functions_get_what_they_are_called_with(seed: int, tmp_path: Path) -> None:
+    text, calls = random_calls.make(random.Random(seed), 40)
+    source = tmp_path / "random.c"
+    source.write_text(text)
+    program = Program(build(tmp_path, str(source), "-g", f"-O{seed % 3}", "-w"))
+    for name, scalars in calls.items():
+        for first in range(0, len(scalars), MOST_OPS):
+            part = scalars[first : first + MOST_OPS]
+            request = f"{name}({', '.join(expression for expression, _ in part)})"
+            found = program.entry(request, name)
+            assert found == [value for _, value in part], f"{request} in {source}"
 
 
 def test_a_module_that_cannot_be_read_leaves_positions(tmp_path: Path) -> None:
