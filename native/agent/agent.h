@@ -26,6 +26,25 @@ struct tpa_set {
 	uint32_t profiled; /* functions that a ring has rows for; 0: it holds events */
 };
 
+/**
+ * Registers of the program at a call or a return, as a thunk saves them for tpa_capture(). At a
+ * return @slot is where the return address was.
+ */
+struct tpa_regs {
+	union {
+		uint64_t gpr[16]; /* in the order of DWARF: TP_CAPTURE_GPR */
+		struct {
+			uint64_t rax, rdx, rcx, rbx, rsi, rdi, rbp, rsp;
+			uint64_t r8, r9, r10, r11, r12, r13, r14, r15;
+		};
+	};
+	uint64_t xmm[8]; /* their low halves */
+	uint64_t slot;	 /* address of the return address; the arguments on the stack follow it */
+};
+
+_Static_assert(offsetof(struct tpa_regs, xmm) == 128, "thunks know these offsets");
+_Static_assert(sizeof(struct tpa_regs) == 200, "thunks know these offsets");
+
 struct tpa_state {
 	struct tp_wire *wire;
 	struct tpa_set sets[TP_MAX_SETS];
@@ -110,6 +129,10 @@ void tpa_redirect_again(struct tp_shadow *shadow, uint64_t rsp);
 
 /* commands.c */
 int tpa_note_region(uint64_t start, uint64_t bytes);
+
+/* capture.c */
+uint32_t tpa_capture(const struct tp_capture_op *ops, uint32_t count, const struct tpa_regs *regs,
+		     bool may_read, uint64_t *words, uint32_t room);
 
 /* watch.c */
 void tpa_drop_privileges(void);

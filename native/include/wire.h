@@ -383,7 +383,49 @@ struct tp_wire {
 	int32_t look_result; /* 0: busy sites are marked in the request area; or -errno */
 };
 
+/** Where the value of a capture begins. */
+enum tp_capture_source {
+	TP_CAPTURE_GPR,	  /* register @number, counted as DWARF does: rax rdx rcx rbx rsi rdi ... */
+	TP_CAPTURE_XMM,	  /* low half of xmm0 to xmm7 */
+	TP_CAPTURE_STACK, /* address of the @number'th word behind the return address */
+	TP_CAPTURE_CALLER, /* the return address */
+};
+
+/** What is kept of it: of the value itself, or of what lies at the last offset from it. */
+enum tp_capture_what {
+	TP_CAPTURE_VALUE,  /* the value plus the last offset */
+	TP_CAPTURE_LOAD,   /* @size bytes there */
+	TP_CAPTURE_STRING, /* the C string there, @bytes of it at most */
+};
+
+enum {
+	TP_CAPTURE_MOST_LOADS = 4,
+	TP_CAPTURE_MOST_BYTES = 256,
+	TP_CAPTURE_MOST_OPS = 32,
+	TP_CAPTURE_MOST_WORDS = 64, /* of all operations at an ENTRY, or at an EXIT */
+	TP_CAPTURE_SIGNED = 1,	    /* flags: the field's highest bit is its sign */
+};
+
+/**
+ * One value to capture: @loads times the 8 bytes at offsets[i] from the value become the value, then
+ * @what decides. Gives one word, a string as many as its @bytes need.
+ */
+struct tp_capture_op {
+	uint8_t source; /* enum tp_capture_source */
+	uint8_t number;
+	uint8_t loads;
+	uint8_t what;  /* enum tp_capture_what */
+	uint8_t size;  /* 1, 2, 4, 8 */
+	uint8_t shift; /* the field within the word: how many bits stand below it */
+	uint8_t width; /* bits of the field, 1 to 64 */
+	uint8_t flags;
+	uint16_t bytes;
+	uint16_t reserved;
+	int32_t offsets[5]; /* TP_CAPTURE_MOST_LOADS, and the last */
+};
+
 #ifndef TP_CDEF
+_Static_assert(sizeof(struct tp_capture_op) == 32, "wire layout");
 _Static_assert(sizeof(struct tp_poke) == 64, "wire layout");
 _Static_assert(sizeof(struct tp_known) == 56, "wire layout");
 _Static_assert(sizeof(struct tp_event) == 16, "wire layout");

@@ -14,6 +14,7 @@
     |   |-- UnknownFunction    LookupError          .pattern .near
     |   |-- NoSites            LookupError          .where .hint
     |   `-- NotPatchable                            .site .reason
+    |-- ArgumentSpec           ValueError           .text .column .problem
     |-- PokeError
     |   |-- BatchRefused                            .reason .fail_count .fail_addr
     |   |   `-- BytesDiffer                         .address .symbol .expected .found .owner
@@ -200,6 +201,19 @@ class NotPatchable(SiteError):
         super().__init__(f"{site} at {site.address:#x} cannot be patched: {reason}")
         self.site = site
         self.reason = reason
+
+
+class ArgumentSpec(TextpokeError, ValueError):
+    """What to capture of calls was asked for in a way that cannot be done.
+
+    `column` counts the characters of `text` from 1; the problem begins there.
+    """
+
+    def __init__(self, text: str, column: int, problem: str) -> None:
+        super().__init__(f"{text!r}, column {column}: {problem}")
+        self.text = text
+        self.column = column
+        self.problem = problem
 
 
 class PokeError(TextpokeError):

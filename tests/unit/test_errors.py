@@ -14,6 +14,7 @@ from textpoke._errors import (
     AgentFailed,
     AgentTimeout,
     AgentVersion,
+    ArgumentSpec,
     AttachDenied,
     BadElf,
     BatchFailed,
@@ -49,6 +50,7 @@ CASES: list[tuple[TextpokeError, type[Exception], list[str]]] = [
     (UnknownFunction("f*"), LookupError, ["'f*'"]),
     (NoSites("prog", "build it so"), LookupError, ["prog", "build it so"]),
     (NotPatchable(site("f"), "too short"), TextpokeError, ["prog!f at 0x1000", "too short"]),
+    (ArgumentSpec("f(a", 4, "')' is missing"), ValueError, ["'f(a', column 4: ')' is missing"]),
     (BatchRefused("no opcode"), TextpokeError, ["nothing was written", "no opcode"]),
     (
         BytesDiffer(0x1000, "f", b"\x90", b"\xcc", "a debugger"),
