@@ -26,6 +26,9 @@ if TYPE_CHECKING:
         AgentVersion,
         AttachDenied,
         BadElf,
+        BadExpression,
+        BadFilter,
+        BadTrigger,
         BatchFailed,
         BatchRefused,
         BytesDiffer,
@@ -33,7 +36,12 @@ if TYPE_CHECKING:
         CaptureExists,
         CaptureFormat,
         CaptureWrite,
+        ControlBusy,
+        ControlError,
+        ControlFailed,
+        ControlUnsafe,
         ModuleUnavailable,
+        NobodyRecords,
         NoSites,
         NoSuchTarget,
         NotPatchable,
@@ -50,6 +58,7 @@ if TYPE_CHECKING:
     from textpoke.bp import TextPokeIter, text_poke_bp, text_poke_bp_list
     from textpoke.capture import Capture
     from textpoke.engine import Batch
+    from textpoke.filters import FilterSet, Threads
     from textpoke.leave import DetachReport
     from textpoke.model import Module, Site, SiteKind
     from textpoke.modes import Choice, Mode
@@ -66,6 +75,8 @@ _HOME = {
     "Batch": "engine",
     "Capture": "capture",
     "DetachReport": "leave",
+    "FilterSet": "filters",
+    "Threads": "filters",
     "Trace": "trace",
 }
 
@@ -76,6 +87,9 @@ __all__ = [
     "AgentVersion",
     "AttachDenied",
     "BadElf",
+    "BadExpression",
+    "BadFilter",
+    "BadTrigger",
     "Batch",
     "BatchFailed",
     "BatchRefused",
@@ -86,12 +100,18 @@ __all__ = [
     "CaptureFormat",
     "CaptureWrite",
     "Choice",
+    "ControlBusy",
+    "ControlError",
+    "ControlFailed",
+    "ControlUnsafe",
     "DetachReport",
+    "FilterSet",
     "Mode",
     "Module",
     "ModuleUnavailable",
     "NoSites",
     "NoSuchTarget",
+    "NobodyRecords",
     "NotPatchable",
     "Outcome",
     "Poke",
@@ -105,6 +125,7 @@ __all__ = [
     "TargetExited",
     "TextPokeIter",
     "TextpokeError",
+    "Threads",
     "Trace",
     "UnknownFunction",
     "UnsupportedTarget",
