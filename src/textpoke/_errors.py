@@ -26,9 +26,9 @@
     |   |-- CaptureFormat      ValueError           .path .offset .problem
     |   |-- CaptureExists      FileExistsError      .path
     |   `-- CaptureWrite       OSError              .path .errno
-    |-- BadExpression          ValueError           .text .column .problem (exit code 2)
-    |   |-- BadFilter
-    |   `-- BadTrigger
+    |-- BadExpression          ValueError           .text .column .problem
+    |   |-- BadFilter          ValueError           .text .column .problem
+    |   `-- BadTrigger         ValueError           .text .column .problem
     |-- ControlError
     |   |-- NobodyRecords      LookupError          .pid
     |   |-- ControlBusy                             .pid .owner
