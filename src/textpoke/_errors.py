@@ -365,13 +365,17 @@ class ControlUnsafe(ControlError, PermissionError):
 
 
 class ControlFailed(ControlError):
-    """The tool that is attached said no; `kind` is the class of its error, "" for none."""
+    """The tool that is attached said no; `kind` is the class of its error, "" for none.
 
-    def __init__(self, verb: str, problem: str, kind: str = "") -> None:
+    `exit_code` is that of its error.
+    """
+
+    def __init__(self, verb: str, problem: str, kind: str = "", exit_code: int = 1) -> None:
         super().__init__(problem)
         self.verb = verb
         self.problem = problem
         self.kind = kind
+        vars(self)["exit_code"] = exit_code
 
 
 class ViewError(TextpokeError, OSError):
