@@ -311,7 +311,7 @@ class Selection:
     Attributes:
         indices: Of the chosen sites, ascending.
         everything: No expression chooses anything, so all functions are traced but for notrace.
-        unheard: Expressions that mean nothing yet; each is for a module that is not there.
+        unheard: Expressions that mean nothing now: for modules that are not there.
     """
 
     indices: list[int]
@@ -498,11 +498,10 @@ def _replay(
     unheard: list[str] = []
     for rule in rules:
         hits = names.matching(rule)
-        if not hits and names.expects_more(rule):
-            if not rule.remove:
-                unheard.append(rule.text)
-        elif not hits and strict:
+        if not hits and strict and not names.expects_more(rule):
             raise names.unknown(rule)
+        if not hits and not rule.remove:  # its module has gone, or is still to come
+            unheard.append(rule.text)
         if rule.remove:
             chosen.difference_update(hits)
         else:

@@ -156,10 +156,13 @@ class FlightRecorder:
         complete = max(from_tsc, self._complete_from)
         return Kept(blocks, from_tsc, to_tsc, complete, marker or {})
 
-    def snapshot(self, marker: Mapping[str, object] | None = None) -> Kept:
-        """Everything that is held; it stays."""
+    def snapshot(
+        self, marker: Mapping[str, object] | None = None, *, to_tsc: int | None = None
+    ) -> Kept:
+        """Everything that is held, up to a tick; it stays."""
         first = min((piece.first for piece in self._pieces), default=self._frontier)
-        return self.keep(first, max(first, self._frontier), marker, again=True)
+        last = self._frontier if to_tsc is None else to_tsc
+        return self.keep(first, max(first, last), marker, again=True)
 
     def clear(self) -> None:
         """Forget everything, as a switch of tracers does."""

@@ -58,7 +58,7 @@ class Pattern:
         """Tell whether the pattern chooses this site."""
         is_name, function, symbol = self.is_name, site.function, site.symbol
         return self._in_module(site.module) and bool(
-            is_name(function) or is_name(symbol) or is_name(base_name(function, symbol))
+            is_name(function) or is_name(symbol) or is_name(_known_base(function, symbol))
         )
 
     def close_names(self, sites: Iterable[Site]) -> list[str]:
@@ -67,7 +67,7 @@ class Pattern:
 
         sites = list(sites)
         inside = [site for site in sites if self._in_module(site.module)]
-        functions = {base_name(site.function, site.symbol) for site in inside}
+        functions = {_known_base(site.function, site.symbol) for site in inside}
         names = sorted(functions or {site.module for site in sites})
         wanted = _BORDER.split(self.text, maxsplit=1)[-1] if functions else self._module
         wanted = _WILDCARDS.sub("", wanted).replace("]", "")
@@ -133,9 +133,11 @@ def _class(members: str, *, turned: bool) -> str:
     return f"[{'^' if turned else ''}{found}]"
 
 
-@functools.lru_cache(maxsize=1 << 16)
 def base_name(function: str, symbol: str) -> str:
     """The demangled name without parameter list (C++) or clone suffix."""
     if function == symbol:
         return symbol.partition(".")[0]
     return without_parameters(function) if is_cxx(symbol) else function
+
+
+_known_base = functools.lru_cache(maxsize=1 << 16)(base_name)

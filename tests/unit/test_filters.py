@@ -246,6 +246,12 @@ def test_modules_that_come_later() -> None:
     assert not FilterSet.of("*:mod:!*").names_module("x")
 
 
+def test_what_is_gone_with_its_module_does_not_become_everything() -> None:
+    selection = FilterSet.of("was_in_a_plugin").select(NAMES, strict=False)
+    assert (selection.indices, selection.everything) == ([], False)
+    assert selection.unheard == ("was_in_a_plugin",)
+
+
 def test_unknown_functions_name_their_neighbours() -> None:
     with pytest.raises(UnknownFunction) as caught:
         chosen("setComand")
