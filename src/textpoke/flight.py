@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_FOREVER = (1 << 64) - 1
 _PIECE_EVENTS = 1 << 14
 """Blocks are held in pieces of a quarter MiB: what is thrown away at once."""
 
@@ -99,11 +100,17 @@ class FlightRecorder:
         self._asked: list[tuple[int, int, int, Mapping[str, object]]] = []
         self._order = itertools.count()
 
-    def add(self, blocks: Iterable[RawBlock]) -> None:
-        """Take in drained blocks, each ring's in its order; the rows are copied."""
+    def add(self, blocks: Iterable[RawBlock], watermark: int = _FOREVER) -> None:
+        """Take in drained blocks; the rows are copied.
+
+        Args:
+            blocks: Each ring's in its order.
+            watermark: No event is taken to be later: the target writes the times and may lie.
+        """
         for block in blocks:
             for start in range(0, max(len(block.rows), 1), _PIECE_EVENTS):
-                self._add(block.part(start, min(start + _PIECE_EVENTS, len(block.rows))))
+                part = block.part(start, min(start + _PIECE_EVENTS, len(block.rows)))
+                self._add(part, np.uint64(watermark))
         self._let_go()
 
     def ask(self, from_tsc: int, to_tsc: int, marker: Mapping[str, object] | None = None) -> None:
@@ -146,7 +153,7 @@ class FlightRecorder:
         if not again:
             from_tsc = max(from_tsc, self._given_to + 1)
             self._given_to = max(self._given_to, to_tsc)
-        low, high = np.uint64(max(from_tsc, 0)), np.uint64(to_tsc)
+        low, high = np.uint64(max(from_tsc, 0)), np.uint64(min(to_tsc, _FOREVER))
         blocks = []
         for piece in self._pieces:
             if from_tsc <= piece.last and piece.first <= to_tsc:
@@ -177,17 +184,17 @@ class FlightRecorder:
         inside = (piece.times >= low) & (piece.times <= high)
         return piece.block.only(inside, lost=bool(inside[-1]))
 
-    def _add(self, block: RawBlock) -> None:
+    def _add(self, block: RawBlock, watermark: np.uint64) -> None:
         if not len(block.rows) and not block.lost:
             return
         owned = RawBlock(
             block.rows.copy(), block.tid, block.ring, block.generation, block.sequence, block.lost
         )
-        times = self._times.of(owned)
+        times = np.minimum(self._times.of(owned), watermark)
         if len(times):
             first, last = int(times.min()), int(times.max())
         else:
-            first = last = self._times.last(block.ring)
+            first = last = min(self._times.last(block.ring), int(watermark))
         self._pieces.append(_Piece(owned, times, first, last))
         self._frontier = max(self._frontier, last)
         self.held_bytes += _piece_bytes(owned)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_MOST_SNAPSHOTS = 4
+"""In one drain: each holds all that the recorder holds."""
+
 
 @dataclass(slots=True)
 class Flowed:
@@ -33,12 +36,14 @@ class Flowed:
         kept: Stretches that were written to the capture for `keep`.
         snapshots: What snapshot and dump want, each with its hit: for the owner to write, print.
         events: Events that were written to the capture.
+        skipped: Calls of functions with triggers that were too many to act upon.
     """
 
     hits: list[Hit] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     snapshots: list[tuple[Hit, Kept]] = field(default_factory=list)
     events: int = 0
+    skipped: int = 0
 
     def notes(self) -> list[dict[str, object]]:
         """For the capture's JSON: every hit, and every stretch that was kept."""
@@ -76,11 +81,12 @@ class Flow:
         """Send what comes from now on to another capture."""
         self._fd = fd
 
-    def feed(self, watermark: int) -> Flowed:
+    def feed(self, watermark: int, *, complete: bool = True) -> Flowed:
         """Take what a drain has written to the tap.
 
         Args:
             watermark: Ticks read before that drain began; `FOREVER` after the last one.
+            complete: The drain found no event half written (`Drained.incomplete` is 0).
 
         Raises:
             OSError: The capture cannot be written.
@@ -88,18 +94,18 @@ class Flow:
         blocks = self.tap.take()
         if self.counter is not None:
             self.counter.add(blocks)
-        fed = self.engine.feed(blocks, watermark)
+        fed = self.engine.feed(blocks, watermark, complete=complete)
         passed = [b for b in fed.blocks if self.tids is None or b.tid in self.tids]
-        self.recorder.add(passed)
-        flowed = Flowed(fed.hits)
+        self.recorder.add(passed, fed.watermark)
+        flowed = Flowed(fed.hits, skipped=fed.skipped)
         for hit in fed.hits:
             self._act(hit, flowed)
         if self._only_kept:
-            flowed.kept = self.recorder.due(watermark)
+            flowed.kept = self.recorder.due(fed.watermark)
             for kept in flowed.kept:
                 self._write(kept, flowed)
         else:
-            self._write(Kept(passed, 0, watermark, 0), flowed)
+            self._write(Kept(passed, 0, fed.watermark, 0), flowed)
         return flowed
 
     def finish(self) -> Flowed:
@@ -113,6 +119,9 @@ class Flow:
     def _act(self, hit: Hit, flowed: Flowed) -> None:
         command = hit.trigger.command
         if command in (Command.SNAPSHOT, Command.DUMP):
+            if len(flowed.snapshots) >= _MOST_SNAPSHOTS:
+                flowed.skipped += 1
+                return
             kept = self.recorder.snapshot(hit.as_dict(), to_tsc=hit.tsc)
             flowed.snapshots.append((hit, kept))
         elif command is Command.KEEP and self._only_kept:

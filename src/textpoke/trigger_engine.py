@@ -4,7 +4,9 @@
 A trigger's time is that of its event, whatever thread it was in and whenever it was drained: what
 other threads did after a traceoff is thrown away, although their rings were read later. So an
 event waits until everything before it has been drained: the watermark, a time read before a drain
-began. Python runs per event for hits only, and for calls of functions with a threshold.
+began. That is one drain later, or a few when a thread was put to sleep while it wrote. The target
+writes the times and may lie, so none counts as later than it was seen. Python runs per event for
+hits only, and for calls of functions with a threshold.
 """
 
 from __future__ import annotations
@@ -25,8 +27,13 @@ if TYPE_CHECKING:
 
 FOREVER = (1 << 64) - 1
 """The watermark of the last feed: nothing waits."""
+_SWITCHES = (Command.TRACEON, Command.TRACEOFF)
 _MOST_EDGES = 256
 _MOST_OPEN = 4096
+_PATIENCE = 50
+"""Drains that an event which its thread does not write holds all others up."""
+_MOST_HITS = 1000
+"""Of one function in one drain, for what is of no use more often; traceon and traceoff always."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +77,19 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Fed:
-    """What became of some events: those to record, and the triggers that did something."""
+    """What became of some events.
+
+    Attributes:
+        blocks: Those to record.
+        hits: The triggers that did something.
+        watermark: Everything up to this tick has been looked at.
+        skipped: Calls of functions with triggers that were too many to look at.
+    """
 
     blocks: list[RawBlock]
     hits: list[Hit]
+    watermark: int
+    skipped: int = 0
 
 
 @dataclass(slots=True)
@@ -100,7 +116,7 @@ class _Due:
 class _Ring:
     """What is known of a ring from drain to drain."""
 
-    held: list[RawBlock] = field(default_factory=list)
+    held: list[tuple[RawBlock, int]] = field(default_factory=list)  # with the latest it can be of
     begun: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
     calls: OpenCalls = field(default_factory=OpenCalls)
     hiding: bool = False
@@ -132,11 +148,16 @@ class TriggerEngine:
         self._durations = dict(durations or {})
         self._armed: dict[int, list[_Armed]] = {}
         self._live = np.empty(0, np.uint64)
+        self._always: set[int] = set()
         self._rings: dict[int, _Ring] = defaultdict(_Ring)
         self._times = Times()
         self._by_hand: list[_Due] = []
         self._first_on = self._on = on
         self._edges: list[int] = []
+        self._mark = 0
+        self._incomplete = 0
+        self._often: dict[int, int] = {}
+        self._skipped = 0
 
     @property
     def on(self) -> bool:
@@ -160,25 +181,33 @@ class TriggerEngine:
         """Somebody switches recording on or off by hand, at this time (tracing_on)."""
         self._by_hand.append(_Due(tsc, None, on=on))
 
-    def feed(self, blocks: Sequence[RawBlock], watermark: int) -> Fed:
+    def feed(self, blocks: Sequence[RawBlock], watermark: int, *, complete: bool = True) -> Fed:
         """Take in what was drained.
 
         Args:
             blocks: Of all rings, each ring's in its order.
             watermark: Ticks read before the drain began. What is newer waits for the next call.
+            complete: No event was found reserved and not yet written (`Drained.incomplete`). One
+                that was may be of any time since the last complete drain, so all that is newer
+                waits, for a while.
 
         Returns:
-            What is to be recorded up to there, and what has happened.
+            What is to be recorded, and what has happened.
         """
+        self._incomplete = 0 if complete else self._incomplete + 1
+        if not self._incomplete or self._incomplete > _PATIENCE:
+            self._mark = max(self._mark, watermark)
         pieces = list(self._ready(blocks, watermark))
+        self._often = {}
         due = [d for i, (piece, times) in enumerate(pieces) for d in self._find(i, piece, times)]
-        due += [d for d in self._by_hand if d.tsc <= watermark]
-        self._by_hand = [d for d in self._by_hand if d.tsc > watermark]
+        due += [d for d in self._by_hand if d.tsc <= self._mark]
+        self._by_hand = [d for d in self._by_hand if d.tsc > self._mark]
         due.sort(key=lambda d: d.tsc)
         hits = self._run(due, [piece for piece, _ in pieces])
         kept = [self._cut(piece, times) for piece, times in pieces]
         self._forget()
-        return Fed([block for block in kept if block is not None], hits)
+        skipped, self._skipped = self._skipped, 0
+        return Fed([block for block in kept if block is not None], hits, self._mark, skipped)
 
     def finish(self, blocks: Sequence[RawBlock] = ()) -> Fed:
         """Take in the last events: nothing waits any more."""
@@ -189,31 +218,38 @@ class TriggerEngine:
     def _ready(
         self, blocks: Sequence[RawBlock], watermark: int
     ) -> Iterator[tuple[RawBlock, NDArray[np.uint64]]]:
-        fresh: dict[int, list[RawBlock]] = defaultdict(list)
-        for block in blocks:
-            fresh[block.ring].append(block)
+        coming: dict[int, list[tuple[RawBlock, int]]] = {}
         for number, ring in self._rings.items():
-            fresh[number] = ring.held + fresh[number]
-            ring.held = []
-        for number, waiting in fresh.items():
-            yield from self._ready_of(self._rings[number], waiting, watermark)
+            if ring.held:
+                # It was there before the watermark was read, whatever time it says.
+                coming[number] = [(block, min(most, watermark)) for block, most in ring.held]
+                ring.held = []
+        for block in blocks:
+            coming.setdefault(block.ring, []).append((block, FOREVER))
+        for number, found in coming.items():
+            yield from self._ready_of(self._rings[number], found)
 
     def _ready_of(
-        self, ring: _Ring, waiting: list[RawBlock], watermark: int
+        self, ring: _Ring, coming: list[tuple[RawBlock, int]]
     ) -> Iterator[tuple[RawBlock, NDArray[np.uint64]]]:
-        for i, block in enumerate(waiting):
-            if block.generation != ring.generation:  # another thread's from here on
-                ring.generation = block.generation
-                ring.begun.clear()
-                ring.calls = OpenCalls()
-            late = self._first_late(block, watermark)
+        for i, (block, most) in enumerate(coming):
+            late = self._first_late(block, self._mark) if most > self._mark else len(block.rows)
             if late < len(block.rows):
-                ring.held = [block.part(late, len(block.rows)), *waiting[i + 1 :]]
-                block = block.part(0, late)  # noqa: PLW2901 - the rest of it is held
-            if len(block.rows) or block.lost:
-                yield block, self._times.of(block)
-            if ring.held:
+                ring.held = [(block.part(late, len(block.rows)), most), *coming[i + 1 :]]
+                if late:
+                    yield self._timed(ring, block.part(0, late), most)
                 return
+            if len(block.rows) or block.lost:
+                yield self._timed(ring, block, most)
+
+    def _timed(
+        self, ring: _Ring, block: RawBlock, most: int
+    ) -> tuple[RawBlock, NDArray[np.uint64]]:
+        if block.generation != ring.generation:  # another thread's from here on
+            ring.generation = block.generation
+            ring.begun.clear()
+            ring.calls = OpenCalls()
+        return block, np.minimum(self._times.of(block), np.uint64(min(most, self._mark)))
 
     @staticmethod
     def _first_late(block: RawBlock, watermark: int) -> int:
@@ -234,12 +270,21 @@ class TriggerEngine:
             is_entry = piece.kinds[rows] == ENTRY
             for row, entered in zip(rows.tolist(), is_entry.tolist(), strict=True):
                 address = int(addresses[row])
+                if self._is_too_often(address):
+                    continue
                 due = self._at_entry if entered else self._at_exit
                 for one in due(ring, piece, row, int(times[row]), address):
                     one.piece, one.row, one.tid, one.address = index, row, piece.tid, address
                     yield one
         if piece.lost:
             ring.begun.clear()
+
+    def _is_too_often(self, address: int) -> bool:
+        if address in self._always:
+            return False
+        count = self._often[address] = self._often.get(address, 0) + 1
+        self._skipped += count > _MOST_HITS
+        return count > _MOST_HITS
 
     def _at_entry(
         self, ring: _Ring, _piece: RawBlock, _row: int, tsc: int, address: int
@@ -288,7 +333,7 @@ class TriggerEngine:
         command = armed.trigger.command
         if armed.left == 0:
             return False
-        if command in (Command.TRACEON, Command.TRACEOFF):
+        if command in _SWITCHES:
             on = command is Command.TRACEON
             if on == self._on:
                 return False
@@ -316,6 +361,11 @@ class TriggerEngine:
     def _refresh(self) -> None:
         live = [a for a, known in self._armed.items() if any(x.left != 0 for x in known)]
         self._live = np.array(sorted(live), np.uint64)
+        self._always = {
+            address
+            for address, known in self._armed.items()
+            if any(x.trigger.over_ns or x.trigger.command in _SWITCHES for x in known)
+        }
 
     # What is recorded.
 

@@ -32,32 +32,34 @@ def addresses(trace: textpoke.Trace) -> dict[str, int]:
     return {planned.site.function: planned.return_address for planned in trace.plan.sites}
 
 
-def drained(trace: textpoke.Trace, tap: Tap, take: Callable[[int], object]) -> None:
-    """Drain for a while as a recording does; `take` gets each watermark."""
+def drained(trace: textpoke.Trace, tap: Tap, take: Callable[[int, bool], object]) -> None:
+    """Drain for a while as a recording does; `take` gets each watermark, and what was complete."""
     assert trace._reader is not None
     trace._reader.write_to(tap.fd)
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         mark = int(lib.tp_rdtsc())
-        trace.drain()
-        take(mark)
+        take(mark, not trace.drain().incomplete)
         time.sleep(0.002)
     trace.stop()
-    take(FOREVER)
+    take(FOREVER, True)
     assert trace.lost == 0
 
 
 def expected(events: NDArray[np.uint64], off: int, on: int) -> tuple[NDArray[np.bool_], list[int]]:
     """Which of the events, by time, a plain machine keeps, and when it turned off."""
-    recording, kept, stops = True, np.zeros(len(events), bool), []
+    recording, kept, stops, edges = True, np.zeros(len(events), bool), [], []
     for i, (tsc, word) in enumerate(events.tolist()):
-        was = recording
         if word >> 16 == off and recording:
             recording = False
             stops.append(tsc)
-        elif word >> 16 == on:
+            edges.append(tsc)
+        elif word >> 16 == on and not recording:
             recording = True
-        kept[i] = was or recording
+            edges.append(tsc)
+        kept[i] = recording
+    # Another core may have read the same time: both sides of an edge belong to what is kept.
+    kept |= np.isin(events[:, 0], np.array(edges, np.uint64))
     return kept, stops
 
 
@@ -82,10 +84,10 @@ def test_every_thread_is_cut_at_the_event(compile_target: Compile, start_target:
             [(at[t.rule.glob], t) for t in map(parse_trigger, ["quiet:traceoff", "loud:traceon"])]
         )
 
-        def take(mark: int) -> None:
+        def take(mark: int, complete: bool) -> None:
             blocks = tap.take()
             everything.extend(blocks)
-            fed = engine.feed(blocks, mark)
+            fed = engine.feed(blocks, mark, complete=complete)
             kept.extend(fed.blocks)
             hits.extend(hit.tsc for hit in fed.hits if hit.trigger.command == "traceoff")
 
@@ -113,7 +115,11 @@ def test_a_flight_recorder_over_a_real_program(
     ):
         at = addresses(trace)
         engine.arm([(at["slow"], parse_trigger("slow:keep=10ms:3"))])
-        drained(trace, flow.tap, lambda mark: kept.extend(flow.feed(mark).kept))
+
+        def take(mark: int, complete: bool) -> None:
+            kept.extend(flow.feed(mark, complete=complete).kept)
+
+        drained(trace, flow.tap, take)
     flow.close()
     blocks = out.take()
     out.close()

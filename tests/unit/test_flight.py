@@ -132,6 +132,13 @@ def test_snapshot_has_everything_and_clear_forgets_it() -> None:
     assert recorder.keep(0, 40).complete_from_tsc == 20
 
 
+def test_times_that_lie_do_not_make_everything_old() -> None:
+    recorder = filled(10, 20, hold=50)
+    recorder.add([block([entry((1 << 64) - 1), entry(30)])], 40)
+    assert recorder.snapshot().events == 4
+    assert recorder.keep(0, 1 << 70).events == 4
+
+
 def test_rows_are_copies() -> None:
     one = block([entry(10)])
     recorder = FlightRecorder(1000, ROOM)

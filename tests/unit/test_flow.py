@@ -107,6 +107,12 @@ def test_snapshots_end_with_their_hit(rig) -> None:
     ]
 
 
+def test_a_hot_function_makes_no_flood_of_snapshots(rig) -> None:
+    one = rig("f:snapshot")
+    flowed = one.feed(block([entry(t) for t in range(100)]), mark=200)
+    assert (len(flowed.snapshots), flowed.skipped) == (4, 96)
+
+
 def test_other_threads_are_left_out_but_their_triggers_count(rig) -> None:
     one = rig("f:traceoff")
     one.flow.tids = {101}

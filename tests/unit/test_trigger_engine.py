@@ -225,6 +225,43 @@ def test_many_switches_are_forgotten_without_a_change_of_state() -> None:
     assert not made.on
 
 
+def test_times_that_lie_hold_nothing_up_and_break_nothing() -> None:
+    made = engine("f:traceoff", "g:traceon")
+    rows = [entry(5, H), entry(FOREVER, F), entry(FOREVER - 1, H)]
+    assert times(made.feed([block(rows)], 10).blocks) == [5]
+    fed = made.feed([block([entry(15, H)], 1)], 20)
+    assert times(fed.blocks) == [FOREVER, FOREVER - 1, 15]  # at 20, as far as anybody knows
+    assert not made.on
+    fed = made.feed([block([entry(25, H), entry(30, G), entry(35, H)], 1)], 40)
+    assert times(fed.blocks) == [30, 35]
+    past = engine("f:traceoff", "g:traceon")
+    fed = past.feed([block([entry(10, F), entry(0, G), entry(11, H)])], 20)
+    assert past.on or times(fed.blocks)  # whatever it is, it goes on
+
+
+def test_an_event_that_is_not_yet_written_holds_the_rest_up_for_a_while() -> None:
+    made = engine("f:traceoff")
+    assert times(made.feed([block([entry(5, H)], 1)], 10).blocks) == [5]
+    # Ring 0 has an event of before 20 that its thread has not finished.
+    fed = made.feed([block([entry(18, H)], 1)], 20, complete=False)
+    assert (fed.blocks, fed.watermark) == ([], 10)
+    fed = made.feed([block([entry(15, F)], 0), block([entry(28, H)], 1)], 30)
+    assert times(fed.blocks) == [15]
+    assert not made.on
+    patient = engine("f:traceoff")
+    patient.feed([block([entry(5, H)])], 10, complete=False)
+    fed = [patient.feed([], 20 + i, complete=False) for i in range(60)]
+    assert [times(one.blocks) for one in fed if one.blocks] == [[5]]
+
+
+def test_hot_functions_do_not_drown_the_drain() -> None:
+    made = engine("f:snapshot", "g:traceoff:1")
+    fed = made.feed([block([entry(t, F) for t in range(5000)] + [entry(5000, G)])], 9000)
+    assert len(fed.hits) == 1001
+    assert fed.skipped == 4000
+    assert not made.on
+
+
 def plain(rings: list[list[tuple[int, int]]]) -> tuple[list[int], list[int]]:
     """Kept and stopped times by f:traceoff and g:traceon, an event at a time."""
     on, kept, hits = True, [], []
@@ -256,12 +293,13 @@ def test_agrees_with_a_plain_machine_however_it_is_drained(seed: int) -> None:
         kept.extend(times(fed.blocks))
         hits.extend(fed.hits)
 
-    mark = 0
+    mark = until = 0
     while mark < 4000:
-        mark += rng.randrange(1, 900)
+        mark = max(until, mark + rng.randrange(1, 900))
         parts = []
+        until = mark
         for number, ring in enumerate(rings):
-            until = mark + rng.randrange(300)  # rings are read one after the other
+            until += rng.randrange(100)  # rings are read one after the other
             stop = sum(tsc <= until for tsc, _ in ring)
             rows = [entry(tsc, a) for tsc, a in ring[done[number] : stop]]
             parts.append(block(rows, number, sequence=done[number]))
