@@ -172,9 +172,10 @@ class Times:
         """Ticks of each event of a block; blocks of a ring in their order."""
         if not len(block.rows):
             return np.empty(0, np.uint64)
-        own = owners(block)
-        times: NDArray[np.uint64] = block.rows[np.maximum(own, 0), 0]
-        if own[0] < 0:
+        times: NDArray[np.uint64] = block.rows[:, 0].copy()
+        if (block.kinds == DATA).any():
+            own = owners(block)
+            times = times[np.maximum(own, 0)]
             times[own < 0] = self._last.get(block.ring, 0)
         self._last[block.ring] = int(times[-1])
         return times

@@ -254,7 +254,9 @@ class TriggerEngine:
     @staticmethod
     def _first_late(block: RawBlock, watermark: int) -> int:
         # DATA stays with its event: what stands in its first word is no time.
-        late = (block.rows[:, 0] > np.uint64(watermark)) & (block.kinds != DATA)
+        late = block.rows[:, 0] > np.uint64(watermark)
+        if late.any():
+            late &= block.kinds != DATA
         return int(late.argmax()) if late.any() else len(block.rows)
 
     # What happens.
@@ -380,6 +382,8 @@ class TriggerEngine:
         return piece.only(kept, lost=on_at_end)
 
     def _recorded(self, times: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        if not self._edges:
+            return np.full(len(times), self._first_on)
         # The event of a traceon and that of a traceoff both belong to what is recorded.
         states = np.arange(len(self._edges) + 1) % 2 == (0 if self._first_on else 1)
         edges = np.array(self._edges, np.uint64)
