@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from textpoke import control_place
 from textpoke._errors import ControlFailed, NobodyRecords
-from textpoke.control_verbs import Session, answer
+from textpoke.control_verbs import ErrorLog, Session, answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +67,7 @@ class ControlServer:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._log = ErrorLog()
         self._owner = os.getpid()
         self._place = control_place.Place(session.pid)
         self._clients: deque[_Client] = deque()
@@ -152,7 +153,7 @@ class ControlServer:
             return False
         fds, client.fds = client.fds, []
         try:
-            result = answer(self._session, request, fds)
+            result = answer(self._session, request, fds, self._log)
         finally:
             for fd in fds:
                 os.close(fd)

@@ -6,6 +6,7 @@ session; no socket is needed.
 
     {"verb": "status"}
     {"verb": "tracers"}
+    {"verb": "available"}
     {"verb": "switch", "tracer": "function_graph", "instance": ""}
     {"verb": "filter", "instance": "", "list": true, "follow": false, "sample": 1,
      "changes": [{"kind": "trace", "action": "append", "patterns": ["set*"]}]}
@@ -26,10 +27,11 @@ import fcntl
 import os
 import re
 import stat
+from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from textpoke._errors import BadFilter, ControlFailed, TextpokeError
+from textpoke._errors import BadExpression, BadFilter, ControlFailed, TextpokeError
 from textpoke.filters import FilterSet, Threads
 from textpoke.tracers import TRACERS
 from textpoke.triggers import TriggerSet
@@ -90,6 +92,10 @@ class Session(Protocol):
 
     def listed(self, instance: str, *, notrace: bool) -> Sequence[str]:
         """`FilterSet.read_back` over the sites of the target."""
+        ...
+
+    def available(self) -> Sequence[str]:
+        """`SiteNames.available`: what can be traced, in the order that line numbers count."""
         ...
 
     def triggers(self, instance: str) -> TriggerSet:
@@ -186,24 +192,60 @@ class Request:
         return value
 
 
-def answer(session: Session, data: Mapping[str, object], fds: list[int]) -> dict[str, object]:
+class ErrorLog:
+    """The last few requests that failed, as ftrace's error_log: for whoever comes later."""
+
+    _MOST = 8
+
+    def __init__(self) -> None:
+        self._entries: deque[dict[str, object]] = deque(maxlen=self._MOST)
+
+    def add(self, verb: str, exc: BaseException) -> None:
+        """Note a failure; where it is in an expression, with a caret below the place."""
+        caret = exc.caret if isinstance(exc, BadExpression) else ""
+        self._entries.append({"verb": verb, "message": _line(exc), "caret": caret})
+
+    def entries(self) -> list[dict[str, object]]:
+        """Verb, message and caret (two lines, or "") of each, the oldest first."""
+        return list(self._entries)
+
+
+def _line(exc: BaseException) -> str:
+    return " ".join(str(exc).split())
+
+
+def answer(
+    session: Session,
+    data: Mapping[str, object],
+    fds: list[int],
+    log: ErrorLog | None = None,
+) -> dict[str, object]:
     """Do what a request asks for.
 
     Args:
         session: Who does it.
         data: The request.
         fds: Descriptors that came with it; those that are taken over are removed from the list.
+        log: Where failures are noted; `status` tells of them.
 
     Returns:
         The answer; errors of the session are in it.
     """
+    log = log or ErrorLog()
+    verb = ""
     try:
-        return {"ok": True, "result": _perform(session, Request(data), fds)}
+        request = Request(data)
+        verb = request.verb
+        result = _perform(session, request, fds)
+        if verb == "status":
+            result["errors"] = log.entries()
     except (TextpokeError, OSError) as exc:
-        message = " ".join(str(exc).split())
+        log.add(verb, exc)
+        message = _line(exc)
         code = exc.exit_code if isinstance(exc, TextpokeError) else 1
         kind = exc.kind if isinstance(exc, ControlFailed) and exc.kind else type(exc).__name__
         return {"ok": False, "error": {"kind": kind, "message": message, "exit_code": code}}
+    return {"ok": True, "result": result}
 
 
 def _perform(session: Session, request: Request, fds: list[int]) -> dict[str, object]:
@@ -219,6 +261,10 @@ def _status(session: Session, _request: Request, _fds: list[int]) -> dict[str, o
 
 def _tracers(session: Session, _request: Request, _fds: list[int]) -> dict[str, object]:
     return {"tracers": {name: TRACERS.get(name, "") for name in session.tracers()}}
+
+
+def _available(session: Session, _request: Request, _fds: list[int]) -> dict[str, object]:
+    return {"functions": list(session.available())}
 
 
 def _tracing(session: Session, request: Request, _fds: list[int]) -> dict[str, object]:
@@ -332,6 +378,7 @@ _INSTANCE = {"list": _list, "create": _create, "remove": _remove}
 _VERBS = {
     "status": _status,
     "tracers": _tracers,
+    "available": _available,
     "switch": _switch,
     "tracing": _tracing,
     "filter": _filter,

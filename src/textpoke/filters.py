@@ -247,6 +247,10 @@ class SiteNames:
         first = wanted if rule.names_module else [n for n in wanted if n in self._usual]
         return self._in(first, rule) or self._in([n for n in wanted if n not in first], rule)
 
+    def available(self) -> list[str]:
+        """What ftrace shows in available_filter_functions: a line each, from number 1."""
+        return [self.listed(index) for index in range(len(self.sites))]
+
     def listed(self, index: int) -> str:
         """A site as ftrace lists it: the module behind the name, unless it is the main program."""
         site = self.sites[index]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from targets import site
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+FUNCTIONS = [
+    ("setCommand", "prog"),
+    ("getCommand", "prog"),
+    ("handle_request", "prog"),
+    ("malloc", "libc.so.6"),
+    ("free", "libc.so.6"),
+]
 SITES = [
-    site("setCommand", "prog"),
-    site("getCommand", "prog"),
-    site("handle_request", "prog"),
-    site("malloc", "libc.so.6"),
-    site("free", "libc.so.6"),
+    replace(site(name, module), address=place, entry=place)
+    for place, (name, module) in enumerate(FUNCTIONS, start=4096)
 ]
 NAMES = SiteNames(SITES, main="prog")
 
@@ -90,6 +94,9 @@ class FakeSession:
 
     def listed(self, instance: str, *, notrace: bool) -> list[str]:
         return self.known[instance].filters.read_back(NAMES, notrace=notrace)
+
+    def available(self) -> list[str]:
+        return NAMES.available()
 
     def triggers(self, instance: str) -> TriggerSet:
         return self.known[instance].triggers

@@ -150,6 +150,14 @@ def test_filter(run, session: FakeSession, tmp_path: Path) -> None:
     assert run("filter", *P, "@nosuch")[0] == 1
 
 
+@pytest.mark.usefixtures("session")
+def test_filter_by_the_number_of_a_line(run) -> None:
+    lines = run("filter", *P, "--available")[1].splitlines()
+    assert lines[3] == "4  malloc [libc.so.6]"
+    assert run("filter", *P, "4", "--list")[1] == "malloc [libc.so.6]\n"
+    assert len(json.loads(run("filter", *P, "--available", "--json")[1])["functions"]) == 5
+
+
 def test_trigger(run, session: FakeSession) -> None:
     code, out, err = run("trigger", *P)
     assert (code, out, err) == (0, "", f"pid {PID}: no triggers\n")

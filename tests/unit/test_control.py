@@ -134,6 +134,17 @@ def test_errors_of_the_session_come_back_with_their_exit_code(client: ControlCli
     assert client.ask("filter")["lines"] == []
 
 
+def test_status_tells_of_the_last_eight_failures(client: ControlClient) -> None:
+    # tracing-error-log of the kernel's selftests.
+    for number in range(9):
+        with pytest.raises(ControlFailed):
+            client.ask("trigger", lines=[f"f{number}:traceof"])
+    errors = client.ask("status")["errors"]
+    assert [error["verb"] for error in errors] == ["trigger"] * 8
+    assert errors[0]["caret"] == "f1:traceof\n   ^"
+    assert "no command 'traceof'" in errors[-1]["message"]
+
+
 def test_no_file_is_read_for_somebody_else(client: ControlClient) -> None:
     changes = [{"kind": "trace", "action": "append", "patterns": [" @/etc/passwd"]}]
     with pytest.raises(ControlFailed, match="read by whoever asks"):

@@ -27,7 +27,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         nargs="*",
         metavar="PATTERN",
         help=f"{_LISTS['trace']}: GLOB, 'MODULE!GLOB', 'GLOB:mod:MODULE', 'GLOB:file:SOURCE', a "
-        "line of --list, @FILE; a leading ! takes away. In place of what was there",
+        "number of --available, @FILE; a leading ! takes away. In place of what was there",
     )
     for option, name in (
         ("--notrace", "notrace"),
@@ -61,6 +61,9 @@ def add_arguments(parser: _parser.VerbParser) -> None:
     parser.add_argument(
         "-l", "--list", action="store_true", help="the functions that are chosen, as ftrace does"
     )
+    parser.add_argument(
+        "--available", action="store_true", help="what there is to choose from, with line numbers"
+    )
     _parser.add_json(parser)
     _parser.examples(
         parser,
@@ -77,6 +80,8 @@ def add_arguments(parser: _parser.VerbParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
     console = Console.from_args(args)
+    if args.available:
+        return _print_available(args, console)
     sample = 1 if args.clear and args.sample is None else args.sample
     follow = False if args.clear and args.follow is None else args.follow
     result = _control.ask(
@@ -103,6 +108,18 @@ def run(args: argparse.Namespace) -> int:
         lines = _control.texts_of(result, "lines") or ["everything"]
     for line in lines:
         console.out(escape(line))
+    return 0
+
+
+def _print_available(args: argparse.Namespace, console: Console) -> int:
+    result = _control.ask(args, "available")
+    if args.json:
+        console.json(result)
+        return 0
+    functions = _control.texts_of(result, "functions")
+    width = len(str(len(functions)))
+    for number, function in enumerate(functions, start=1):
+        console.out(f"{number:>{width}}  {escape(function)}")
     return 0
 
 
