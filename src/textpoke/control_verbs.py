@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from textpoke._errors import BadExpression, BadFilter, ControlFailed, TextpokeError
 from textpoke.filters import FilterSet, Threads
-from textpoke.tracers import TRACERS
+from textpoke.tracer_names import TRACERS
 from textpoke.triggers import TriggerSet
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from targets import site
 
 from textpoke.control import ControlServer
 from textpoke.filters import FilterSet, SiteNames, diff
-from textpoke.tracers import TRACERS
+from textpoke.tracer_names import TRACERS
 from textpoke.triggers import TriggerSet
 
 if TYPE_CHECKING:

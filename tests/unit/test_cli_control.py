@@ -12,7 +12,7 @@ from fake_session import FakeSession, Serving
 
 from textpoke import control_place
 from textpoke.cli import main
-from textpoke.tracers import TRACERS
+from textpoke.tracer_names import TRACERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

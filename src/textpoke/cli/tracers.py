@@ -25,7 +25,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
-    from textpoke.tracers import TRACERS
+    from textpoke.tracer_names import TRACERS
 
     console = Console.from_args(args)
     found: dict[str, object] = dict(TRACERS)
