@@ -34,6 +34,8 @@
     |   |-- ControlBusy                             .pid .owner
     |   |-- ControlUnsafe      PermissionError      .path .reason
     |   `-- ControlFailed                           .verb .problem .kind
+    |-- TraceExists                                 .pid .name
+    |-- UnknownTracer          ValueError           .name .known
     `-- ViewError              OSError              .path .reason
 
 A message says the cause, the value read and the cure, in one line.
@@ -133,6 +135,27 @@ class UnsupportedTarget(TargetError):
         self.pid = pid
         self.reason = reason
         self.detail = detail
+
+
+class UnknownTracer(TextpokeError, ValueError):
+    """There is no tracer of that name."""
+
+    exit_code = 2
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"no tracer is called {name!r}: there are {', '.join(known)}")
+        self.name = name
+        self.known = list(known)
+
+
+class TraceExists(TextpokeError):
+    """A trace of this name is running on the target already."""
+
+    def __init__(self, pid: int, name: str) -> None:
+        shown = f"the trace {name!r}" if name else "a trace without a name"
+        super().__init__(f"{shown} is running on pid {pid} already: give this one another name")
+        self.pid = pid
+        self.name = name
 
 
 class SiteError(TextpokeError):
