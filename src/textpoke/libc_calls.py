@@ -262,24 +262,28 @@ def layouts(found: Mapping[int, Function]) -> dict[str, dict[str, list[list[str]
     }
 
 
-def names(found: Mapping[int, Function]) -> dict[str, str]:
+def function_names(found: Mapping[int, Function]) -> dict[str, str]:
     """The field `functions` of META: what each return address is, whatever its symbol says."""
     return {str(address): function.name for address, function in found.items()}
 
 
-def known(sites: Sequence[SiteName], meta: Mapping[str, object], tracer: str) -> list[Function]:
+def known(
+    sites: Sequence[SiteName], notes: Iterable[Mapping[str, object]], tracer: str
+) -> list[Function]:
     """The function of each site of a capture; `OTHER` for those that are in no table.
 
     Args:
         sites: Of the capture.
-        meta: Its META as JSON: `functions` there wins over the sites' own names.
+        notes: The JSON of its blocks: `functions` there wins over the sites' own names.
         tracer: Whose table.
     """
     table = TRACERS.get(tracer, ())
     by_name = {function.name: function for function in table}
     by_symbol = {symbol: function for function in table for symbol in _spellings(function)}
-    told = meta.get("functions")
-    given: dict[object, object] = told if isinstance(told, dict) else {}
+    given: dict[object, object] = {}
+    for note in notes:
+        names = note.get("functions")
+        given.update(names if isinstance(names, dict) else {})
     found: list[Function] = []
     for site in sites:
         name = given.get(str(site.address))

@@ -112,13 +112,12 @@ def match_counted(waits: Waits, posts: Posts, *, keeps: bool) -> Pairs:
 def match_barrier(waits: Waits) -> Pairs:
     """Barriers: all that wait are woken by the last thread to come; posts are waits here.
 
-    A thread that comes again, to the next round, while a slow one still waits in this round is
-    known by its having been there already.
+    Who comes before the first of a round has left belongs to the round; who comes later has left
+    it already, or belongs to the next one.
     """
     cluster = _clusters(waits)
     together = np.bincount(cluster, minlength=1)[cluster] > 1
-    pairs = [_match_round(waits, members) for members in _groups(cluster, together)]
-    return _joined(pairs)
+    return _joined([_match_rounds(waits, members) for members in _groups(cluster, together)])
 
 
 def _match_alone(waits: Waits, posts: Posts, rows: Ints) -> Pairs:
@@ -162,7 +161,7 @@ def _stored(waits: Waits, posts: Posts) -> Ints:
     target = np.concatenate([posts.object, waits.object[taken]])
     when = np.concatenate([posts.ts_ns, waits.end_ns[taken]])
     step = np.repeat([1, -1], [len(posts), len(taken)])
-    order = np.lexsort((-step, when, target))
+    order = np.lexsort((step, when, target))
     height = levels(target[order], step[order])
     last = latest_before(target[order], when[order], waits.object, waits.start_ns + 1)
     return np.where(last >= 0, height[last], 0) if len(height) else np.zeros(len(waits), np.int64)
@@ -216,39 +215,26 @@ class _Model:
             self.stored += self.keeps
 
 
-def _match_round(waits: Waits, members: Ints) -> Pairs:
-    inside: dict[int, _Arrival] = {}
-    pairs: list[tuple[int, int]] = []
+def _match_rounds(waits: Waits, members: Ints) -> Pairs:
     events = [
         *((int(waits.start_ns[i]), _BEGINS, int(i)) for i in members),
         *((int(waits.end_ns[i]), _ENDS, int(i)) for i in members),
     ]
-    tid = {int(i): int(waits.tid[i]) for i in members}
+    rounds: list[list[int]] = [[]]
+    round_of: dict[int, int] = {}
+    is_over = False
     for _, kind, index in sorted(events):
-        if kind == _BEGINS:
-            for arrival in inside.values():
-                if arrival.is_open and tid[index] not in arrival.left:
-                    arrival.last = index
-                    arrival.came.add(index)
-            inside[index] = _Arrival()
-        elif index in inside:
-            gone = inside.pop(index)
-            if gone.last is not None and waits.ok[index]:
-                pairs.append((gone.last, index))
-            for arrival in inside.values():
-                arrival.left.add(tid[index])
-                arrival.is_open &= index not in arrival.came
+        if kind == _ENDS:
+            is_over |= round_of.get(index) == len(rounds) - 1
+            continue
+        if is_over:
+            rounds.append([])
+            is_over = False
+        rounds[-1].append(index)
+        round_of[index] = len(rounds) - 1
+    pairs = [(came[-1], i) for came in rounds for i in came[:-1] if waits.ok[i]]
     columns = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return columns[:, 0], columns[:, 1]
-
-
-@dataclass(slots=True)
-class _Arrival:
-    # Who came after one that waits; closed by the first of them that leaves: the round is over.
-    last: int | None = None
-    came: set[int] = field(default_factory=set)
-    left: set[int] = field(default_factory=set)
-    is_open: bool = True
 
 
 def _joined(pairs: list[Pairs]) -> Pairs:
