@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     Value = int | float | bool | str | None
     """What JSON holds for a field."""
@@ -194,9 +194,12 @@ class Formatter:
 
     def texts(self, fields: Sequence[Field], words: Sequence[int]) -> str:
         """All fields of a payload as `name=value, name=value`; of a short payload what is there."""
+        return self.joined(split(fields, words))
+
+    def joined(self, parts: Iterable[tuple[Field, Sequence[int]]]) -> str:
+        """Some fields with their words, as `texts` writes them."""
         return ", ".join(
-            f"{_escaped(field.name)}={self.text(field.kind, part)}"
-            for field, part in split(fields, words)
+            f"{_escaped(field.name)}={self.text(field.kind, words)}" for field, words in parts
         )
 
     def values(self, fields: Sequence[Field], words: Sequence[int]) -> dict[str, Value]:
