@@ -84,9 +84,7 @@ class Sums:
     bytes_written: NDArray[np.int64]
 
 
-def transfers(
-    calls: Calls, functions: Sequence[Function], looks: Sequence[Look] = ()
-) -> Transfers:
+def transfers(calls: Calls, functions: Sequence[Function], looks: Sequence[Look] = ()) -> Transfers:
     """Everything about the I/O calls of a capture.
 
     Args:
@@ -149,9 +147,7 @@ def _complete(finished: Spread, every: Spread) -> Spread:
     return type(every)(every.key, *(column(values) for values in of_finished))
 
 
-def _files(
-    rows: CallRows, files: descriptors.Files, fd: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _files(rows: CallRows, files: descriptors.Files, fd: NDArray[np.int64]) -> NDArray[np.int64]:
     closes = rows.which(lambda f: f.role == "close")  # it is closed from that moment on
     found = files.at(fd, rows.start_ns - closes)
     opens = np.flatnonzero(rows.which(lambda f: f.role in ("open", "socket")))

@@ -22,6 +22,8 @@ _Word = TypeVar("_Word", np.uint64, np.int64)
 _NARROW = {"i32": np.int32, "u32": np.uint32}
 UNFINISHED = -1
 """End of a call that never returned, or had not yet when the capture ended."""
+OWNER_DEAD = 130
+"""EOWNERDEAD: a robust mutex was acquired."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class CallRows:
     @property
     def is_finished(self) -> NDArray[np.bool_]:
         """Which of them returned."""
-        return self.end_ns != UNFINISHED
+        returned: NDArray[np.bool_] = self.end_ns != UNFINISHED
+        return returned
 
     def which(self, test: Callable[[Function], bool]) -> NDArray[np.bool_]:
         """The rows whose function passes a test, as a mask."""
@@ -94,6 +97,13 @@ class CallRows:
         self._fill(found, "result", at_exit=True)
         return found
 
+    @property
+    def succeeded(self) -> NDArray[np.bool_]:
+        """Which of them returned 0, or got a mutex whose last owner has died."""
+        result = self.results()
+        fine: NDArray[np.bool_] = self.is_finished & ((result == 0) | (result == OWNER_DEAD))
+        return fine
+
     def texts(self, name: str) -> list[str | None]:
         """A string of each entry; None where it was not recorded or could not be read."""
         found: list[str | None] = [None] * len(self)
@@ -115,10 +125,10 @@ class CallRows:
                 continue
             at, kind = place
             start = data[self.row[rows]]
-            rows, start = rows[start >= 0], start[start >= 0]
-            words = self.calls.words[start + at]
+            words = self.calls.words[start[start >= 0] + at]
             narrow = _NARROW.get(kind)
-            found[rows] = (words.astype(narrow) if narrow else words).astype(found.dtype)
+            signed = words.astype(narrow) if narrow else words
+            found[rows[start >= 0]] = signed.astype(found.dtype)
 
     def _by_site(self) -> Iterable[tuple[int, NDArray[np.int64]]]:
         sites = self.calls.site[self.row]

@@ -69,7 +69,8 @@ def group_minima(group: Ints, value: Ints) -> Ints:
     # Each group's ranks lie below all those of the group before; ranks, for values may be huge.
     distinct, rank = np.unique(value, return_inverse=True)
     offset = np.cumsum(np.diff(group, prepend=group[0]) != 0) * len(distinct)
-    return distinct[np.minimum.accumulate(rank - offset) + offset]
+    minima: Ints = distinct[np.minimum.accumulate(rank - offset) + offset]
+    return minima
 
 
 def group_maxima(group: Ints, value: Ints) -> Ints:

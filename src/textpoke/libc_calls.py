@@ -342,4 +342,3 @@ def _hidden(image: elf.Image, rows: int) -> frozenset[int]:
             versions = struct.unpack_from(f"<{count}H", content)
             return frozenset(i for i, version in enumerate(versions) if version & _VERSION_HIDDEN)
     return frozenset()
-

@@ -16,7 +16,6 @@ import numpy as np
 
 from textpoke.call_rows import rows_of
 from textpoke.group_math import levels, numbered
-from textpoke.wakeup import OWNER_DEAD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -127,7 +126,7 @@ def attempts(calls: Calls, functions: Sequence[Function]) -> Attempts:
     takes = rows.take(rows.which(lambda f: f.family in KINDS and f.role in _TAKES))
     takes = takes.take(takes.is_finished)
     return Attempts(
-        takes.addresses("object"), _kinds(takes), takes.end_ns - takes.start_ns, ~_got(takes)
+        takes.addresses("object"), _kinds(takes), takes.end_ns - takes.start_ns, ~takes.succeeded
     )
 
 
@@ -163,7 +162,7 @@ def _pair(steps: _Steps) -> Sections:
 def _lock_steps(rows: CallRows) -> _Steps:
     # A wait on a condition variable releases its mutex and takes it again, in time or not.
     locks = rows.take(rows.which(lambda f: f.family in KINDS))
-    takes = locks.take(locks.which(lambda f: f.role in _TAKES) & _got(locks))
+    takes = locks.take(locks.which(lambda f: f.role in _TAKES) & locks.succeeded)
     releases = locks.take(locks.which(lambda f: f.role == "release") & _released(locks))
     waits = rows.of("cond", ("wait",))
     returns = waits.take(waits.is_finished)
@@ -228,14 +227,10 @@ def _kinds(rows: CallRows) -> Ints:
     return np.array(of_function, dtype=np.int64)[rows.function]
 
 
-def _got(rows: CallRows) -> NDArray[np.bool_]:
-    result = rows.results()
-    return rows.is_finished & ((result == 0) | (result == OWNER_DEAD))
-
-
 def _released(rows: CallRows) -> NDArray[np.bool_]:
     # The section ends at the entry, so a release that has not returned yet counts as well.
-    return ~rows.is_finished | (rows.results() == 0)
+    released: NDArray[np.bool_] = rows.results(otherwise=0) == 0
+    return released
 
 
 def _joined(parts: Sequence[Sections]) -> Sections:

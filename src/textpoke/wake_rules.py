@@ -243,5 +243,3 @@ def _joined(pairs: list[Pairs]) -> Pairs:
         np.concatenate([none, *(pair[0] for pair in pairs)]),
         np.concatenate([none, *(pair[1] for pair in pairs)]),
     )
-
-

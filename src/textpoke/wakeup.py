@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 FAMILIES = ("mutex", "rwlock", "cond", "sem", "futex", "barrier")
-OWNER_DEAD = 130
-"""A robust mutex was acquired, its last owner has died."""
 _SERIAL_THREAD = -1  # what one of a barrier's threads is told
 
 _FUTEX_OPERATION = 127  # without FUTEX_PRIVATE_FLAG and FUTEX_CLOCK_REALTIME
@@ -124,7 +122,7 @@ def _mutexes(rows: CallRows) -> _Part:
     given = np.concatenate([releases.addresses("object"), conditions.addresses("mutex")])
     of_wait, of_post = numbered(target, given)
     posts = _posts([releases, conditions], of_post)
-    made = _waits(waits, of_wait, _succeeded(waits))
+    made = _waits(waits, of_wait, waits.succeeded)
     post, wait = match_last(made, posts)
     rows_of_posts = np.concatenate([releases.row, conditions.row])
     return rows_of_posts[post], waits.row[wait], target[wait], int(made.ok.sum())
@@ -136,7 +134,7 @@ def _rwlocks(rows: CallRows) -> _Part:
     releases = rows.of("rwlock", ("release",))
     target = waits.addresses("object")
     of_wait, of_post = numbered(target, releases.addresses("object"))
-    made, posts = _waits(waits, of_wait, _succeeded(waits)), _posts([releases], of_post)
+    made, posts = _waits(waits, of_wait, waits.succeeded), _posts([releases], of_post)
     shares = waits.which(lambda f: f.role == "share")
     by_writer = np.flatnonzero(_ends_exclusive(rows, releases))
     readers, writers = np.flatnonzero(shares), np.flatnonzero(~shares)
@@ -150,7 +148,7 @@ def _rwlocks(rows: CallRows) -> _Part:
 def _ends_exclusive(rows: CallRows, releases: CallRows) -> NDArray[np.bool_]:
     # By how the thread took the lock last; when the capture does not know, it may have been.
     takes = rows.of("rwlock", ("acquire", "share", "try", "tryshare"))
-    takes = takes.take(_succeeded(takes))
+    takes = takes.take(takes.succeeded)
     of_take, of_release = numbered(takes.addresses("object"), releases.addresses("object"))
     take_tid, release_tid = numbered(takes.tid, releases.tid)
     threads = 1 + max(take_tid.max(initial=0), release_tid.max(initial=0))
@@ -168,14 +166,14 @@ def _conditions(rows: CallRows) -> _Part:
     everybody = rows.which(lambda f: f.role == "wakeall")
     count = np.where(everybody, EVERYBODY, 1)
     is_wait = rows.which(lambda f: f.role == "wait")
-    return _counted(rows, is_wait, count, _succeeded(rows), keeps=False)
+    return _counted(rows, is_wait, count, rows.succeeded, keeps=False)
 
 
 def _semaphores(rows: CallRows) -> _Part:
     is_post = rows.which(lambda f: f.role == "wake")
     is_try = rows.which(lambda f: f.role == "try")
     count = np.ones(len(rows), dtype=np.int64)
-    return _counted(rows, ~is_post, count, _succeeded(rows), keeps=True, instant=is_try)
+    return _counted(rows, ~is_post, count, rows.succeeded, keeps=True, instant=is_try)
 
 
 def _futexes(rows: CallRows) -> _Part:
@@ -184,18 +182,18 @@ def _futexes(rows: CallRows) -> _Part:
     rows = rows.take(np.isin(operation, (*_FUTEX_WAITS, *_FUTEX_WAKES)))
     operation = rows.numbers("operation") & _FUTEX_OPERATION
     count = np.maximum(rows.results(otherwise=0), 0)  # the kernel says how many it woke
-    return _counted(rows, np.isin(operation, _FUTEX_WAITS), count, _succeeded(rows), keeps=False)
+    return _counted(rows, np.isin(operation, _FUTEX_WAITS), count, rows.succeeded, keeps=False)
 
 
 def _barriers(rows: CallRows) -> _Part:
     target = rows.addresses("object")
-    ok = _succeeded(rows) | (rows.is_finished & (rows.results(0) == _SERIAL_THREAD))
+    ok = rows.succeeded | (rows.is_finished & (rows.results(0) == _SERIAL_THREAD))
     made = _waits(rows, numbered(target)[0], ok)
     post, wait = match_barrier(made)
     return rows.row[post], rows.row[wait], target[wait], int(ok.sum())
 
 
-def _counted(  # noqa: PLR0913 - columns of one table
+def _counted(
     rows: CallRows,
     is_wait: NDArray[np.bool_],
     count: Ints,
@@ -215,11 +213,6 @@ def _counted(  # noqa: PLR0913 - columns of one table
     return rows.row[posts[post]], rows.row[waits[wait]], target[waits[wait]], int(made.ok.sum())
 
 
-def _succeeded(rows: CallRows) -> NDArray[np.bool_]:
-    result = rows.results()
-    return rows.is_finished & ((result == 0) | (result == OWNER_DEAD))
-
-
 def _waits(rows: CallRows, number: Ints, ok: NDArray[np.bool_]) -> Waits:
     end_ns = np.where(rows.is_finished, rows.end_ns, NEVER_NS)
     return Waits(number, rows.tid, rows.start_ns, end_ns, ok)
@@ -229,4 +222,3 @@ def _posts(parts: Sequence[CallRows], number: Ints) -> Posts:
     tid = np.concatenate([part.tid for part in parts])
     start_ns = np.concatenate([part.start_ns for part in parts])
     return Posts(number, tid, start_ns, np.ones(len(number), dtype=np.int64))
-

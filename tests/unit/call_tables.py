@@ -44,20 +44,16 @@ def table(tracer: str, calls: list[Call]) -> tuple[Calls, list[Function]]:
         parents.append(stack[-1] if stack else -1)
         depths.append(len(stack))
         stack.append(row)
-        function = by_name.get(c.name, OTHER)
-        entry_data.append(len(words) if function.entry else -1)
-        for word in function.entry:
-            words += _words(c.words.get(word.name, 0), word.kind)
-        exit_data.append(len(words) if function.exit and c.end is not None else -1)
-        if exit_data[-1] >= 0:
-            words.append(c.result & (1 << 64) - 1)
-    end = [-1 if c.end is None else c.end for c in calls]
-    start = [c.start for c in calls]
+        begin, end = words_of(c, by_name)
+        entry_data.append(len(words) if begin else -1)
+        words += begin
+        exit_data.append(len(words) if end and c.end is not None else -1)
+        words += end if c.end is not None else []
     made = Calls(
         tid=np.array([c.tid for c in calls], dtype=np.uint32),
         site=np.array([names.index(c.name) for c in calls], dtype=np.int32),
-        start_ns=np.array(start, dtype=np.int64),
-        end_ns=np.array(end, dtype=np.int64),
+        start_ns=np.array([c.start for c in calls], dtype=np.int64),
+        end_ns=np.array([-1 if c.end is None else c.end for c in calls], dtype=np.int64),
         self_ns=np.zeros(len(calls), dtype=np.int64),
         depth=np.array(depths, dtype=np.uint32),
         parent=np.array(parents, dtype=np.int64),
@@ -68,6 +64,15 @@ def table(tracer: str, calls: list[Call]) -> tuple[Calls, list[Function]]:
         names=[f"libc.so.6!{name}" for name in names],
     )
     return made, functions
+
+
+def words_of(c: Call, by_name: dict[str, Function]) -> tuple[list[int], list[int]]:
+    """What the agent records of a call: at its entry, and at its exit."""
+    function = by_name.get(c.name, OTHER)
+    begin: list[int] = []
+    for word in function.entry:
+        begin += _words(c.words.get(word.name, 0), word.kind)
+    return begin, [c.result & (1 << 64) - 1 for _ in function.exit]
 
 
 def _contains(outer: Call, inner: Call) -> bool:

@@ -188,9 +188,7 @@ def test_equals_a_walk_through_the_calls(steps: list[tuple[int, int, bool]]) -> 
     assert sorted(found(calls)) == sorted(wanted)
 
 
-MASKS = st.lists(
-    st.tuples(st.integers(1, 3), st.integers(0, 2), st.integers(0, 7)), max_size=40
-)
+MASKS = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2), st.integers(0, 7)), max_size=40)
 
 
 @settings(deadline=None)

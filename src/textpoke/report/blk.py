@@ -80,7 +80,9 @@ class _Report:
 
     @property
     def latency_ns(self) -> NDArray[np.int64]:
-        return self.moved.latency_ns[self.moved.latency_ns != UNFINISHED]
+        every = self.moved.latency_ns
+        finished: NDArray[np.int64] = every[every != UNFINISHED]
+        return finished
 
 
 def lines(capture: Capture, *, by: By = "file", limit: int | None = None) -> Iterator[str]:
@@ -133,7 +135,9 @@ def text(capture: Capture) -> Iterator[str]:
         f"#{'TASK-PID':>19}     {'TIMESTAMP':^16}   RWBS FUNCTION FD (FILE) + BYTES [US] <-CALLER\n"
     )
     for first in range(0, len(moved), _MOST_LINES):
-        yield "".join(_line(report, row) for row in range(first, min(first + _MOST_LINES, len(moved))))
+        yield "".join(
+            _line(report, row) for row in range(first, min(first + _MOST_LINES, len(moved)))
+        )
 
 
 def records(capture: Capture, *, limit: int | None = None) -> dict[str, object]:

@@ -164,7 +164,10 @@ def _longest_wake(analysed: Analysed, found: Wakes) -> _Longest:
         _object(analysed, FAMILIES[int(found.family[row])], int(found.object[row])),
         waker,
         waiter,
-        [(int(analysed.calls.tid[call]), open_calls(analysed.calls, call)) for call in (waker, waiter)],
+        [
+            (int(analysed.calls.tid[call]), open_calls(analysed.calls, call))
+            for call in (waker, waiter)
+        ],
         inside[:_MOST_INSIDE].tolist(),
         len(inside),
     )
@@ -189,9 +192,7 @@ def _longest_section(analysed: Analysed, held: Sections, row: int) -> _Longest:
     )
 
 
-def _inside(
-    analysed: Analysed, first_ns: int, last_ns: int, tid: int | None
-) -> NDArray[np.int64]:
+def _inside(analysed: Analysed, first_ns: int, last_ns: int, tid: int | None) -> NDArray[np.int64]:
     calls = analysed.calls
     during = (calls.start_ns >= first_ns) & (calls.start_ns <= last_ns)
     if tid is not None:
@@ -262,7 +263,7 @@ def _with_caller(analysed: Analysed, row: int) -> str:
     return f"{analysed.function(row)} <-{caller}" if caller != "?" else analysed.function(row)
 
 
-def _objects(  # noqa: PLR0913 - columns of one table
+def _objects(
     analysed: Analysed,
     address: NDArray[np.uint64],
     kind: NDArray[np.int64],
@@ -282,7 +283,7 @@ def _objects(  # noqa: PLR0913 - columns of one table
     return _table("by_object", "OBJECT", key, value_ns, name, limit)
 
 
-def _threads(  # noqa: PLR0913 - columns of one table
+def _threads(
     analysed: Analysed,
     title: str,
     heading: str,
@@ -296,7 +297,7 @@ def _threads(  # noqa: PLR0913 - columns of one table
     return _table(title, heading, tid, value_ns, name, limit)
 
 
-def _table(  # noqa: PLR0913 - columns of one table
+def _table(
     title: str,
     heading: str,
     key: NDArray[np.int64],
