@@ -14,7 +14,7 @@ from textpoke.payload import Formatter, Layout, count_words
 from textpoke.report.names import NAME_WIDTH, TID_WIDTH, escape, function_labels, padded_label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from textpoke.capture import Capture
     from textpoke.decode import Events
@@ -26,12 +26,17 @@ _NS_PER_S = 1_000_000_000
 _NS_PER_US = 1_000
 
 
-def text(capture: Capture) -> Iterator[str]:
+def text(capture: Capture, *, symbol: Callable[[int], str | None] | None = None) -> Iterator[str]:
     """The header and the events, many lines at a time, in bounded memory.
 
     As in the kernel: `TASK-TID  SECONDS.MICROSECONDS: FUNCTION`, seconds of CLOCK_MONOTONIC,
     functions outside of the main program with their module in brackets, losses in their place.
-    The CPU and the caller are not recorded, so their columns are left out.
+    The CPU is not recorded, so its column is left out. Arguments stand behind the name
+    where they were recorded.
+
+    Args:
+        capture: Open.
+        symbol: Gives names for callers' addresses in payloads.
 
     Raises:
         CaptureFormat: the file changed while it was read.
@@ -40,7 +45,7 @@ def text(capture: Capture) -> Iterator[str]:
     yield "".join(f"{line}\n" for line in [*header(capture, decoder), *_titles()])
     labels = {tid: padded_label(capture, tid) for tid in decoder.tids}
     functions = function_labels(capture)
-    payloads = _Payloads(capture, decoder)
+    payloads = _Payloads(capture, decoder, symbol)
     for events in decoder.merged():
         yield _chunk(events, labels, functions, decoder.clock.start_ns, payloads)
 
@@ -48,11 +53,13 @@ def text(capture: Capture) -> Iterator[str]:
 class _Payloads:
     # Arguments behind the functions' names.
 
-    def __init__(self, capture: Capture, decoder: Decoder) -> None:
+    def __init__(
+        self, capture: Capture, decoder: Decoder, symbol: Callable[[int], str | None] | None
+    ) -> None:
         self._layouts = layouts_by_site(capture)
         clock = decoder.clock
         self._formatter = Formatter(
-            capture.meta.enums, ns_per_tick=clock.ns_per_tick if clock.known else None
+            capture.meta.enums, symbol, ns_per_tick=clock.ns_per_tick if clock.known else None
         )
 
     def add(self, events: Events, lines: list[str]) -> None:
