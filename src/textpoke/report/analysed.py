@@ -6,15 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from textpoke.address_names import AddressNames
 from textpoke.calls import all_calls
 from textpoke.decode import Clock
 from textpoke.libc_calls import known
 from textpoke.report.names import escape, program_name, thread_label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
+    from textpoke.callers import Callers
     from textpoke.calls import Calls
     from textpoke.capture import Capture
     from textpoke.libc_calls import Function
@@ -37,18 +37,21 @@ class Analysed:
     capture: Capture
     calls: Calls
     functions: list[Function]
-    names: AddressNames
+    names: Callers
     clock: Clock
 
     @classmethod
-    def of(cls, capture: Capture) -> Analysed:
+    def of(cls, capture: Capture, names: Callers) -> Analysed:
         """Read the events and pair them.
+
+        Args:
+            capture: Open.
+            names: Of the same capture; must stay open.
 
         Raises:
             CaptureFormat: the file changed while it was read.
         """
         functions = known(capture.meta.sites, capture.notes, capture.meta.tracer)
-        names = AddressNames(list(_modules(capture.notes)))
         return cls(capture, all_calls(capture), functions, names, Clock(capture))
 
     def label(self, tid: int) -> str:
@@ -73,8 +76,18 @@ class Analysed:
         at = layout.entry_at("caller") if layout else None
         data = int(self.calls.entry_data[row])
         if at is not None and data >= 0:
-            return escape(self.names.function(int(self.calls.words[data + at])))
+            return self.address(int(self.calls.words[data + at]))
         return self.function(parent) if parent >= 0 else "?"
+
+    def address(self, return_address: int) -> str:
+        """The function that a return address is in, or a number, or "?" for 0."""
+        name = self.names.function(return_address) if return_address else "?"
+        return escape(name) if name else f"{return_address:#x}"
+
+    def variable(self, address: int) -> str | None:
+        """The variable at an address: of a lock, for instance."""
+        name = self.names.variable(address)
+        return escape(name) if name else None
 
     def head(self, what: str) -> list[str]:
         """One line of facts that is always there, and one for each thing that is amiss."""
@@ -137,21 +150,3 @@ def spread_record(row: tuple[int, int, int, int, int]) -> dict[str, object]:
         "p99_ns": p99,
         "max_ns": largest,
     }
-
-
-def _modules(notes: list[dict[str, object]]) -> Iterator[tuple[str, str, int]]:
-    seen: set[tuple[str, int]] = set()
-    for note in notes:
-        for name, path, bias in _rows(note):
-            if (path, bias) not in seen:
-                seen.add((path, bias))
-                yield name, path, bias
-
-
-def _rows(note: Mapping[str, object]) -> Iterator[tuple[str, str, int]]:
-    modules = note.get("modules")
-    for row in modules if isinstance(modules, list) else ():
-        if isinstance(row, list) and len(row) == 3:
-            name, path, bias = row
-            if isinstance(name, str) and isinstance(path, str) and type(bias) is int:
-                yield name, path, bias

@@ -10,6 +10,7 @@ import numpy as np
 
 from textpoke.blk import sums, transfers
 from textpoke.call_rows import UNFINISHED
+from textpoke.callers import Callers
 from textpoke.descriptors import looks
 from textpoke.report.analysed import Analysed, spread_record, us
 from textpoke.report.layout import columns
@@ -55,8 +56,8 @@ class _Report:
     moved: Transfers
 
     @classmethod
-    def of(cls, capture: Capture) -> _Report:
-        analysed = Analysed.of(capture)
+    def of(cls, capture: Capture, names: Callers) -> _Report:
+        analysed = Analysed.of(capture, names)
         seen = looks(capture.notes, capture.meta.clock.monotonic_ns)
         return cls(analysed, transfers(analysed.calls, analysed.functions, seen))
 
@@ -73,10 +74,10 @@ class _Report:
         if by == "thread":
             return rows.tid, self.analysed.label
         addresses, which = np.unique(self.moved.caller, return_inverse=True)
-        callers = [self.analysed.names.function(address) for address in addresses.tolist()]
+        callers = [self.analysed.address(address) for address in addresses.tolist()]
         distinct = sorted(set(callers))
         index = np.array([distinct.index(caller) for caller in callers], dtype=np.int64)
-        return index[which], lambda caller: escape(distinct[caller])
+        return index[which], distinct.__getitem__
 
     @property
     def latency_ns(self) -> NDArray[np.int64]:
@@ -96,7 +97,11 @@ def lines(capture: Capture, *, by: By = "file", limit: int | None = None) -> Ite
     Raises:
         CaptureFormat: the file changed while it was read.
     """
-    report = _Report.of(capture)
+    with Callers(capture) as names:
+        yield from _lines(_Report.of(capture, names), by, limit)
+
+
+def _lines(report: _Report, by: By, limit: int | None) -> Iterator[str]:
     moved = report.moved
     taken, put = int(moved.bytes[moved.reads].sum()), int(moved.bytes[moved.writes].sum())
     yield from report.analysed.head(
@@ -127,7 +132,11 @@ def text(capture: Capture) -> Iterator[str]:
     Raises:
         CaptureFormat: the file changed while it was read.
     """
-    report = _Report.of(capture)
+    with Callers(capture) as names:
+        yield from _text(_Report.of(capture, names))
+
+
+def _text(report: _Report) -> Iterator[str]:
     analysed, moved = report.analysed, report.moved
     yield "# tracer: blk\n#\n"
     yield f"# entries-in-buffer/entries-written: {len(moved)}/{len(moved) + analysed.lost}\n#\n"
@@ -150,7 +159,11 @@ def records(capture: Capture, *, limit: int | None = None) -> dict[str, object]:
     Raises:
         CaptureFormat: the file changed while it was read.
     """
-    report = _Report.of(capture)
+    with Callers(capture) as names:
+        return _records(_Report.of(capture, names), limit)
+
+
+def _records(report: _Report, limit: int | None) -> dict[str, object]:
     moved = report.moved
     every = next(spread_of_all(report.latency_ns).rows(), (0, 0, 0, 0, 0, 0))
     tables: tuple[By, ...] = ("file", "function", "caller", "thread")
@@ -209,7 +222,7 @@ def _line(report: _Report, row: int) -> str:
     size = f" + {int(moved.bytes[row])}" if function.role in ("read", "write", "copy") else ""
     outcome = " failed" if moved.failed[row] else size
     name, _, tid = analysed.label(int(analysed.calls.tid[call])).rpartition("-")
-    caller = escape(analysed.names.function(int(moved.caller[row])))
+    caller = analysed.address(int(moved.caller[row]))
     return (
         f"{name:>16}-{tid:<7} {seconds:>6}.{rest_ns // _NS_PER_US:06d}: "
         f"{_SIGNS[function.role]:>4} {function.name} {fd} ({report.file(int(moved.file[row]))})"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from textpoke.call_rows import open_calls
+from textpoke.callers import Callers
 from textpoke.report.analysed import Analysed, spread_record, us
 from textpoke.report.layout import columns
 from textpoke.sections import KINDS, attempts, sections
@@ -76,7 +77,11 @@ def lines(capture: Capture, *, limit: int | None = None) -> Iterator[str]:
     Raises:
         CaptureFormat: the file changed while it was read.
     """
-    analysed = Analysed.of(capture)
+    with Callers(capture) as names:
+        yield from _lines(Analysed.of(capture, names), limit)
+
+
+def _lines(analysed: Analysed, limit: int | None) -> Iterator[str]:
     facts, longest, tables = _found(analysed, limit)
     yield from analysed.head(facts)
     for one in longest:
@@ -97,7 +102,11 @@ def records(capture: Capture, *, limit: int | None = None) -> dict[str, object]:
     Raises:
         CaptureFormat: the file changed while it was read.
     """
-    analysed = Analysed.of(capture)
+    with Callers(capture) as names:
+        return _records(Analysed.of(capture, names), limit)
+
+
+def _records(analysed: Analysed, limit: int | None) -> dict[str, object]:
     _, longest, tables = _found(analysed, limit)
     return {
         **analysed.facts(),
@@ -204,7 +213,7 @@ def _inside(analysed: Analysed, first_ns: int, last_ns: int, tid: int | None) ->
 def _object(analysed: Analysed, kind: str, address: int) -> str:
     if kind == KINDS[_SIGNALS]:
         return "signals masked"
-    place = analysed.names.place(address)
+    place = analysed.variable(address)
     return f"{kind} {address:#x}" + (f" ({place})" if place else "")
 
 
@@ -276,8 +285,8 @@ def _objects(
 
     def name(group: int) -> tuple[str, dict[str, object]]:
         at, of_kind = distinct[group]
-        place = analysed.names.place(at)
-        record = {"address": at, "kind": kinds[of_kind], "symbol": str(place) if place else None}
+        place = analysed.variable(at)
+        record = {"address": at, "kind": kinds[of_kind], "symbol": place}
         return _object(analysed, kinds[of_kind], at), record
 
     return _table("by_object", "OBJECT", key, value_ns, name, limit)
@@ -320,11 +329,11 @@ def _contention(analysed: Analysed, tried: Attempts, limit: int | None) -> _Tabl
 
     def name(group: int) -> tuple[str, dict[str, object]]:
         at, kind = distinct[group]
-        place = analysed.names.place(at)
+        place = analysed.variable(at)
         record = {
             "address": at,
             "kind": KINDS[kind],
-            "symbol": str(place) if place else None,
+            "symbol": place,
             "failed": int(failed[group]),
         }
         lost = f", {int(failed[group]):,} not had" if failed[group] else ""
