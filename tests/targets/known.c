@@ -43,6 +43,8 @@ PLAIN static void keep_longest(long *longest_ns, long ns)
 
 /* --- io: what goes through each descriptor, and how often each function is called --- */
 
+static int pipes[2], sockets[2]; /* open before anybody looks */
+
 struct io {
 	long opens, closes, reads, writes, syncs, failed;
 	long file_in, file_out, pipe_bytes, socket_bytes;
@@ -73,7 +75,7 @@ TRACED void file_round(struct io *io, const char *path)
 	moved(io, &io->reads, read(fd, block, sizeof(block)));
 }
 
-TRACED void pipe_round(struct io *io, const int *pipes, const int *sockets)
+TRACED void pipe_round(struct io *io)
 {
 	char block[BLOCK_BYTES] = { 0 };
 
@@ -86,25 +88,19 @@ TRACED void pipe_round(struct io *io, const int *pipes, const int *sockets)
 PLAIN static void do_io(int rounds, const char *directory)
 {
 	struct io io = { 0 };
-	int pipes[2], sockets[2];
 	char path[200];
 
 	snprintf(path, sizeof(path), "%s/known", directory);
-	if (pipe(pipes) || socketpair(AF_UNIX, SOCK_STREAM, 0, sockets))
-		exit(1);
 	for (int i = 0; i < rounds; i++) {
 		file_round(&io, path);
-		pipe_round(&io, pipes, sockets);
-	}
-	for (int i = 0; i < 2; i++) {
-		moved(&io, &io.closes, close(pipes[i]));
-		moved(&io, &io.closes, close(sockets[i]));
+		pipe_round(&io);
 	}
 	say("{\"opens\": %ld, \"closes\": %ld, \"reads\": %ld, \"writes\": %ld, \"syncs\": %ld, "
 	    "\"failed\": %ld, \"file\": \"%s\", \"file_in\": %ld, \"file_out\": %ld, "
-	    "\"pipe_bytes\": %ld, \"socket_bytes\": %ld}",
+	    "\"pipe\": [%d, %d, %ld], \"socket\": [%d, %d, %ld]}",
 	    io.opens, io.closes, io.reads, io.writes, io.syncs, io.failed, path, io.file_in,
-	    io.file_out, io.pipe_bytes, io.socket_bytes);
+	    io.file_out, pipes[0], pipes[1], io.pipe_bytes, sockets[0], sockets[1],
+	    io.socket_bytes);
 }
 
 /* --- locks: how often each is held, and the longest hold --- */
@@ -169,8 +165,8 @@ PLAIN static void *lock_in_turns(void *argument)
 		long ns = i == lockers->rounds / 2 ? LONG_NS : SHORT_NS;
 
 		hold_mutex(&lockers->holds, ns);
-		hold_spinlock(&lockers->holds, ns / 4);
-		hold_rwlock(&lockers->holds, ns / 2);
+		hold_spinlock(&lockers->holds, ns / 20);
+		hold_rwlock(&lockers->holds, ns / 10);
 	}
 	return NULL;
 }
@@ -436,6 +432,8 @@ PLAIN static void obey(const char *line)
 PLAIN int main(void)
 {
 	pthread_spin_init(&spinlock, PTHREAD_PROCESS_PRIVATE);
+	if (pipe(pipes) || socketpair(AF_UNIX, SOCK_STREAM, 0, sockets))
+		exit(1);
 	say_ready();
 	for (;;)
 		obey(hear());

@@ -112,7 +112,7 @@ def test_blk_as_lines(path: Path) -> None:
     assert lines[1] == (
         "server-100 12345.000010: W write 3 (/var/log/x) + 100 [20.000 us] <-0x1234"
     )
-    assert lines[4] == "worker-101 12345.000060: R read 9 ((unknown)) failed [1.000 us] <-0x1234"
+    assert lines[4] == "worker-101 12345.000060: R read 9 (?) failed [1.000 us] <-0x1234"
     assert lines[6].endswith("recv 0 (pipe:[7]) + 0 [did not return] <-0x1234")
 
 

@@ -221,11 +221,13 @@ def _line(report: _Report, row: int) -> str:
     took = f"[{us(latency_ns)} us]" if latency_ns != UNFINISHED else "[did not return]"
     size = f" + {int(moved.bytes[row])}" if function.role in ("read", "write", "copy") else ""
     outcome = " failed" if moved.failed[row] else size
+    index = int(moved.file[row])
+    file = report.file(index) if index >= 0 else "?"
     name, _, tid = analysed.label(int(analysed.calls.tid[call])).rpartition("-")
     caller = analysed.address(int(moved.caller[row]))
     return (
         f"{name:>16}-{tid:<7} {seconds:>6}.{rest_ns // _NS_PER_US:06d}: "
-        f"{_SIGNS[function.role]:>4} {function.name} {fd} ({report.file(int(moved.file[row]))})"
+        f"{_SIGNS[function.role]:>4} {function.name} {fd} ({file})"
         f"{outcome} {took} <-{caller}\n"
     )
 
