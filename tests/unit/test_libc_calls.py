@@ -18,7 +18,6 @@ from textpoke.libc_calls import (
     find,
     function_names,
     is_inner,
-    is_libc,
     known,
     layouts,
 )
@@ -31,7 +30,7 @@ def libc() -> tuple[Path, int]:
     """This process's C library, and where it begins."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         words = line.split()
-        if len(words) == 6 and is_libc(Path(words[5]).name):
+        if len(words) == 6 and Path(words[5]).name.startswith(("libc.", "libc-")):
             return Path(words[5]), int(words[0].partition("-")[0], 16)
     raise AssertionError("no libc in this process")
 
