@@ -169,8 +169,7 @@ def _functions(sums: Sums) -> list[FunctionTimes]:
         sums.total_ns,
         sums.self_ns,
         average,
-        _percentile(sums, 50),
-        _percentile(sums, 99),
+        *_percentiles(sums, 50, 99),
         np.where(sums.calls > 0, sums.min_ns, 0),
         sums.max_ns,
         np.sqrt(variance),
@@ -179,15 +178,20 @@ def _functions(sums: Sums) -> list[FunctionTimes]:
     return [FunctionTimes(*row) for row in rows]
 
 
-def _percentile(sums: Sums, percent: int) -> NDArray[np.int64]:
+def _percentiles(sums: Sums, *percents: int) -> list[NDArray[np.int64]]:
     # The middle of the bucket where so many calls have been seen, and never outside of what was.
-    if not len(sums.site):
-        return np.zeros(0, np.int64)
-    seen = np.cumsum(sums.histogram, axis=1, dtype=np.int64)
-    wanted = -(-sums.calls * percent // 100)
-    bucket = np.argmax(seen >= np.maximum(wanted, 1)[:, np.newaxis], axis=1)
+    used = np.flatnonzero(sums.histogram.any(axis=0))
+    if not len(used):
+        return [np.zeros(len(sums.site), np.int64) for _ in percents]
+    first, stop = int(used[0]), int(used[-1]) + 1
+    seen = np.cumsum(sums.histogram[:, first:stop], axis=1, dtype=np.int64)
     low = np.where(sums.calls > 0, sums.min_ns, 0)
-    found: NDArray[np.int64] = np.clip(_middles()[bucket], low, sums.max_ns)
+    middles = _middles()[first:stop]
+    found: list[NDArray[np.int64]] = []
+    for percent in percents:
+        wanted = -(-sums.calls * percent // 100)
+        bucket = np.argmax(seen >= np.maximum(wanted, 1)[:, np.newaxis], axis=1)
+        found.append(np.clip(middles[bucket], low, sums.max_ns))
     return found
 
 
