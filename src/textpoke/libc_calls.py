@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The functions of libc on which blk, wakeup_rt and irqsoff stand, and what to record of a call.
 
-Pure tables: `find` says where they are in an image, `layouts` what the agent writes, `known`
-which of a capture's sites is which. glibc and musl; `docs/tracing.md` says what they do not see.
+Pure tables: `TRACERS` says what the agent writes, `find` where that is in an image, `known` which
+of a capture's sites is which. glibc and musl; `docs/tracing.md` says what they do not see.
 """
 
 from __future__ import annotations
@@ -249,17 +249,6 @@ def find(image: elf.Image, functions: Iterable[Function]) -> dict[int, Function]
     for name, vaddr in _exported(image, wanted):
         found.setdefault(vaddr, wanted[name])
     return found
-
-
-def layouts(found: Mapping[int, Function]) -> dict[str, dict[str, list[list[str]]]]:
-    """The field `layouts` of META for return addresses with their functions."""
-    return {
-        str(address): {
-            "entry": [[word.name, word.kind] for word in function.entry],
-            "exit": [[word.name, word.kind] for word in function.exit],
-        }
-        for address, function in found.items()
-    }
 
 
 def function_names(found: Mapping[int, Function]) -> dict[str, str]:

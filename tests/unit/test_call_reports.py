@@ -11,7 +11,8 @@ import pytest
 from call_tables import Call, call, words_of
 
 from textpoke.capture import Capture
-from textpoke.libc_calls import TRACERS, layouts
+from textpoke.libc_calls import TRACERS
+from textpoke.payload import layouts_json
 from textpoke.report import blk, latency
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def write(path: Path, tracer: str, calls: list[Call], **more: object) -> Path:
         tracer=tracer,
         exe="/usr/bin/server",
         sites=sites,
-        layouts=layouts(found),
+        layouts=layouts_json({at: function.layout for at, function in found.items()}),
         modules=[],
         **more,
     )

@@ -5,21 +5,23 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from textpoke import elf
+from textpoke import call_notes, descriptors, elf
 from textpoke._capture_json import SiteName
 from textpoke.libc_calls import (
     OTHER,
     TRACERS,
     Function,
     find,
-    function_names,
     is_inner,
     known,
-    layouts,
 )
 from textpoke.payload import count_words
 
@@ -88,13 +90,15 @@ def test_a_static_program_is_searched_by_its_symbol_table(tmp_path: Path) -> Non
 
 def test_layouts_and_names_are_by_return_address() -> None:
     (function,) = [f for f in TRACERS["blk"] if f.name == "read"]
-    assert layouts({0x1005: function}) == {
-        "4101": {
-            "entry": [["caller", "caller"], ["fd", "i32"], ["count", "u64"]],
-            "exit": [["result", "i64"]],
-        }
+    assert call_notes.of_sites({0x1005: function}) == {
+        "layouts": {
+            "4101": {
+                "entry": [["caller", "caller"], ["fd", "i32"], ["count", "u64"]],
+                "exit": [["result", "i64"]],
+            }
+        },
+        "functions": {"4101": "read"},
     }
-    assert function_names({0x1005: function}) == {"4101": "read"}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f"{f.name}")
@@ -137,3 +141,25 @@ def test_what_counts_as_a_part_of_an_outer_call() -> None:
     assert not inner("sem_wait", "sem_post")
     assert not inner("read", "write")
     assert not inner("pthread_mutex_lock", "pthread_cond_signal")
+
+
+def test_a_look_at_proc_is_read_back() -> None:
+    read, write = os.pipe()
+    name = os.readlink(f"/proc/self/fd/{read}")
+    meta = call_notes.at_start(os.getpid(), "blk", {})
+    os.close(read)
+    os.close(write)
+    (look,) = descriptors.looks([meta], 0)
+    assert look.files[read] == look.files[write] == name
+    assert 0 < look.ts_ns <= time.monotonic_ns()
+    assert call_notes.open_files(1 << 22) == {}
+
+
+def test_masks_of_all_threads() -> None:
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    meta = call_notes.at_start(os.getpid(), "irqsoff", {})
+    signal.pthread_sigmask(signal.SIG_SETMASK, old)
+    masks = meta["masks"]
+    assert isinstance(masks, dict)
+    assert masks[str(threading.get_native_id())] >> (signal.SIGUSR2 - 1) & 1
+    assert set(call_notes.at_start(os.getpid(), "wakeup_rt", {})) == {"layouts", "functions"}

@@ -88,6 +88,8 @@ def _lines(analysed: Analysed, limit: int | None) -> Iterator[str]:
         yield ""
         yield from _latency_format(analysed, one)
     for table in tables:
+        if not table.rows:
+            continue
         yield ""
         yield from columns(table.header, [cells for cells, _ in table.rows], left=table.header[-1:])
 
