@@ -111,7 +111,7 @@ class CallRows:
             place = self._place(site, name, at_exit=False)
             start = self.calls.entry_data[self.row[rows]]
             for row, first in zip(rows.tolist(), start.tolist(), strict=True):
-                if place and first >= 0:
+                if place and first >= 0 and place[1].startswith("str:"):
                     at, kind = place
                     words = int(kind.removeprefix("str:"))
                     found[row] = _text(self.calls.words[first + at : first + at + words])

@@ -27,6 +27,7 @@ _DOMAINS = {1: "unix", 2: "inet", 10: "inet6", 16: "netlink"}
 _TYPES = {1: "stream", 2: "datagram", 3: "raw", 5: "seqpacket"}
 _TYPE_MASK = 15  # without SOCK_NONBLOCK and SOCK_CLOEXEC
 _MOST_DESCRIPTOR = 1 << 31
+_MOST_NS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +58,17 @@ def looks(blocks: Iterable[Mapping[str, object]], start_ns: int) -> list[Look]:
             if not isinstance(entry, dict):
                 continue
             when, files = entry.get("monotonic_ns"), entry.get("files")
-            if type(when) is int and isinstance(files, dict):
+            if type(when) is int and 0 <= when < _MOST_NS and isinstance(files, dict):
                 found.append(Look(when - start_ns, dict(_files(files))))
     return sorted(found, key=lambda look: look.ts_ns)
 
 
 def _files(files: Mapping[object, object]) -> Iterator[tuple[int, str]]:
     for number, name in files.items():
-        is_number = isinstance(number, str) and number.isascii() and number.isdecimal()
-        if is_number and isinstance(name, str) and int(str(number)) < _MOST_DESCRIPTOR:
-            yield int(str(number)), name
+        if not (isinstance(number, str) and isinstance(name, str) and len(number) <= 10):
+            continue
+        if number.isascii() and number.isdecimal() and int(number) < _MOST_DESCRIPTOR:
+            yield int(number), name
 
 
 @dataclass(slots=True)

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import captures
 import numpy as np
 
 from textpoke.calls import Calls
 from textpoke.libc_calls import OTHER, TRACERS, Function
+from textpoke.payload import layouts_json
 
-FAULT = b"<fault>"
+NAMES = {100: "server", 101: "worker"}
+TICKS_PER_US = 3_000
+LOCK, CONDITION = 0x5000, 0x6000
 
 
 @dataclass(frozen=True)
@@ -88,3 +92,74 @@ def _words(value: int | str, kind: str) -> list[int]:
     size = 8 * int(kind.removeprefix("str:"))
     data = str(value).encode()[:size].ljust(size, b"\0")
     return np.frombuffer(data, dtype="<u8").tolist()
+
+
+def recipe(tracer: str, calls: list[Call], **more: object) -> captures.Recipe:
+    """A capture of these calls, which are in order of their start; times are in microseconds."""
+    by_name = {function.name: function for function in TRACERS[tracer]}
+    names = list(dict.fromkeys(c.name for c in calls))
+    address = {name: 0x7F0000001000 + 16 * i for i, name in enumerate(names)}
+    rings: dict[int, list[tuple[int, int, list[tuple[int, ...]]]]] = {}
+    for order, c in enumerate(calls):
+        at, rows = address[c.name], rings.setdefault(c.tid, [])
+        begin, end = words_of(c, by_name)
+        entry = [(c.start * TICKS_PER_US, at, 1), *captures.data(False, begin)]
+        rows.append((c.start, order, entry))
+        if c.end is not None:
+            at_end = [(c.end * TICKS_PER_US, at, 2), *captures.data(True, end)]
+            rows.append((c.end, -order, at_end))
+    blocks = [
+        captures.Ring(
+            [row for _, _, group in sorted(rows, key=lambda r: r[:2]) for row in group],
+            tid=tid,
+            ring=number,
+        )
+        for number, (tid, rows) in enumerate(rings.items())
+    ]
+    meta = captures.meta(
+        tracer=tracer,
+        exe="/usr/bin/server",
+        sites=[[address[n], "libc.so.6" if n in by_name else "server", n] for n in names],
+        layouts=layouts_json({address[n]: by_name[n].layout for n in names if n in by_name}),
+        modules=[],
+        **more,
+    )
+    return captures.Recipe(blocks, meta=meta, threads=NAMES)
+
+
+IO = [
+    call(100, "open", 0, 5, 3, path="/var/log/x", caller=0x1234),
+    call(100, "write", 10, 30, 100, fd=3, count=100, caller=0x1234),
+    call(100, "write", 40, 42, 28, fd=3, count=28, caller=0x4321),
+    call(101, "read", 50, 51, 7, fd=0, count=10, caller=0x1234),
+    call(101, "read", 60, 61, -1, fd=9, count=10, caller=0x1234),
+    call(100, "close", 70, 71, 0, fd=3, caller=0x1234),
+    call(101, "recv", 80, None, fd=0, caller=0x1234),
+]
+FDS = [{"monotonic_ns": captures.START_NS, "files": {"0": "pipe:[7]"}}]
+LOCKS = [
+    call(100, "serve", 0, 500),
+    call(100, "pthread_mutex_lock", 10, 20, object=LOCK, caller=0x11),
+    call(100, "work", 30, 190),
+    call(100, "compute", 40, 45),
+    call(100, "pthread_mutex_unlock", 200, 201, object=LOCK, caller=0x22),
+    call(101, "pthread_mutex_lock", 15, 205, object=LOCK, caller=0x11),
+    call(101, "pthread_mutex_unlock", 210, 211, object=LOCK, caller=0x22),
+    call(101, "pthread_sigmask", 300, 301, how=0, given=1, set=2, caller=0x33),
+    call(101, "pthread_sigmask", 350, 351, how=1, given=1, set=2, caller=0x33),
+]
+WAKES = [
+    call(101, "serve", 0, 90),
+    call(101, "pthread_cond_wait", 10, 80, object=CONDITION, mutex=LOCK, caller=0x44),
+    call(100, "produce", 40, 75),
+    call(100, "pthread_cond_signal", 50, 51, object=CONDITION, caller=0x55),
+    call(100, "more", 60, 70),
+]
+CROWD = [
+    *(call(tid, "pthread_cond_wait", tid, 300 + tid, object=CONDITION) for tid in (1, 2, 3)),
+    *(call(9, "pthread_cond_signal", start, start + 1, object=CONDITION) for start in (50, 60, 70)),
+    *(call(tid, "sem_wait", 400 + tid, 500 + tid, object=LOCK) for tid in (1, 2)),
+    *(call(9, "sem_post", start, start + 1, object=LOCK) for start in (420, 430)),
+    *(call(tid, "pthread_barrier_wait", 600 + tid, 700 + tid, object=LOCK) for tid in (1, 2)),
+]
+"""Several waiters at a time."""

@@ -8,72 +8,22 @@ from typing import TYPE_CHECKING
 
 import captures
 import pytest
-from call_tables import Call, call, words_of
+from call_tables import CONDITION, FDS, IO, LOCK, LOCKS, WAKES, Call, call, recipe
 
 from textpoke.capture import Capture
-from textpoke.libc_calls import TRACERS
-from textpoke.payload import layouts_json
 from textpoke.report import blk, latency
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-NAMES = {100: "server", 101: "worker"}
-TICKS_PER_US = 3_000
-LOCK, CONDITION = 0x5000, 0x6000
-
 
 def write(path: Path, tracer: str, calls: list[Call], **more: object) -> Path:
-    """A capture of these calls; times are in microseconds."""
-    by_name = {function.name: function for function in TRACERS[tracer]}
-    names = list(dict.fromkeys(c.name for c in calls))
-    address = {name: 0x7F0000001000 + 16 * i for i, name in enumerate(names)}
-    sites = [[address[name], "libc.so.6" if name in by_name else "server", name] for name in names]
-    rings: dict[int, list[tuple[int, int, list[tuple[int, ...]]]]] = {}
-    for order, c in enumerate(calls):
-        at = address[c.name]
-        begin, end = words_of(c, by_name)
-        rows = rings.setdefault(c.tid, [])
-        entry = [(c.start * TICKS_PER_US, at, 1), *captures.data(False, begin)]
-        rows.append((c.start, order, entry))
-        if c.end is not None:
-            exit_rows = [(c.end * TICKS_PER_US, at, 2), *captures.data(True, end)]
-            rows.append((c.end, -order, exit_rows))
-    blocks = [
-        captures.Ring(
-            [row for _, _, group in sorted(rows, key=lambda r: r[:2]) for row in group],
-            tid=tid,
-            ring=number,
-        )
-        for number, (tid, rows) in enumerate(rings.items())
-    ]
-    found = {address[n]: by_name[n] for n in names if n in by_name}
-    meta = captures.meta(
-        tracer=tracer,
-        exe="/usr/bin/server",
-        sites=sites,
-        layouts=layouts_json({at: function.layout for at, function in found.items()}),
-        modules=[],
-        **more,
-    )
-    return captures.write(path, captures.Recipe(blocks, meta=meta, threads=NAMES))
+    return captures.write(path, recipe(tracer, calls, **more))
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "x.tptrace"
-
-
-IO = [
-    call(100, "open", 0, 5, 3, path="/var/log/x", caller=0x1234),
-    call(100, "write", 10, 30, 100, fd=3, count=100, caller=0x1234),
-    call(100, "write", 40, 42, 28, fd=3, count=28, caller=0x4321),
-    call(101, "read", 50, 51, 7, fd=0, count=10, caller=0x1234),
-    call(101, "read", 60, 61, -1, fd=9, count=10, caller=0x1234),
-    call(100, "close", 70, 71, 0, fd=3, caller=0x1234),
-    call(101, "recv", 80, None, fd=0, caller=0x1234),
-]
-FDS = [{"monotonic_ns": captures.START_NS, "files": {"0": "pipe:[7]"}}]
 
 
 def test_blk_as_a_table(path: Path) -> None:
@@ -132,19 +82,6 @@ def test_blk_as_json(path: Path) -> None:
     assert found["unfinished"] == 1
 
 
-LOCKS = [
-    call(100, "serve", 0, 500),
-    call(100, "pthread_mutex_lock", 10, 20, object=LOCK, caller=0x11),
-    call(100, "work", 30, 190),
-    call(100, "compute", 40, 45),
-    call(100, "pthread_mutex_unlock", 200, 201, object=LOCK, caller=0x22),
-    call(101, "pthread_mutex_lock", 15, 205, object=LOCK, caller=0x11),
-    call(101, "pthread_mutex_unlock", 210, 211, object=LOCK, caller=0x22),
-    call(101, "pthread_sigmask", 300, 301, how=0, given=1, set=2, caller=0x33),
-    call(101, "pthread_sigmask", 350, 351, how=1, given=1, set=2, caller=0x33),
-]
-
-
 def test_irqsoff_in_ftraces_latency_format(path: Path) -> None:
     write(path, "irqsoff", LOCKS)
     with Capture(path) as capture:
@@ -185,15 +122,6 @@ def test_what_was_masked_before_comes_from_the_capture(path: Path) -> None:
     write(path, "irqsoff", LOCKS, masks={"101": 2, "x": 3, "100": "y"})
     with Capture(path) as capture:
         assert len(latency.records(capture)["longest"]) == 1
-
-
-WAKES = [
-    call(101, "serve", 0, 90),
-    call(101, "pthread_cond_wait", 10, 80, object=CONDITION, mutex=LOCK, caller=0x44),
-    call(100, "produce", 40, 75),
-    call(100, "pthread_cond_signal", 50, 51, object=CONDITION, caller=0x55),
-    call(100, "more", 60, 70),
-]
 
 
 def test_wakeup_in_ftraces_latency_format(path: Path) -> None:

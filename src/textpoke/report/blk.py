@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 By = Literal["file", "function", "caller", "thread"]
 """What the rows of the table are."""
+TABLES: tuple[By, ...] = ("file", "function", "caller", "thread")
 
 _UNKNOWN_FILE = "(unknown)"
 _SIGNS = {
@@ -166,7 +167,6 @@ def records(capture: Capture, *, limit: int | None = None) -> dict[str, object]:
 def _records(report: _Report, limit: int | None) -> dict[str, object]:
     moved = report.moved
     every = next(spread_of_all(report.latency_ns).rows(), (0, 0, 0, 0, 0, 0))
-    tables: tuple[By, ...] = ("file", "function", "caller", "thread")
     return {
         **report.analysed.facts(),
         "io_calls": len(moved),
@@ -178,7 +178,7 @@ def _records(report: _Report, limit: int | None) -> dict[str, object]:
             {"from_ns": low, "below_ns": high, "calls": calls}
             for low, high, calls in histogram(report.latency_ns)
         ],
-        **{f"by_{by}": [_record(*row) for row in _rows(report, by, limit)] for by in tables},
+        **{f"by_{by}": [_record(*row) for row in _rows(report, by, limit)] for by in TABLES},
     }
 
 

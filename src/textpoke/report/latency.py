@@ -360,8 +360,9 @@ def _masks(notes: Sequence[dict[str, object]]) -> dict[int, int]:
     for note in notes:
         masks = note.get("masks")
         for tid, mask in masks.items() if isinstance(masks, dict) else ():
-            is_number = isinstance(tid, str) and tid.isascii() and tid.isdecimal()
-            if is_number and type(mask) is int and 0 <= mask < 1 << 64:
+            if not (isinstance(tid, str) and tid.isascii() and tid.isdecimal() and len(tid) <= 10):
+                continue
+            if type(mask) is int and 0 <= mask < 1 << 64:
                 found[int(tid)] = mask
     return found
 
