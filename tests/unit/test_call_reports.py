@@ -11,6 +11,7 @@ import pytest
 from call_tables import CONDITION, FDS, IO, LOCK, LOCKS, WAKES, Call, call, recipe
 
 from textpoke.capture import Capture
+from textpoke.cli import main
 from textpoke.report import blk, latency
 
 if TYPE_CHECKING:
@@ -183,3 +184,34 @@ def test_names_from_the_capture_win_over_symbols(path: Path) -> None:
     )
     with Capture(path) as capture:
         assert blk.records(capture)["io_calls"] == 0
+
+
+@pytest.mark.parametrize(
+    ("tracer", "calls", "options", "shown"),
+    [
+        ("blk", IO, ["--by", "caller", "-n", "1"], "0x1234"),
+        ("blk", IO, ["--text"], "W write 3 (/var/log/x) + 100"),
+        ("blk", IO, ["--json"], '"by_file"'),
+        ("irqsoff", LOCKS, [], "# latency: 180.000 us"),
+        ("wakeup_rt", WAKES, ["--json"], '"by_woken_thread"'),
+        ("irqsoff", LOCKS, ["--text"], "pthread_mutex_lock"),
+    ],
+)
+def test_the_command_line_picks_the_report(
+    path: Path,
+    capsys: pytest.CaptureFixture[str],
+    tracer: str,
+    calls: list[Call],
+    options: list[str],
+    shown: str,
+) -> None:
+    write(path, tracer, calls)
+    assert main(["report", str(path), *options]) == 0
+    assert shown in capsys.readouterr().out
+
+
+def test_rows_that_a_tracer_has_not(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(path, "irqsoff", LOCKS)
+    for by in ("file", "thread"):
+        assert main(["report", str(path), "--by", by]) == 2
+        assert "--by" in capsys.readouterr().err
