@@ -50,6 +50,7 @@ class Capture:
         clocks: Clock points after the one in `meta`, in file order, END's included.
         end: Totals and outcomes; None when the capture was cut off.
         events: The EVENTS blocks in file order.
+        notes: The JSON of META, SITES and END blocks in file order, for what others put there.
         cut_off: None for a whole capture, else one line that says where it stops.
 
     Raises:
@@ -70,6 +71,7 @@ class Capture:
             self._check_file()
             blocks = self._scan()
             self.meta: Meta = load_meta(self._json(self._first(blocks)))
+            self.notes: list[dict[str, object]] = [self.meta.raw]
             self._load(blocks[1:])
         except BaseException:
             self.close()
@@ -162,9 +164,11 @@ class Capture:
             self.meta.sites.extend(data.sites())
             self.meta.layouts.update(data.layouts())
             self.meta.enums.update(data.enums())
+            self.notes.append(data.data)
         elif block.type is BlockType.END:
             self.end = load_end(data)
             self.clocks.append(self.end.clock)
+            self.notes.append(data.data)
         else:
             raise self._bad(block.offset - HEADER_BYTES, "a second META block")
 

@@ -36,6 +36,7 @@ import captures
 if TYPE_CHECKING:
     import random
 
+Seed = tuple[bytes, list[tuple[int, int]]]
 _MAGIC = struct.pack("<I", 0x4B425054)
 
 
@@ -64,7 +65,7 @@ def _graph_recipe() -> captures.Recipe:
 
 
 @functools.cache
-def seeds() -> list[tuple[bytes, list[tuple[int, int]]]]:
+def seeds() -> list[Seed]:
     """Small captures, each with the places of its block headers and events."""
     recipes = (
         captures.SMALL,
@@ -73,13 +74,17 @@ def seeds() -> list[tuple[bytes, list[tuple[int, int]]]]:
         _graph_recipe(),
         _graph_recipe(),
     )
-    made = []
     with tempfile.TemporaryDirectory() as directory:
-        for i, recipe in enumerate(recipes):
-            data = captures.write(Path(directory) / str(i), recipe).read_bytes()
-            hot = [(at, at + HEADER_BYTES) for at in heads(data)]
-            made.append((data, [*hot, *_events(data) * 6, (0, len(data))]))
-    return made
+        return [
+            seed(captures.write(Path(directory) / str(i), recipe).read_bytes())
+            for i, recipe in enumerate(recipes)
+        ]
+
+
+def seed(data: bytes) -> Seed:
+    """A capture with the places of its block headers and events."""
+    hot = [(at, at + HEADER_BYTES) for at in heads(data)]
+    return data, [*hot, *_events(data) * 6, (0, len(data))]
 
 
 def _events(data: bytes) -> list[tuple[int, int]]:
@@ -103,10 +108,10 @@ def scratch() -> int:
     return os.memfd_create("case", os.MFD_CLOEXEC)
 
 
-def damaged(rng: random.Random) -> bytes:
+def damaged(rng: random.Random, of: list[Seed]) -> bytes:
     """A damaged capture, mostly with the checks of its block headers made right again."""
-    seed, hot = rng.choice(seeds())
-    data = mutate(rng, seed, hot)
+    whole, hot = rng.choice(of)
+    data = mutate(rng, whole, hot)
     if rng.random() < 0.3:
         data = _other_number(rng, data)
     if rng.random() < 0.8:
@@ -125,7 +130,8 @@ def _other_number(rng: random.Random, data: bytearray) -> bytearray:
     return data
 
 
-def _open(data: bytes) -> Capture:
+def open_capture(data: bytes) -> Capture:
+    """The case as a capture, opened."""
     fd = scratch()
     os.ftruncate(fd, 0)
     os.pwrite(fd, data, 0)
@@ -134,12 +140,12 @@ def _open(data: bytes) -> Capture:
 
 def fuzz_capture(rng: random.Random) -> None:
     """Open a damaged capture: every header and all JSON."""
-    _open(damaged(rng)).close()
+    open_capture(damaged(rng, seeds())).close()
 
 
 def fuzz_report(rng: random.Random) -> None:
     """Make every report of a damaged capture."""
-    with _open(damaged(rng)) as capture:
+    with open_capture(damaged(rng, seeds())) as capture:
         counts = count(capture)
         lines = summary(capture, counts)
         for by in ("function", "thread"):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import analyses
 import files
 import shared
 from mutate import CONTROLS, mutate, number, text
@@ -204,6 +205,7 @@ FUZZERS = {
     "maps": Fuzzer(files.fuzz_maps),
     "capture": Fuzzer(files.fuzz_capture, prepare=files.seeds),
     "report": Fuzzer(files.fuzz_report, 0.05, files.seeds),
+    "analyses": Fuzzer(analyses.fuzz_analyses, 0.05, analyses.seeds),
     "shared": Fuzzer(shared.fuzz_shared),
     "image": Fuzzer(shared.fuzz_image),
     "outcome": Fuzzer(shared.fuzz_outcome),

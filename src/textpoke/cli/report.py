@@ -51,9 +51,9 @@ def add_arguments(parser: _parser.VerbParser) -> None:
 def _add_table(parser: _parser.VerbParser) -> None:
     parser.add_argument(
         "--by",
-        choices=("function", "thread"),
-        default="function",
-        help="rows of the table: per function, or per thread and function (default: function)",
+        choices=("function", "thread", "file", "caller"),
+        help="rows of the table: per function, or per thread and function (default: function); "
+        "of blk also per file (its default), or caller",
     )
     parser.add_argument(
         "-n",
@@ -93,11 +93,14 @@ def _add_graph(parser: _parser.VerbParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the report; the exit code is 0 for captures that were cut off, too."""
     from textpoke.capture import Capture
+    from textpoke.cli._analysed import is_analysed, print_analysed
 
     _check(args)
     console = Console.from_args(args)
     with Capture(args.file) as capture:
-        if args.text:
+        if is_analysed(capture, args):
+            print_analysed(capture, console, args)
+        elif args.text:
             _print_text(capture, console, args)
         elif args.tree:
             _print_tree(capture, console, args)
@@ -208,7 +211,9 @@ def _print_counts(capture: Capture, console: Console, args: argparse.Namespace) 
         console.json(records(capture, counts, limit=args.limit))
         return
     _print_table(
-        console, summary(capture, counts), table(capture, counts, by=args.by, limit=args.limit)
+        console,
+        summary(capture, counts),
+        table(capture, counts, by=args.by or "function", limit=args.limit),
     )
 
 
@@ -227,7 +232,7 @@ def _print_times(capture: Capture, console: Console, args: argparse.Namespace) -
     _print_table(
         console,
         [*summary(capture, counts), *pair_notes(found)],
-        times_table(capture, found, by=args.by, sort=sort, limit=args.limit),
+        times_table(capture, found, by=args.by or "function", sort=sort, limit=args.limit),
     )
 
 
