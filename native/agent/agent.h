@@ -23,7 +23,8 @@ struct tpa_set {
 	struct tpa_slot *slots;
 	struct tpa_slot **gate; /* alone in its page, which fork wipes */
 	int fd;
-	uint32_t profiled; /* functions that a ring has rows for; 0: it holds events */
+	const void *captures; /* rich.c */
+	uint32_t profiled;    /* functions that a ring has rows for; 0: it holds events */
 };
 
 /**
@@ -59,6 +60,7 @@ struct tpa_state {
 	int socket_fd;
 	int pid;
 	int ids_watched;
+	int is_filtered; /* a seccomp filter may kill a thread for a call that it did not expect */
 	uint32_t ids[6]; /* ruid euid suid rgid egid sgid of this thread */
 };
 
@@ -119,6 +121,12 @@ static inline uint64_t tpa_trampoline(const struct tp_shadow *shadow, const stru
 }
 struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, uint64_t fs_base,
 			       struct tpa_set *set);
+
+/* rich.c */
+int tpa_set_captures(const void *request, const uint64_t args[4]);
+void tpa_rich_enter(const struct tpa_regs *regs, uint64_t site, const struct tp_probe_words *probe);
+void tpa_rich_leave(const struct tpa_regs *regs, const struct tp_probe_words *probe,
+		    struct tp_call *frame, struct tp_shadow *shadow);
 
 /* profile.c */
 struct tp_profile *tpa_profile_find(struct tp_ring *ring, uint64_t site);

@@ -25,7 +25,7 @@
 	void name(void);        \
 	void name##_tail(void); \
 	void name##_words(void);
-#define PROBE(name, at_exit, calls)                                       \
+#define PROBE(name, at_exit, calls, others)                               \
 	{ (uint64_t)(name), (uint64_t)(name##_tail), (uint64_t)(at_exit), \
 	  (uint64_t)(name##_words), (uint64_t)(calls) }
 
@@ -33,6 +33,8 @@ DECLARE_PROBE(tpa_thunk_function)
 DECLARE_PROBE(tpa_graph)
 DECLARE_PROBE(tpa_profile)
 DECLARE_PROBE(tpa_unwind_probe)
+DECLARE_PROBE(tpa_rich)
+void tpa_rich_exit(void);
 void tpa_graph_exit(void);
 void tpa_profile_exit(void);
 void tpa_return(void);
@@ -42,10 +44,12 @@ struct tp_image tpa_image __attribute__((section(".tp_image"), aligned(TP_PAGE_B
 	.magic = TP_WIRE_MAGIC,
 	.version = TP_WIRE_VERSION,
 	.templates = {
-		[TP_PROBE_FUNCTION] = PROBE(tpa_thunk_function, 0, 0),
-		[TP_PROBE_GRAPH] = PROBE(tpa_graph, tpa_graph_exit, tpa_write_long),
-		[TP_PROBE_PROFILE] = PROBE(tpa_profile, tpa_profile_exit, tpa_profile_find),
-		[TP_PROBE_UNWIND] = PROBE(tpa_unwind_probe, 0, tpa_unwind),
+		[TP_PROBE_FUNCTION] = PROBE(tpa_thunk_function, 0, 0, 0),
+		[TP_PROBE_GRAPH] = PROBE(tpa_graph, tpa_graph_exit, tpa_write_long, 0),
+		[TP_PROBE_PROFILE] = PROBE(tpa_profile, tpa_profile_exit, tpa_profile_find, 0),
+		[TP_PROBE_UNWIND] = PROBE(tpa_unwind_probe, 0, tpa_unwind, 0),
+		[TP_PROBE_RICH] =
+			PROBE(tpa_rich, tpa_rich_exit, tpa_rich_enter, tpa_rich_leave),
 	},
 	.return_start = (uint64_t)tpa_return,
 	.return_words = (uint64_t)tpa_return_words,

@@ -141,7 +141,8 @@ enum tp_command {
 	TP_CMD_RECORD, /* arg0: 1 = thunks write events, 0 = they return at once; arg1 = events that may wait in a ring; arg2 = set */
 	TP_CMD_RINGS, /* another set of rings: arg0 of arg1 bytes; arg2 = functions to profile, or 0. Its number is the result; args become fd, gate, address of the set. With arg3 = its number + 1: close that fd */
 	TP_CMD_SHADOW, /* shadow stacks for arg0 threads, whose trampolines stand at arg1; args become heads, frames */
-	TP_CMD_QUIT, /* leave: the agent's thread ends, memory stays for the tool to unmap */
+	TP_CMD_CAPTURE, /* what is captured where: arg0 bytes of the request area hold struct tp_capture_head, its sites, its operations; arg1 = set */
+	TP_CMD_QUIT,	/* leave: the agent's thread ends, memory stays for the tool to unmap */
 };
 
 enum tp_batch_flags {
@@ -197,10 +198,18 @@ struct tp_probe_words {
 	uint64_t check;
 	uint64_t pop;
 	uint64_t call;
+	uint64_t other;
 	uint64_t argument;
 };
 
-enum tp_probe { TP_PROBE_FUNCTION, TP_PROBE_GRAPH, TP_PROBE_PROFILE, TP_PROBE_UNWIND, TP_PROBES };
+enum tp_probe {
+	TP_PROBE_FUNCTION,
+	TP_PROBE_GRAPH,
+	TP_PROBE_PROFILE,
+	TP_PROBE_UNWIND,
+	TP_PROBE_RICH,
+	TP_PROBES,
+};
 
 /** What functions that a TP_PROBE_UNWIND stands at do to the stack. */
 enum tp_unwind {
@@ -217,6 +226,7 @@ struct tp_template {
 	uint64_t exit;	/* what runs at a redirected return; 0: nothing */
 	uint64_t words; /* struct tp_probe_words; the code ends there */
 	uint64_t call;	/* what only this probe calls */
+	uint64_t other;
 };
 
 /** A call whose return is redirected (shadow.c). Private memory of the target. */
@@ -424,7 +434,23 @@ struct tp_capture_op {
 	int32_t offsets[5]; /* TP_CAPTURE_MOST_LOADS, and the last */
 };
 
+/** What is captured at a site; operations are counted from the first of all. */
+struct tp_capture_site {
+	uint64_t site; /* return address */
+	uint32_t entry;
+	uint32_t entry_count;
+	uint32_t exit;
+	uint32_t exit_count;
+};
+
+/** Sites, sorted by address, then operations. */
+struct tp_capture_head {
+	uint64_t sites;
+	uint64_t ops;
+};
+
 #ifndef TP_CDEF
+_Static_assert(sizeof(struct tp_capture_site) == 24, "wire layout");
 _Static_assert(sizeof(struct tp_capture_op) == 32, "wire layout");
 _Static_assert(sizeof(struct tp_poke) == 64, "wire layout");
 _Static_assert(sizeof(struct tp_known) == 56, "wire layout");
@@ -433,7 +459,7 @@ _Static_assert(sizeof(struct tp_ring) == 152, "wire layout");
 _Static_assert(sizeof(struct tp_call) == 64, "wire layout");
 _Static_assert(sizeof(struct tp_shadow) == 64, "wire layout");
 _Static_assert(sizeof(struct tp_profile) == 512, "wire layout");
-_Static_assert(sizeof(struct tp_probe_words) == 96, "wire layout");
+_Static_assert(sizeof(struct tp_probe_words) == 104, "wire layout");
 _Static_assert(sizeof(struct tp_wire) <= TP_PAGE_BYTES, "wire layout");
 _Static_assert(sizeof(struct tp_image) <= 2 * TP_PAGE_BYTES, "wire layout");
 #endif

@@ -37,6 +37,7 @@ class Probe:
         threshold: Shorter calls leave no event, in ticks; 0: all do.
         depth: Calls that are followed below each other.
         argument: Special to the kind.
+        returns: It waits for the return, where its kind can.
     """
 
     kind: int
@@ -46,6 +47,7 @@ class Probe:
     threshold: int = 0
     depth: int = ANY_DEPTH
     argument: int = 0
+    returns: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class AgentImage:
             at: Where the copy will stand; without redirected returns it is good anywhere.
             after: The copy of another probe to go on to; 0 returns to the site.
         """
-        start, tail, leave, words, call = self._template(probe.kind)
+        start, tail, leave, words, call, other = self._template(probe.kind)
         code = bytearray(self.data[start:words])
         if after:
             place = tail - start
@@ -87,9 +89,10 @@ class AgentImage:
         filled.gate = probe.gate or base + self._pointer("gate")
         filled.set = probe.ring_set or base + self._pointer("set")
         filled.offset = probe.offset
-        filled.exit = at + leave - start if leave else 0
+        filled.exit = at + leave - start if leave and probe.returns else 0
         filled.threshold, filled.depth = probe.threshold, probe.depth * _FRAME_BYTES
         filled.call = base + call if call else 0
+        filled.other = base + other if other else 0
         filled.argument = probe.argument
         return bytes(code) + bytes(ffi.buffer(filled))
 
@@ -114,9 +117,9 @@ class AgentImage:
         return next(frame for frame in self.frames(0) if frame.start == start)
 
     def _template(self, kind: int) -> tuple[int, ...]:
-        """Start, tail, exit, words, call of struct tp_template, relative to the base."""
+        """Start, tail, exit, words, call, other of struct tp_template, relative to the base."""
         at = ffi.offsetof("struct tp_image", "templates") + kind * ffi.sizeof("struct tp_template")
-        places = (self.head_offset + at + 8 * i for i in range(5))
+        places = (self.head_offset + at + 8 * i for i in range(6))
         return tuple(self._targets.get(place, 0) for place in places)
 
     def _pointer(self, field: str) -> int:

@@ -28,7 +28,12 @@ def at_start(pid: int, tracer: str, found: Mapping[int, Function]) -> dict[str, 
     Raises:
         NoSuchTarget: The process is gone.
     """
-    fields = of_sites(found)
+    return of_sites(found) | moment(pid, tracer)
+
+
+def moment(pid: int, tracer: str) -> dict[str, object]:
+    """The fields of META that depend on the moment. Raises NoSuchTarget."""
+    fields: dict[str, object] = {}
     if tracer == "blk":
         fields |= open_files(pid)
     if tracer == "irqsoff":

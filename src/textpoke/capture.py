@@ -230,16 +230,10 @@ class CaptureWriter:
     def sites(
         self,
         rows: Sequence[Sequence[object]],
-        layouts: Mapping[int, Layout] | None = None,
-        enums: Enums | None = None,
+        notes: Mapping[str, object] | None = None,
     ) -> None:
-        """Write names of return addresses, and what their calls carry, besides those of META."""
-        data: dict[str, object] = {"sites": rows}
-        if layouts:
-            data["layouts"] = layouts_json(layouts)
-        if enums:
-            data["enums"] = enums_json(enums)
-        self._block(BlockType.SITES, data)
+        """Write names of return addresses, besides those of META, and what else is to be told."""
+        self._block(BlockType.SITES, {"sites": rows, **(notes or {})})
 
     def end(self, data: Mapping[str, object]) -> None:
         """Write END, the last block."""

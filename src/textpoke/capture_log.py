@@ -71,19 +71,15 @@ class CaptureLog:
             self._writer.clock(clock_point())
 
     def more_sites(
-        self,
-        rows: Sequence[Sequence[object]],
-        layouts: Mapping[int, Layout] | None = None,
-        enums: Enums | None = None,
+        self, rows: Sequence[Sequence[object]], notes: Mapping[str, object] | None = None
     ) -> None:
         """Name sites that were switched on later: [return address, module, function] each.
 
         Args:
             rows: The names.
-            layouts: By return address, what calls there carry.
-            enums: Enumerations that the layouts name.
+            notes: Further fields of the block: layouts of what calls there carry, and the like.
         """
-        self._writer.sites(rows, layouts, enums)
+        self._writer.sites(rows, notes)
 
     def failed(self, code: int) -> CaptureWrite:
         """The error to raise after a block of events could not be written; cuts the file back."""

@@ -8,6 +8,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from textpoke import clock
 from textpoke._native import ffi, lib
 
 if TYPE_CHECKING:
@@ -164,3 +165,22 @@ def _offset(rings: RingSet, number: int) -> int:
 def _head(rings: RingSet, number: int) -> Pointer:
     at = int(ffi.cast("uintptr_t", rings.wire)) + _offset(rings, number)
     return ffi.cast("struct tp_ring *", at)
+
+
+def as_json(rings: RingSet) -> dict[str, object]:
+    """The whole, for the end of a capture: [address, hits, total, self, max, squares, overruns,
+    {bucket: count}] a function, times in ticks."""
+    rows = [
+        [
+            row.address,
+            row.hits,
+            row.total,
+            row.self,
+            row.max,
+            str(row.squares),  # may be more than a number in JSON holds
+            row.overruns,
+            {str(i): count for i, count in enumerate(row.buckets) if count},
+        ]
+        for row in read(rings).values()
+    ]
+    return {"rows": rows, "lost": lost(rings), "ns_per_tick": clock.ns_per_tick()}

@@ -21,15 +21,18 @@ from textpoke._errors import (
 )
 from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
+from textpoke.captures import Captures
 from textpoke.modes import Mode
 from textpoke.records import Wants
 from textpoke.ring import Drained, RingReader
+from textpoke.tracer_names import BLK, FUNCTION, LIBC, PROFILE
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
+    from textpoke.arguments import Spec
     from textpoke.model import Module, Site
     from textpoke.plan import Plan, SitePlan
     from textpoke.poke import Outcome
@@ -78,8 +81,9 @@ class Trace:
         mode: Mode = Mode.AUTO,
         find_in: Callable[[Sequence[Module]], list[Site]] | None = None,
         traps: bool = False,
-        tracer: str = tracers.FUNCTION,
+        tracer: str = FUNCTION,
         options: tracers.Options | None = None,
+        arguments: Sequence[Spec] = (),
         name: str = "",
     ) -> None:
         self.target = target
@@ -105,11 +109,14 @@ class Trace:
         self.plan: Plan | None = None
         self._tracer = tracers.known(tracer)
         self._options = options or tracers.Options()
+        self._arguments = tuple(arguments)
+        self._captures = Captures()  # what calls carry
         self._plans: dict[int, SitePlan] = {}  # of what is chosen, by address
         self._prepared: dict[int, SitePlan] = {}  # and of what was before
         self._wants: dict[str, Wants] = {}  # by tracer
         self._events: RingSet | None = None
         self._profile: RingSet | None = None
+        self._measured: dict[str, object] = {}  # for the end of the capture
         self._reader: RingReader | None = None
         self._log: CaptureLog | None = None
         self._seen: set[tuple[str, int, int]] = set()
@@ -212,13 +219,15 @@ class Trace:
             self.on, self.refused = None, []
             self.plan = plan = self.target.prepare(self.chosen, traps=self.traps)
             self.refused += plan.refused
-            planned = time.perf_counter()
-            self._open(plan)
-            ready = time.perf_counter()
-            self.merged = self.target.merge(plan, self.mode)
             self._plans = {p.site.address: p for p in plan.sites}
             self._prepared = dict(self._plans)
             self._wants.clear()
+            self._captures.of_arguments(self.target, self._arguments, self.chosen)
+            self._prepare_libc()
+            planned = time.perf_counter()
+            self._open()
+            ready = time.perf_counter()
+            self.merged = self.target.merge(plan, self.mode)
             self._switch()
         except BaseException:
             self._abandon()
@@ -230,18 +239,18 @@ class Trace:
             "batch": (self.switched_on - ready) * 1e3,
         }
 
-    def _open(self, plan: Plan) -> None:
+    def _open(self) -> None:
         """Take rings and open the capture."""
         self._events = self.target.ring_sets.take()
         self._reader = RingReader(self._events, -1, overwrite=self.overwrite)
         if self.output is not None:
             self._log = CaptureLog(self.output, self.target.pid, force=self.force)
-            self._log.begin(self._meta(plan))
+            self._log.begin(self._meta())
             self._reader.write_to(self._log.fd)
         self._events.record(on=True, waiting=self._reader.waiting)
 
     def _rings_of(self, tracer: str) -> RingSet:
-        if tracer != tracers.PROFILE and self._events is not None:
+        if tracer != PROFILE and self._events is not None:
             return self._events
         if self._profile is None:
             self._profile = self.target.ring_sets.take(profiled=len(self._plans))
@@ -253,15 +262,35 @@ class Trace:
         """Let what the tracer wants be in place, and nothing else of ours: one batch."""
         if self._tracer in tracers.REDIRECTING:
             self.target.make_ready_for_returns(self.mode)
+        self._prepare_libc()
+        rings = self._rings_of(self._tracer)
+        self._captures.upload(rings, self._tracer, self._prepared)
         wanted = self._wants.get(self._tracer)
         if wanted is None:
-            rings = self._rings_of(self._tracer)
-            why_not = self.target.returns.why_not
-            wanted = tracers.wants(
-                self._tracer, self._plans.values(), rings, self._options, why_not
-            )
-            self._wants[self._tracer] = wanted
+            wish = tracers.Wish(self._tracer, rings, self._options, self.target.returns.why_not)
+            captured = self._captures.programs(self._tracer)
+            wanted = self._wants[self._tracer] = wish.of(self._traced(), captured)
         self._note(self.target.records.switch(self.name, wanted, self.mode))
+
+    def _traced(self) -> list[SitePlan]:
+        """What the tracer looks at: what was chosen, but blk; and its functions of libc."""
+        libc = self._captures.libc(self._tracer)
+        own = {} if self._tracer == BLK else self._plans
+        return [*(p for a, p in own.items() if a not in libc)] + [
+            self._prepared[address] for address in libc if address in self._prepared
+        ]
+
+    def _prepare_libc(self) -> None:
+        """Plan the functions of libc that the tracer stands on, once."""
+        if self._tracer not in LIBC or self._captures.libc(self._tracer):
+            return
+        found = self.target.libc_sites(self._tracer)
+        self.refused += [(site, site.reason or "") for site, _ in found if not site.patchable]
+        good = {site.address: function for site, function in found if site.patchable}
+        fresh = [site for site, _ in found if site.patchable and site.address not in self._prepared]
+        self._captures.of_libc(self._tracer, good)
+        if fresh:
+            self._prepare(fresh)
 
     def _note(self, done: Switched) -> None:
         self.refused += done.refused
@@ -353,7 +382,8 @@ class Trace:
         self.refused += plan.refused
         self._prepared |= {p.site.address: p for p in plan.sites}
         if self._log is not None:
-            self._log.more_sites(_names(plan))
+            captures = self._captures.notes(self._tracer, plan.sites, self._options)
+            self._log.more_sites(_names(plan.sites), captures)
         return plan
 
     def run(self, seconds: float | None = None, stop: threading.Event | None = None) -> None:
@@ -371,12 +401,15 @@ class Trace:
         if self._reader is None:
             return
         failure: TextpokeError | None = None
+        self._measured = self._captures.at_end(self.target.pid, self._tracer)
         try:
             self._switch_off()
         except (TargetExited, NoSuchTarget):
             self.reason = "target exited"
         except TextpokeError as exc:
             failure = exc
+        if self._profile is not None:
+            self._measured["profile"] = profile.as_json(self._profile)
         try:
             self._drain_rest()
             if self._log is not None:
@@ -426,7 +459,8 @@ class Trace:
             time.sleep(_DRAIN_S)
         self._drain(final=True)
 
-    def _meta(self, plan: Plan) -> dict[str, object]:
+    def _meta(self) -> dict[str, object]:
+        plans = list(self._prepared.values())
         return {
             "pid": self.target.pid,
             "exe": self.target.exe,
@@ -434,10 +468,12 @@ class Trace:
             "tracer": self._tracer,
             "mode": "overwrite" if self.overwrite else "drop",
             "clock": clock_point(),
-            "sites": _names(plan),
+            "sites": _names(plans),
             "modules": [[m.name, m.path, m.bias] for m in self.target.modules],
             "cpus": os.cpu_count() or 0,
             "textpoke": __version__,
+            **self._captures.notes(self._tracer, plans, self._options),
+            **self._captures.at_start(self.target.pid, self._tracer),
         }
 
     def _end(self) -> dict[str, object]:
@@ -450,6 +486,7 @@ class Trace:
             "on": self.on.as_dict() if self.on else None,
             "off": self.off.as_dict() if self.off else None,
             "hold_ns": self.target.agent.timings.hold_ns,
+            **self._measured,
         }
 
     def _abandon(self) -> None:
@@ -462,5 +499,5 @@ class Trace:
         self._close()
 
 
-def _names(plan: Plan) -> list[list[object]]:
-    return [[p.return_address, p.site.module, p.site.function] for p in plan.sites]
+def _names(plans: Iterable[SitePlan]) -> list[list[object]]:
+    return [[p.return_address, p.site.module, p.site.function] for p in plans]

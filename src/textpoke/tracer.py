@@ -12,7 +12,7 @@ import shutil
 import signal
 from typing import TYPE_CHECKING, Self
 
-from textpoke import clock, leave, process_sites, startup, target, tracers
+from textpoke import clock, leave, libc_sites, process_sites, startup, target, tracers
 from textpoke._errors import (
     AgentFailed,
     NotPatchable,
@@ -34,6 +34,7 @@ from textpoke.redirection import Redirection
 from textpoke.returns import Returns
 from textpoke.ring_sets import RingSets
 from textpoke.trace import Trace
+from textpoke.tracer_names import BLK, FUNCTION
 
 if TYPE_CHECKING:
     from collections import abc
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from textpoke.agent import Agent
+    from textpoke.arguments import Captures, Resolver, Spec
     from textpoke.code_views import CodeViews
+    from textpoke.libc_calls import Function
     from textpoke.model import Mapping, Module, Site
     from textpoke.plan import Plan
     from textpoke.poke import Outcome
@@ -86,6 +89,7 @@ class Target:
         self.ring_sets = RingSets(agent)
         self.redirection = Redirection(agent, self.placing, self.records)
         self.traces: dict[str, Trace] = {}
+        self._resolver: Resolver | None = None
         self._returns: tuple[frozenset[tuple[str, int, int]], Returns] | None = None
         self._repair()
 
@@ -192,9 +196,10 @@ class Target:
         force: bool = False,
         command: Sequence[str] = (),
         mode: Mode | str = Mode.AUTO,
-        tracer: str = tracers.FUNCTION,
+        tracer: str = FUNCTION,
         depth: int = 0,
         threshold_us: float = 0.0,
+        arguments: Sequence[Spec] = (),
         name: str = "",
     ) -> Trace:
         """A trace of the chosen sites; nothing happens before it is entered.
@@ -213,13 +218,18 @@ class Target:
             tracer: What is recorded (`tracers.TRACERS`); `Trace.tracer` switches it later.
             depth: With function_graph: calls below each other that are followed; 0 for all.
             threshold_us: With function_graph: shorter calls leave no event, in microseconds.
+            arguments: What calls shall tell of their arguments and results (`arguments.parse`).
             name: Tells it from other traces of this target that run at the same time.
 
         Raises:
             UnknownFunction, NoSites: As `sites`.
             UnknownTracer: There is no such tracer.
         """
-        chosen = self.sites(include, exclude, everything=everything, traps=traps)
+        chosen = (
+            []  # it looks at libc alone
+            if tracer == BLK and not include
+            else self.sites(include, exclude, everything=everything, traps=traps)
+        )
         finder = self._finders[everything, traps]
 
         def find_in(modules: Sequence[Module]) -> list[Site]:
@@ -237,6 +247,7 @@ class Target:
             traps=traps,
             tracer=tracer,
             options=tracers.Options(depth, _ticks(threshold_us)),
+            arguments=arguments,
             name=name,
         )
 
@@ -258,6 +269,22 @@ class Target:
         if self._returns is None or self._returns[0] != keys:
             self._returns = keys, Returns(self.pid, self.modules)
         return self._returns[1]
+
+    def libc_sites(self, tracer: str) -> list[tuple[Site, Function]]:
+        """Where the functions are that blk, wakeup_rt or irqsoff stands on. Raises NoSites."""
+        return libc_sites.find(self.pid, self.modules, self._finders[True, False], tracer)
+
+    def captures(self, specs: Sequence[Spec], sites: Sequence[Site]) -> Captures:
+        """What to capture at `sites`, as `arguments.parse` has read it.
+
+        Raises:
+            ArgumentSpec, UnknownFunction: As `Resolver.programs`.
+        """
+        from textpoke.arguments import Resolver  # here: most recordings do without
+
+        if self._resolver is None:
+            self._resolver = Resolver(lambda module: target.open_module(self.pid, module))
+        return self._resolver.programs(specs, sites, self.modules)
 
     def make_ready_for_returns(self, mode: Mode) -> None:
         """Whatever must be in place before returns are redirected. Raises as `Redirection`."""

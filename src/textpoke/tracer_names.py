@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+FUNCTION, GRAPH, PROFILE, BRANCH, NOP = "function", "function_graph", "profile", "branch", "nop"
+BLK, WAKEUP, IRQSOFF = "blk", "wakeup_rt", "irqsoff"
+LIBC = (BLK, WAKEUP, IRQSOFF)
+"""Tracers that stand on functions of libc."""
+
 TRACERS = {
     "function": "every call of the chosen functions: when, in which thread",
     "function_graph": "calls and returns: durations, the tree of calls, arguments, return values",

@@ -9,25 +9,18 @@ from typing import TYPE_CHECKING
 from textpoke._errors import UnknownTracer
 from textpoke._native import lib
 from textpoke.agent_image import ANY_DEPTH, Probe
-from textpoke.hooks import offset_of
+from textpoke.hooks import BELOW_CALL, offset_of
 from textpoke.records import Wanted, Wants
+from textpoke.tracer_names import GRAPH, LIBC, NOP, PROFILE, TRACERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
 
     from textpoke.model import Site
     from textpoke.plan import SitePlan
     from textpoke.ring_sets import RingSet
 
-FUNCTION, GRAPH, PROFILE, NOP = "function", "function_graph", "profile", "nop"
-TRACERS = {
-    FUNCTION: "the entry of every chosen function",
-    GRAPH: "entry and return, as a tree with durations",
-    PROFILE: "calls, times and a histogram of each function, counted in the target; no events",
-    NOP: "nothing",
-}
-"""Names of the tracers, with what each records."""
-REDIRECTING = frozenset({GRAPH, PROFILE})
+REDIRECTING = frozenset({GRAPH, PROFILE, *LIBC})
 """Tracers that wait for returns."""
 
 
@@ -51,31 +44,61 @@ def known(name: str) -> str:
     return name
 
 
-def wants(
-    tracer: str,
-    plans: Iterable[SitePlan],
-    ring_set: RingSet,
-    options: Options,
-    why_no_return: Callable[[Site], str],
-) -> Wants:
-    """What a tracer wants at planned sites."""
-    if tracer == NOP:
-        return Wants()
-    entry = Probe(lib.TP_PROBE_FUNCTION, ring_set.address, ring_set.gate)
-    if tracer == FUNCTION:
-        return Wants((p.site.address, Wanted(p, entry)) for p in plans)
-    kind = lib.TP_PROBE_PROFILE if tracer == PROFILE else lib.TP_PROBE_GRAPH
-    depth = options.depth or ANY_DEPTH
-    by_offset: dict[int, Probe] = {}
-    found = Wants()
-    for planned in plans:
-        offset = offset_of(planned)
-        if offset not in by_offset:
-            by_offset[offset] = Probe(
-                kind, ring_set.address, ring_set.gate, offset, options.threshold_ticks, depth
+class Wish:
+    """Makes what a tracer wants at planned sites.
+
+    Args:
+        tracer: Its name.
+        rings: Where its probes write.
+        options: How.
+        why_no_return: Tells of a site why its returns cannot be redirected, "" when they can.
+    """
+
+    def __init__(
+        self,
+        tracer: str,
+        rings: RingSet,
+        options: Options,
+        why_no_return: Callable[[Site], str],
+    ) -> None:
+        self._tracer = tracer
+        self._options = options
+        self._why_no_return = why_no_return
+        self._rings = rings
+        self._probes: dict[tuple[int, int, bool], Probe] = {}
+
+    def of(self, plans: Iterable[SitePlan], captured: Container[int]) -> Wants:
+        """The probes for the sites; those whose addresses are `captured` tell of their calls."""
+        if self._tracer == NOP:
+            return Wants()
+        wanted = ((p, self._probe(p, captured)) for p in plans)
+        return Wants((p.site.address, Wanted(p, probe)) for p, probe in wanted if probe)
+
+    def _probe(self, planned: SitePlan, captured: Container[int]) -> Probe | None:
+        rich = planned.site.address in captured
+        waits = self._tracer in REDIRECTING and not self._why_no_return(planned.site)
+        if not waits and (self._tracer == PROFILE or self._options.threshold_ticks):
+            return None
+        if self._tracer == PROFILE:
+            return self._made(lib.TP_PROBE_PROFILE, planned, waits=True)
+        if rich:
+            return self._made(lib.TP_PROBE_RICH, planned, waits=waits)
+        if waits:
+            return self._made(lib.TP_PROBE_GRAPH, planned, waits=True)
+        return self._made(lib.TP_PROBE_FUNCTION, planned, waits=False)
+
+    def _made(self, kind: int, planned: SitePlan, *, waits: bool) -> Probe:
+        plain = kind == lib.TP_PROBE_FUNCTION
+        offset = BELOW_CALL if plain else offset_of(planned)
+        key = kind, offset, waits
+        if key not in self._probes:
+            self._probes[key] = Probe(
+                kind,
+                self._rings.address,
+                self._rings.gate,
+                offset,
+                0 if plain else self._options.threshold_ticks,
+                ANY_DEPTH if plain else self._options.depth or ANY_DEPTH,
+                returns=waits or plain,
             )
-        if not why_no_return(planned.site):
-            found[planned.site.address] = Wanted(planned, by_offset[offset])
-        elif tracer == GRAPH and not options.threshold_ticks:
-            found[planned.site.address] = Wanted(planned, entry)
-    return found
+        return self._probes[key]
