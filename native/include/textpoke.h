@@ -94,7 +94,10 @@ struct tp_leave {
 	int mem_fd;
 	const struct tp_known *known; /* what to put back first: sites that no agent can any more */
 	uint64_t known_count;
-	int unmap;		 /* 0: look only */
+	uint64_t shadow_heads; /* struct tp_shadow[]: their frames are let go; 0: there are none */
+	uint64_t shadow_count;
+	int unmap;		 /* 0: look only, and let frames go */
+	int spared;		 /* the agent's thread, while there is one; or 0 */
 	uint64_t jit_descriptor; /* where our entry is in gdb's list; 0: in none */
 	uint64_t jit_entry;
 };
@@ -300,6 +303,7 @@ struct tp_stub {
 	uint32_t back_at;
 };
 
+void tp_make_returns(uint8_t *code, uint64_t count, uint32_t before);
 int tp_make_stub(const uint8_t *window, uint64_t window_bytes, uint64_t from, uint64_t at,
 		 uint64_t thunk, struct tp_stub *stub);
 

@@ -6,14 +6,11 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
-from textpoke import modes
+from textpoke import modes, profile, tracers
 from textpoke._errors import (
     AgentFailed,
-    BatchFailed,
-    BatchRefused,
     NoSuchTarget,
     PokeError,
     SiteError,
@@ -24,9 +21,8 @@ from textpoke._errors import (
 )
 from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
-from textpoke.engine import run_request
 from textpoke.modes import Mode
-from textpoke.poke import Outcome, Request, poke_of
+from textpoke.records import Wants
 from textpoke.ring import Drained, RingReader
 
 if TYPE_CHECKING:
@@ -34,65 +30,91 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from textpoke.agent import Agent
     from textpoke.model import Module, Site
     from textpoke.plan import Plan, SitePlan
-    from textpoke.poke import Poke
+    from textpoke.poke import Outcome
+    from textpoke.profile import ProfileRow
+    from textpoke.records import Switched
+    from textpoke.ring_sets import RingSet
     from textpoke.tracer import Target
 
 _DRAIN_S = 0.002
 _FINAL_DRAINS = 50
-_OFF_TRIES = 10
 _LOOK_S = 0.1  # between looks for new modules
-_BUSY_TRIES = 20
-_BUSY_PAUSE_S = 0.005
-_INSIDE = "a thread stands among its first instructions and does not leave"
 
 
-@dataclass(slots=True)
 class Trace:
-    """One recording of function entries; a context manager that switches it on and off.
+    """One recording; a context manager that switches it on and off.
+
+    Made by `Target.trace`. Several can run on one target at a time, each with its own tracer,
+    functions and rings: ftrace's instances.
 
     Attributes:
         target: Where it runs.
+        name: Tells it from others on the same target.
         chosen: The sites that are traced.
         find_in: Chooses sites of modules that come later; None: nothing is looked for.
         traps: An int3 may stay where nothing else is possible.
         plan: How the sites are patched; None before it was made.
-        refused: (site, reason) of chosen sites for which no room was found.
+        refused: (site, reason) of chosen sites that are not traced.
         totals: Everything drained so far.
         on: Outcome of the batch that switched it on; `off` likewise.
         switched_on: When the batch was done, on the clock of time.perf_counter().
         left_alone: Sites that were not switched off: their module is gone, or somebody else has
             changed them meanwhile.
         merged: Outcome of the batch that made runs of NOPs one instruction, if one was needed.
+        last: Outcome of the last batch.
     """
 
-    target: Target
-    chosen: list[Site]
-    output: str | os.PathLike[str] | None = None
-    overwrite: bool = False
-    force: bool = False
-    command: Sequence[str] = ()
-    mode: Mode = Mode.AUTO
-    find_in: Callable[[Sequence[Module]], list[Site]] | None = None
-    traps: bool = False
-    refused: list[tuple[Site, str]] = field(default_factory=list)
-    totals: Drained = field(default_factory=Drained)
-    on: Outcome | None = None
-    off: Outcome | None = None
-    merged: Outcome | None = None
-    left_alone: int = 0
-    timings_ms: dict[str, float] = field(default_factory=dict)
-    reason: str = "stopped"
-    switched_on: float = 0.0
-    plan: Plan | None = None
-    _reader: RingReader | None = None
-    _log: CaptureLog | None = None
-    _off: dict[int, Poke] = field(default_factory=dict)  # by address
-    _seen: set[tuple[str, int, int]] = field(default_factory=set)
-    _next_look: float = 0.0
-    _lost_no_ring: int = 0
+    def __init__(  # noqa: PLR0913 - Target.trace names them
+        self,
+        target: Target,
+        chosen: list[Site],
+        output: str | os.PathLike[str] | None = None,
+        *,
+        overwrite: bool = False,
+        force: bool = False,
+        command: Sequence[str] = (),
+        mode: Mode = Mode.AUTO,
+        find_in: Callable[[Sequence[Module]], list[Site]] | None = None,
+        traps: bool = False,
+        tracer: str = tracers.FUNCTION,
+        options: tracers.Options | None = None,
+        name: str = "",
+    ) -> None:
+        self.target = target
+        self.chosen = chosen
+        self.output = output
+        self.overwrite = overwrite
+        self.force = force
+        self.command = command
+        self.mode = mode
+        self.find_in = find_in
+        self.traps = traps
+        self.name = name
+        self.refused: list[tuple[Site, str]] = []
+        self.totals = Drained()
+        self.on: Outcome | None = None
+        self.off: Outcome | None = None
+        self.last: Outcome | None = None
+        self.merged: Outcome | None = None
+        self.left_alone = 0
+        self.timings_ms: dict[str, float] = {}
+        self.reason = "stopped"
+        self.switched_on = 0.0
+        self.plan: Plan | None = None
+        self._tracer = tracers.known(tracer)
+        self._options = options or tracers.Options()
+        self._plans: dict[int, SitePlan] = {}  # of what is chosen, by address
+        self._prepared: dict[int, SitePlan] = {}  # and of what was before
+        self._wants: dict[str, Wants] = {}  # by tracer
+        self._events: RingSet | None = None
+        self._profile: RingSet | None = None
+        self._reader: RingReader | None = None
+        self._log: CaptureLog | None = None
+        self._seen: set[tuple[str, int, int]] = set()
+        self._next_look = 0.0
+        self._lost_no_ring = 0
 
     def __enter__(self) -> Self:
         self.start()
@@ -125,6 +147,57 @@ class Trace:
         """Events taken so far."""
         return self.totals.events
 
+    @property
+    def is_on(self) -> bool:
+        """True between `start` and `stop`."""
+        return self._reader is not None
+
+    @property
+    def tracer(self) -> str:
+        """Name of the tracer (`tracers.TRACERS`); set it to switch, while the program runs.
+
+        One batch leads every site from one probe to the other: no call goes unseen in between.
+        Raises as `start`; then the old one stays.
+        """
+        return self._tracer
+
+    @tracer.setter
+    def tracer(self, name: str) -> None:
+        before, self._tracer = self._tracer, tracers.known(name)
+        if not self.is_on:
+            return
+        try:
+            self._switch()
+        except BaseException:
+            self._tracer = before
+            raise
+
+    def filter(self, include: str | Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+        """Trace other functions from now on: one batch switches what differs.
+
+        Args:
+            include: As for `Target.trace`.
+            exclude: The same; wins.
+
+        Raises:
+            UnknownFunction, NoSites, NotPatchable: Nothing was changed.
+            BatchRefused, BatchFailed, UnsupportedTarget: The batch could not be run.
+        """
+        self.choose(self.target.sites(include, exclude, traps=self.traps))
+
+    def choose(self, sites: Sequence[Site]) -> None:
+        """As `filter`, with the sites themselves."""
+        self.chosen = list(sites)
+        if not self.is_on:
+            return
+        fresh = [site for site in self.chosen if site.address not in self._prepared]
+        if fresh:
+            self._prepare(fresh)
+        addresses = [site.address for site in self.chosen]
+        self._plans = {a: self._prepared[a] for a in addresses if a in self._prepared}
+        self._wants.clear()
+        self._switch()
+
     def start(self) -> None:
         """Plan, map what is needed, open the capture, switch on in one batch.
 
@@ -132,75 +205,73 @@ class Trace:
             CaptureExists, CaptureWrite: The output cannot be written; nothing was switched on.
             BatchRefused, BatchFailed, UnsupportedTarget: The batch could not be run.
         """
-        agent = self.target.agent
         started = time.perf_counter()
-        self._seen = {module.key for module in self.target.modules}
-        plan = self.target.prepare(self.chosen, traps=self.traps)
-        self.refused = plan.refused
-        planned = time.perf_counter()
-        self._reader = RingReader(agent, -1, overwrite=self.overwrite)
+        self.target.add_trace(self)
+        try:
+            self._seen = {module.key for module in self.target.modules}
+            self.on, self.refused = None, []
+            self.plan = plan = self.target.prepare(self.chosen, traps=self.traps)
+            self.refused += plan.refused
+            planned = time.perf_counter()
+            self._open(plan)
+            ready = time.perf_counter()
+            self.merged = self.target.merge(plan, self.mode)
+            self._plans = {p.site.address: p for p in plan.sites}
+            self._prepared = dict(self._plans)
+            self._wants.clear()
+            self._switch()
+        except BaseException:
+            self._abandon()
+            raise
+        self.switched_on = time.perf_counter()
+        self.timings_ms = {
+            "plan": (planned - started) * 1e3,
+            "open": (ready - planned) * 1e3,
+            "batch": (self.switched_on - ready) * 1e3,
+        }
+
+    def _open(self, plan: Plan) -> None:
+        """Take rings and open the capture."""
+        self._events = self.target.ring_sets.take()
+        self._reader = RingReader(self._events, -1, overwrite=self.overwrite)
         if self.output is not None:
             self._log = CaptureLog(self.output, self.target.pid, force=self.force)
             self._log.begin(self._meta(plan))
             self._reader.write_to(self._log.fd)
-        agent.record(on=True, waiting=self._reader.waiting)
-        ready = time.perf_counter()
-        try:
-            self.merged = self.target.merge(plan, self.mode)
-            self.on = None
-            self.plan = plan = self._switch_on(plan)
-            self._off = {p.site.address: poke_of(p, on=False) for p in plan.sites}
-            self.switched_on = time.perf_counter()
-            self.timings_ms = {
-                "plan": (planned - started) * 1e3,
-                "open": (ready - planned) * 1e3,
-                "batch": (self.switched_on - ready) * 1e3,
-            }
-        except BaseException as exc:
-            if not isinstance(exc, TextpokeError):  # an interrupt: what the batch did is not known
-                self._take_back(plan.sites)
-            self._abandon()
-            raise
+        self._events.record(on=True, waiting=self._reader.waiting)
 
-    def _switch_on(self, plan: Plan) -> Plan:
-        """Switch on; what is on then. Int3s that stay come last: the rest can do without."""
-        usual = [p for p in plan.sites if not p.handler]
-        staying = [p for p in plan.sites if p.handler]
-        request = Request.of(poke_of(planned, on=True) for planned in usual)
-        agent = self.target.agent
-        outcome = run_request(agent, request, mode=self.mode, leave_busy=True)
-        plan = self._settle(replace(plan, sites=usual), outcome)
-        if staying:
-            try:
-                more = run_request(agent, Request.of(poke_of(p, on=True) for p in staying))
-            except (UnsupportedTarget, BatchRefused) as exc:
-                self.refused += [(p.site, str(exc)) for p in staying]
-            except TextpokeError:
-                self._take_back(usual)
-                raise
-            else:
-                outcome = _joined(outcome, more, len(usual))
-                sites = sorted(plan.sites + staying, key=lambda p: p.site.address)
-                plan = replace(plan, sites=sites)
-        self.on = self.on or outcome
-        return plan
+    def _rings_of(self, tracer: str) -> RingSet:
+        if tracer != tracers.PROFILE and self._events is not None:
+            return self._events
+        if self._profile is None:
+            self._profile = self.target.ring_sets.take(profiled=len(self._plans))
+            profile.clear(self._profile)
+            self._profile.record(on=True)
+        return self._profile
 
-    def _settle(self, plan: Plan, outcome: Outcome) -> Plan:
-        """Try again, for a while, the sites that a thread stood inside of; then leave them out."""
-        busy = list(outcome.left)
-        on = sorted(set(range(len(plan.sites))).difference(busy))
-        for _ in range(_BUSY_TRIES):
-            if not busy:
-                break
-            time.sleep(_BUSY_PAUSE_S)
-            request = Request.of(poke_of(plan.sites[i], on=True) for i in busy)
-            again = run_request(
-                self.target.agent, request, mode=self.mode, all_or_nothing=False, leave_busy=True
+    def _switch(self) -> None:
+        """Let what the tracer wants be in place, and nothing else of ours: one batch."""
+        if self._tracer in tracers.REDIRECTING:
+            self.target.make_ready_for_returns(self.mode)
+        wanted = self._wants.get(self._tracer)
+        if wanted is None:
+            rings = self._rings_of(self._tracer)
+            why_not = self.target.returns.why_not
+            wanted = tracers.wants(
+                self._tracer, self._plans.values(), rings, self._options, why_not
             )
-            on += [i for k, i in enumerate(busy) if k not in again.left]
-            busy = [busy[k] for k in again.left]
-        self.refused += [(plan.sites[i].site, _INSIDE) for i in busy]
-        return replace(plan, sites=[plan.sites[i] for i in sorted(on)])
+            self._wants[self._tracer] = wanted
+        self._note(self.target.records.switch(self.name, wanted, self.mode))
+
+    def _note(self, done: Switched) -> None:
+        self.refused += done.refused
+        self.left_alone += done.left_alone
+        self.last = done.outcome
+        self.on = self.on or done.outcome
+
+    def profile(self) -> dict[int, ProfileRow]:
+        """What the profile tracer has counted so far, by return address; nothing is stopped."""
+        return profile.read(self._profile) if self._profile else {}
 
     def drain(self) -> Drained:
         """Take what the rings hold to the capture; call it every few milliseconds.
@@ -239,7 +310,7 @@ class Trace:
 
     def _drop_unsafe_traps(self) -> None:
         """What was opened since may block SIGTRAP: int3s that stay must not meet that."""
-        staying = [poke.address for poke in self._off.values() if poke.handler]
+        staying = [address for address, p in self._plans.items() if p.handler]
         if not staying:
             return
         try:
@@ -249,10 +320,9 @@ class Trace:
             unsafe = dict.fromkeys(staying, exc.detail)
         if not unsafe:
             return
-        run_request(self.target.agent, Request.of(self._off[address] for address in unsafe))
-        self.refused += [(s, unsafe[s.address]) for s in self.chosen if s.address in unsafe]
-        for address in unsafe:
-            del self._off[address]
+        self.refused += [(self._plans.pop(address).site, unsafe[address]) for address in unsafe]
+        self._wants.clear()
+        self._switch()
 
     def _trace_in(
         self, find_in: Callable[[Sequence[Module]], list[Site]], fresh: Sequence[Module]
@@ -265,16 +335,26 @@ class Trace:
         except (PokeError, SiteError, AgentFailed, UnsupportedTarget) as exc:
             # It was closed again meanwhile, perhaps.
             self.refused += [(site, str(exc)) for site in found]
+            for site in found:
+                self._plans.pop(site.address, None)
+            self._wants.clear()
 
     def _switch_on_more(self, found: list[Site]) -> None:
-        plan = self.target.prepare(found, traps=self.traps)
+        self.target.records.forget(site.address for site in found)
+        plan = self._prepare(found)
+        self.chosen += found
+        self._plans |= {p.site.address: p for p in plan.sites}
+        self._wants.clear()
+        self._switch()
+
+    def _prepare(self, fresh: Sequence[Site]) -> Plan:
+        plan = self.target.prepare(fresh, traps=self.traps)
         self.target.merge(plan, self.mode)
         self.refused += plan.refused
-        plan = self._switch_on(plan)
-        self.chosen += found
-        self._off |= {p.site.address: poke_of(p, on=False) for p in plan.sites}
+        self._prepared |= {p.site.address: p for p in plan.sites}
         if self._log is not None:
             self._log.more_sites(_names(plan))
+        return plan
 
     def run(self, seconds: float | None = None, stop: threading.Event | None = None) -> None:
         """Drain until the time is over, `stop` is set or the target has ended."""
@@ -293,7 +373,6 @@ class Trace:
         failure: TextpokeError | None = None
         try:
             self._switch_off()
-            self.target.agent.record(on=False)
         except (TargetExited, NoSuchTarget):
             self.reason = "target exited"
         except TextpokeError as exc:
@@ -304,33 +383,27 @@ class Trace:
                 self._log.finish(self._end())
         finally:
             self._log = None
-            self._lost_no_ring = self._reader.lost_no_ring
-            self._reader = None
+            self._close()
         if failure is not None:
             raise failure
 
     def _switch_off(self) -> None:
-        """Put the sites back; those whose module is gone, or that others hold now, are left."""
-        request, agent = Request.of(self._off.values()), self.target.agent
-        failure: TextpokeError | None = None
-        for _ in range(_OFF_TRIES):
-            try:
-                # Several instructions that come back cannot be taken away again: threads run there.
-                self.off = run_request(agent, request, mode=self.mode, all_or_nothing=False)
-            except (BatchRefused, BatchFailed) as exc:
-                if not getattr(exc, "recovered", True):
-                    raise
-                failure = exc
-            else:
-                return
-            states = [(poke, _held(agent, poke)) for poke in request.pokes]
-            done = isinstance(failure, BatchFailed)  # some of them; a refused batch wrote nothing
-            self.left_alone += sum(
-                held != poke.old and not (done and held == poke.new) for poke, held in states
-            )
-            request = Request.of(poke for poke, held in states if held == poke.old)
-        if failure is not None:
-            raise failure
+        done = self.target.records.switch(self.name, Wants(), self.mode)
+        self.left_alone += done.left_alone
+        self.off = done.outcome
+        for rings in (self._events, self._profile):
+            if rings is not None:
+                rings.record(on=False)
+
+    def _close(self) -> None:
+        if self._reader is not None:
+            self._lost_no_ring = self._reader.lost_no_ring
+        self._reader = None
+        for rings in (self._events, self._profile):
+            if rings is not None:
+                self.target.ring_sets.give_back(rings)
+        self._events = self._profile = None
+        self.target.remove_trace(self)
 
     def _drain(self, *, final: bool) -> Drained:
         if self._reader is None:
@@ -358,7 +431,7 @@ class Trace:
             "pid": self.target.pid,
             "exe": self.target.exe,
             "command": list(self.command) or self.target.command_line,
-            "tracer": "function",
+            "tracer": self._tracer,
             "mode": "overwrite" if self.overwrite else "drop",
             "clock": clock_point(),
             "sites": _names(plan),
@@ -379,37 +452,15 @@ class Trace:
             "hold_ns": self.target.agent.timings.hold_ns,
         }
 
-    def _take_back(self, sites: Sequence[SitePlan]) -> None:
-        agent = self.target.agent
-        with suppress(TextpokeError):
-            pokes = [poke_of(planned, on=True) for planned in sites]
-            there = [poke for poke in pokes if _held(agent, poke) == poke.new]
-            self._off = {poke.address: poke.reversed() for poke in there}
-            self._switch_off()
-
     def _abandon(self) -> None:
         """Nothing was switched on: leave no capture that would say otherwise."""
         with suppress(TextpokeError):
-            self.target.agent.record(on=False)
+            self._switch_off()
         if self._log is not None:
             self._log.discard()
-        self._reader = self._log = None
-
-
-def _joined(first: Outcome, second: Outcome, count: int) -> Outcome:
-    """Of two batches that were one request, the second from position `count` on."""
-    choices = tuple(
-        replace(choice, indexes=[count + i for i in choice.indexes]) for choice in second.choices
-    )
-    return first.plus(replace(second, choices=choices))
+        self._log = None
+        self._close()
 
 
 def _names(plan: Plan) -> list[list[object]]:
     return [[p.return_address, p.site.module, p.site.function] for p in plan.sites]
-
-
-def _held(agent: Agent, poke: Poke) -> bytes:
-    try:
-        return agent.read(poke.address, len(poke.old or b""))
-    except AgentFailed:
-        return b""  # nothing is mapped there

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The profile tracer's tables, read from the target's rings while it runs; nothing is stopped."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from textpoke._native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from textpoke._native import Pointer
+    from textpoke.ring_sets import RingSet
+
+_ROW = struct.Struct(f"<8Q{lib.TP_PROFILE_BUCKETS}I")
+_PLACE_BYTES = 16
+_TO_MIDDLE = 0.5
+
+
+@dataclass(slots=True)
+class ProfileRow:
+    """What was measured of one function, over all threads; times in TSC ticks.
+
+    Attributes:
+        address: The return address that names its site.
+        hits: Calls that have returned.
+        total: Their time.
+        self: Of that, not in calls below that are measured too.
+        max: The longest.
+        squares: Sum of the squares of the times.
+        overruns: Calls that were not measured: the thread's shadow stack was full.
+        buckets: How many calls took how long: bucket 0 is below 16 ticks, then four to an octave.
+    """
+
+    address: int
+    hits: int = 0
+    total: int = 0
+    self: int = 0
+    max: int = 0
+    squares: int = 0
+    overruns: int = 0
+    buckets: list[int] = field(default_factory=lambda: [0] * lib.TP_PROFILE_BUCKETS)
+
+    @property
+    def average(self) -> float:
+        """Ticks of a call on average."""
+        return self.total / self.hits if self.hits else 0.0
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the times, in ticks."""
+        if self.hits < 2:
+            return 0.0
+        spread = self.squares * self.hits - self.total * self.total  # exact: integers
+        return math.sqrt(max(spread, 0) / (self.hits * (self.hits - 1)))
+
+    def quantile(self, share: float) -> float:
+        """Ticks that a `share` of the calls did not exceed: by the histogram, within an eighth."""
+        wanted, seen = share * sum(self.buckets), 0
+        for number, count in enumerate(self.buckets):
+            seen += count
+            if count and seen >= wanted:
+                low, high = bucket_range(number)
+                return min(low + (high - low) * _TO_MIDDLE, float(self.max))
+        return 0.0
+
+    def add(self, values: tuple[int, ...]) -> None:
+        """Add another thread's row, as the target has it."""
+        _, hits, total, own, most, low, high, overruns, *buckets = values
+        self.hits += hits
+        self.total += total
+        self.self += own
+        self.max = max(self.max, most)
+        self.squares += low + (high << 64)
+        self.overruns += overruns
+        self.buckets = [a + b for a, b in zip(self.buckets, buckets, strict=True)]
+
+
+def bucket_range(number: int) -> tuple[int, int]:
+    """[low, high) of a bucket, in ticks; the last one has no end but twice its start."""
+    if number == 0:
+        return 0, 16
+    octave, part = divmod(number - 1, 4)
+    return (4 + part) << (octave + 2), (5 + part) << (octave + 2)
+
+
+def read(rings: RingSet) -> dict[int, ProfileRow]:
+    """All functions that were called, by return address of the site, summed over the threads.
+
+    A row is read while its thread writes: hits and times may differ by a call.
+    """
+    found: dict[int, ProfileRow] = {}
+    for values in _rows(rings):
+        if values[0] and (values[1] or values[7]):
+            found.setdefault(values[0], ProfileRow(values[0])).add(values)
+    return found
+
+
+def per_thread(rings: RingSet) -> Iterator[tuple[int, dict[int, ProfileRow]]]:
+    """The same thread by thread; a ring that passed from thread to thread counts for the last."""
+    for number in range(rings.layout.ring_count if rings.layout else 0):
+        tid = _head(rings, number).tid
+        rows = {v[0]: v for v in _rows_of(rings, number) if v[0] and v[1]}
+        if tid and rows:
+            found = {address: ProfileRow(address) for address in rows}
+            for address, values in rows.items():
+                found[address].add(values)
+            yield int(tid), found
+
+
+def lost(rings: RingSet) -> int:
+    """Calls for which a thread's table had no room."""
+    count = rings.layout.ring_count if rings.layout else 0
+    return sum(int(_head(rings, number).dropped) for number in range(count))
+
+
+def clear(rings: RingSet) -> None:
+    """Start all counts anew; rows keep their places, calls that are under way add to them."""
+    for number in range(rings.layout.ring_count if rings.layout else 0):
+        at, count = _table(rings, number)
+        shared = rings.shared
+        if shared is None:
+            return
+        for row in range(count):
+            start = at + row * _ROW.size
+            shared[start + 8 : start + _ROW.size] = bytes(_ROW.size - 8)
+
+
+def _rows(rings: RingSet) -> Iterator[tuple[int, ...]]:
+    for number in range(rings.layout.ring_count if rings.layout else 0):
+        yield from _rows_of(rings, number)
+
+
+def _rows_of(rings: RingSet, number: int) -> Iterator[tuple[int, ...]]:
+    at, count = _table(rings, number)
+    if rings.shared is not None and count:
+        yield from _ROW.iter_unpack(rings.shared[at : at + count * _ROW.size])
+
+
+def _table(rings: RingSet, number: int) -> tuple[int, int]:
+    """Where the rows of a ring are, and how many are in use; the target writes both."""
+    layout = rings.layout
+    if layout is None:
+        return 0, 0
+    places = 64
+    while places < 2 * rings.profiled:
+        places *= 2
+    start = _offset(rings, number) + lib.TP_PAGE_BYTES
+    at = start + places * _PLACE_BYTES
+    room = (start + layout.ring_bytes - at) // _ROW.size
+    used = int(_head(rings, number).rows)
+    return at, min(used, room)
+
+
+def _offset(rings: RingSet, number: int) -> int:
+    layout = rings.layout
+    return layout.ring_offset + number * layout.ring_stride if layout else 0
+
+
+def _head(rings: RingSet, number: int) -> Pointer:
+    at = int(ffi.cast("uintptr_t", rings.wire)) + _offset(rings, number)
+    return ffi.cast("struct tp_ring *", at)
