@@ -39,7 +39,7 @@
 .Ldrop:
 	incq	RING_DROPPED(%rsi)
 	jmp	.Lout
-	push_frame_slow
+	push_frame_slow SAVED_BYTES
 	probe_further
 .Lslow:
 	movq	%rdx, %rdi

@@ -25,9 +25,9 @@
 	void name(void);        \
 	void name##_tail(void); \
 	void name##_words(void);
-#define PROBE(name, at_exit, calls, others)                               \
-	{ (uint64_t)(name), (uint64_t)(name##_tail), (uint64_t)(at_exit), \
-	  (uint64_t)(name##_words), (uint64_t)(calls) }
+#define PROBE(name, at_exit, calls, others)                                       \
+	{ (uint64_t)(name),	    (uint64_t)(name##_tail), (uint64_t)(at_exit), \
+	  (uint64_t)(name##_words), (uint64_t)(calls),	     (uint64_t)(others) }
 
 DECLARE_PROBE(tpa_thunk_function)
 DECLARE_PROBE(tpa_graph)

@@ -71,7 +71,7 @@
 	testq	%rsi, %rsi
 	jnz	.Lfound
 	jmp	.Lout
-	push_frame_slow
+	push_frame_slow SAVED_BYTES
 	probe_further
 .Lslow:
 	movq	%rdx, %rdi

@@ -168,7 +168,9 @@ static struct tp_call *redirect(struct tp_shadow *shadow, struct tp_ring *ring, 
 		return NULL;
 	}
 	if (frame[-1].slot <= slot)
-		frame = tpa_shadow_check(shadow, slot);
+		frame = tpa_shadow_check(shadow, slot, site);
+	if (!frame)
+		return NULL;
 	*(volatile uint64_t *)&shadow->top = (uint64_t)(frame + 1);
 	__asm__ volatile("" : : : "memory");
 	frame->word = site << 16 | TP_EVENT_EXIT;

@@ -161,12 +161,25 @@ struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot)
 	return shadow->top < shadow->end ? (struct tp_call *)shadow->top : NULL;
 }
 
-/** Where the frame of a call goes whose slot is not below the top one's: dead ones make room. */
-struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot)
+/* The code of a function may jump back to its first byte: a loop, or tail recursion. */
+static int is_loop(const struct tp_shadow *shadow, const struct tp_call *frame, uint64_t slot,
+		   uint64_t site)
+{
+	return frame->state == TP_FRAME_LIVE && frame->slot == slot && frame->word >> 16 == site &&
+	       *(const uint64_t *)slot == tpa_trampoline(shadow, frame);
+}
+
+/**
+ * Where the frame of a call goes whose slot is not below the top one's: dead ones make room. NULL:
+ * it is the same call.
+ */
+struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site)
 {
 	struct tp_call *top = (struct tp_call *)shadow->top;
 
 	for (; (uint64_t)top > shadow->base && top[-1].slot <= slot; top--) {
+		if (is_loop(shadow, &top[-1], slot, site))
+			return NULL;
 		if (is_live(shadow, &top[-1], NULL))
 			break;
 		top[-1].state = TP_FRAME_FREE;

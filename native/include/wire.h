@@ -226,7 +226,7 @@ struct tp_template {
 	uint64_t exit;	/* what runs at a redirected return; 0: nothing */
 	uint64_t words; /* struct tp_probe_words; the code ends there */
 	uint64_t call;	/* what only this probe calls */
-	uint64_t other;
+	uint64_t other; /* likewise, at a return */
 };
 
 /** A call whose return is redirected (shadow.c). Private memory of the target. */

@@ -27,7 +27,6 @@ from textpoke._capture_format import (
 )
 from textpoke._capture_json import JsonBlock, load_end, load_meta
 from textpoke._errors import CaptureExists, CaptureFormat, CaptureWrite
-from textpoke.payload import enums_json, layouts_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from textpoke._capture_json import ClockPoint, End, Meta
-    from textpoke.payload import Enums, Layout
 
 
 class Capture:

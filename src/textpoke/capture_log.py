@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from textpoke._errors import CaptureWrite
-    from textpoke.payload import Enums, Layout
 
 _NOTE_S = 1.0
 

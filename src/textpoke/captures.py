@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the calls of one recording carry: arguments that were asked for, what libc's tracers need."""
+"""What the calls of one recording carry: arguments as asked for, what libc's tracers need."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from textpoke import call_notes, capturing, libc_calls
+from textpoke import call_notes, capturing, libc_calls, libc_programs
 from textpoke.payload import enums_json, layouts_json
 from textpoke.tracer_names import BLK
 
@@ -60,7 +60,7 @@ class Captures:
         """What calls carry under a tracer, by address of the site."""
         found = dict(self._arguments)
         for address, function in self.libc(tracer).items():
-            program = capturing.of_function(function)
+            program = libc_programs.program_of(function)
             more = found.get(address)
             found[address] = capturing.joined(program, more) if more else program
         return found
@@ -76,9 +76,7 @@ class Captures:
             capturing.upload(rings, programs)
             self._uploaded[rings.number] = programs
 
-    def notes(
-        self, tracer: str, plans: Iterable[SitePlan], options: Options
-    ) -> dict[str, object]:
+    def notes(self, tracer: str, plans: Iterable[SitePlan], options: Options) -> dict[str, object]:
         """Fields of META, or of a SITES block, about sites."""
         programs, functions = self.programs(tracer), self.libc(tracer)
         carried = {

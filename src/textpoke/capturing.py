@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's table of what to capture at which site; programs for functions of libc.
+"""The agent's table of what to capture at which site.
 
-`arguments` makes the programs of `-A` and `-R`, `libc_calls` says what blk, wakeup_rt and irqsoff
-want; native/agent/rich.c runs them.
+`arguments` makes the programs of `-A` and `-R`, `libc_programs` those of blk, wakeup_rt and
+irqsoff; native/agent/rich.c runs them.
 """
 
 from __future__ import annotations
@@ -14,32 +14,17 @@ from typing import TYPE_CHECKING
 
 from textpoke._errors import AgentFailed
 from textpoke._native import ffi, lib
-from textpoke.arguments import CaptureProgram
-from textpoke.payload import Field, Layout, words_of
+from textpoke.payload import Field, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from textpoke.libc_calls import Function, Word
+    from textpoke.arguments import CaptureProgram
     from textpoke.ring_sets import RingSet
 
 _HEAD = struct.Struct("<QQ")  # struct tp_capture_head
 _SITE = struct.Struct("<QIIII")  # struct tp_capture_site
 _OP_BYTES = ffi.sizeof("struct tp_capture_op")
-# DWARF's numbers of the registers that hold arguments 1 to 6.
-_ARGUMENTS = (5, 4, 1, 2, 8, 9)
-_RESULT = 0
-_WORD_BYTES = 8
-
-
-def of_function(function: Function) -> CaptureProgram:
-    """The program that records what the tracers of libc's functions want of one."""
-    return CaptureProgram(
-        b"".join(map(_op, function.entry)),
-        b"".join(map(_op, function.exit)),
-        tuple((word.name, word.kind) for word in function.entry),
-        tuple((word.name, word.kind) for word in function.exit),
-    )
 
 
 def joined(first: CaptureProgram, second: CaptureProgram) -> CaptureProgram:
@@ -95,20 +80,3 @@ def _table(programs: Iterable[tuple[int, CaptureProgram]]) -> bytes:
             ops += part
         rows += _SITE.pack(address, *places)
     return _HEAD.pack(len(rows) // _SITE.size, len(ops) // _OP_BYTES) + bytes(rows + ops)
-
-
-def _op(word: Word) -> bytes:
-    op = ffi.new("struct tp_capture_op *")
-    op.size, op.width = _WORD_BYTES, 8 * _WORD_BYTES
-    source = word.source.removeprefix("*")
-    if source == "caller":
-        op.source = lib.TP_CAPTURE_CALLER
-    else:
-        op.source = lib.TP_CAPTURE_GPR
-        op.number = _RESULT if source == "result" else _ARGUMENTS[int(source[3:]) - 1]
-    op.what = lib.TP_CAPTURE_VALUE
-    if word.kind.startswith("str:"):
-        op.what, op.bytes = lib.TP_CAPTURE_STRING, _WORD_BYTES * words_of(word.kind)
-    elif word.source.startswith("*"):
-        op.what = lib.TP_CAPTURE_LOAD
-    return bytes(ffi.buffer(op))

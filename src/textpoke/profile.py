@@ -168,8 +168,10 @@ def _head(rings: RingSet, number: int) -> Pointer:
 
 
 def as_json(rings: RingSet) -> dict[str, object]:
-    """The whole, for the end of a capture: [address, hits, total, self, max, squares, overruns,
-    {bucket: count}] a function, times in ticks."""
+    """The whole, for the end of a capture.
+
+    A row: [address, hits, total, self, max, squares, overruns, {bucket: count}], times in ticks.
+    """
     rows = [
         [
             row.address,
