@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ABOUT = """
 A capture is made of nested calls of many functions by two threads, in blocks of 64 Ki events that
 take turns, as a drain leaves them; it is read once before the clock starts, so the file is in
-memory. One process, one core.
+memory. One process, one thread; its own CPU time counts, so others may want the CPU too.
 
   decode   columns of times, threads and sites (function captures are counted this way)
   sums     entries and exits paired, times added up by function with histograms: `textpoke report`
@@ -168,10 +168,10 @@ def measure(path: Path, name: str, events: int, rounds: int) -> list[Row]:
     rows = [Row(name, what, events) for what in READERS]
     for turn in range(rounds + 1):
         for row in rows:
-            start = time.perf_counter()
+            start = time.process_time()
             READERS[row.what](path)
             if turn:
-                row.seconds.append(time.perf_counter() - start)
+                row.seconds.append(time.process_time() - start)
     return rows
 
 

@@ -174,7 +174,7 @@ class Sums:
         unfinished: int64.
         total_ns: int64, without calls inside of another call of the same function.
         self_ns: int64.
-        min_ns: int64, the shortest call.
+        min_ns: int64, the shortest call; the largest number there is when none is finished.
         max_ns: int64, the longest call.
         sum_ns: float64, of every call's duration.
         squares: float64, of the squared durations.
@@ -292,7 +292,7 @@ class Pairing:
             unfinished=chosen["unfinished"].astype(np.int64),
             total_ns=chosen["total_ns"].astype(np.int64),
             self_ns=chosen["self_ns"].astype(np.int64),
-            min_ns=chosen["min_ns"],
+            min_ns=np.where(chosen["calls"] > 0, chosen["min_ns"], np.iinfo(np.int64).max),
             max_ns=chosen["max_ns"],
             sum_ns=chosen["sum_ns"],
             squares=chosen["squares"],

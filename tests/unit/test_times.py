@@ -106,6 +106,41 @@ def test_percentiles_are_within_two_percent(path: Path, durations: list[int]) ->
     assert function.average_ns == pytest.approx(sum(kept) / len(kept))
 
 
+SPANS = st.lists(
+    st.tuples(st.sampled_from([SET, GET, INFLATE]), st.integers(0, 1000), st.booleans()), max_size=6
+)
+
+
+@SLOW_OK
+@given(st.lists(SPANS, max_size=5))
+def test_threads_add_up(path: Path, threads: list[list[tuple[int, int, bool]]]) -> None:
+    rings = []
+    took: dict[int, list[int]] = {}
+    open_calls: dict[int, int] = {}
+    for tid, spans in enumerate(threads):
+        rows, now = [], 0
+        for address, ns, ends in spans:
+            site = [SET, GET, INFLATE].index(address)
+            rows.append((3 * now, address, IN))
+            now += ns
+            if ends:
+                rows.append((3 * now, address, OUT))
+                took.setdefault(site, []).append(ns)
+            else:
+                open_calls[site] = open_calls.get(site, 0) + 1
+        rings.append(Ring(rows, tid=tid, ring=tid))
+    result = found(path, *rings)
+    assert {f.site for f in result.functions} == took.keys() | open_calls.keys()
+    for function in result.functions:
+        mine = took.get(function.site, [])
+        assert function.unfinished == open_calls.get(function.site, 0)
+        assert function.calls == len(mine) + open_calls.get(function.site, 0)
+        assert function.min_ns <= function.p50_ns <= function.p99_ns <= function.max_ns
+        if mine and not open_calls:
+            assert (function.min_ns, function.max_ns) == (min(mine), max(mine))
+            assert function.total_ns == function.self_ns == sum(mine)
+
+
 @pytest.mark.parametrize(
     ("sort", "sites"),
     [("total", [1, 0]), ("self", [1, 0]), ("calls", [1, 0]), ("avg", [0, 1]), ("max", [0, 1])],

@@ -76,7 +76,7 @@ class _Call:
     start_ns: int
     depth: int
     hidden: bool
-    words: list[int] = field(default_factory=list)
+    words: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ class _Line:
     end_ns: int | None = None  # set: it has ended
     is_leaf: bool = False
     is_orphan: bool = False
-    words: list[int] = field(default_factory=list)  # of the exit
+    words: tuple[int, ...] = ()  # of the exit
 
 
 @dataclass(slots=True)
@@ -99,7 +99,7 @@ class _Thread:
     open: Counter[int] = field(default_factory=Counter)  # by site, calls on the stack
     line: _Line | None = None
     below: int = 0  # open calls of the sites that are asked for
-    sink: list[int] | None = None  # where the payload goes that comes next
+    sink: _Call | _Line | None = None  # to which the payload belongs that comes next
 
 
 def graph(
@@ -183,7 +183,7 @@ class _Writer:
             thread = self._threads[tid]
             if kind == DATA:
                 if thread.sink is not None:
-                    thread.sink.append(word)
+                    thread.sink.words += (word,)
             elif kind == ENTRY:
                 self._enter(thread, site, ts_ns)
             elif kind == EXIT:
@@ -209,7 +209,7 @@ class _Writer:
             thread.open = Counter(call.site for call in stack)
         stack.append(call)
         thread.open[site] += 1
-        thread.sink = call.words
+        thread.sink = call
         if not hidden and not options.ends_only:
             self._settle(thread)
             thread.line = self._place(_Line(len(self._lines), call, ts_ns))
@@ -237,7 +237,7 @@ class _Writer:
             line = thread.line = self._place(_Line(len(self._lines), call, ts_ns, ts_ns))
         else:
             return
-        thread.sink = line.words
+        thread.sink = line
 
     def _pop(self, thread: _Thread) -> _Call:
         call = thread.stack.pop()
@@ -268,7 +268,7 @@ class _Writer:
         call = _Call(site, ts_ns, depth, hidden=False)
         line = _Line(len(self._lines), call, ts_ns, ts_ns, is_orphan=True)
         thread.line = self._place(line)
-        thread.sink = line.words
+        thread.sink = line
 
     def _leave_long(self, thread: _Thread, site: int, ts_ns: int) -> None:
         # Recorded at its end alone: the first word of its payload is the duration.
@@ -277,7 +277,7 @@ class _Writer:
             return
         call = _Call(site, ts_ns, 0, hidden=False)
         thread.line = self._place(_Line(len(self._lines), call, ts_ns, ts_ns, is_orphan=True))
-        thread.sink = thread.line.words
+        thread.sink = thread.line
 
     def _place(self, line: _Line) -> _Line:
         self._lines.append("")
@@ -289,7 +289,8 @@ class _Writer:
             self._lines[line.place] = self._text(thread, line)
 
     def _text(self, thread: _Thread, line: _Line) -> str:
-        call, layout = line.call, self._layouts.get(line.call.site, _NO_LAYOUT)
+        call = line.call
+        layout = self._layouts.get(call.site, _NO_LAYOUT) if self._layouts else _NO_LAYOUT
         if line.end_ns is None:
             text = f"{self._begin(call, layout)} {{{self._caller(call, layout)}"
             return self._line(thread, call.depth, line.time_ns, _BLANK, text)
@@ -325,6 +326,8 @@ class _Writer:
         return self._functions[call.site]
 
     def _begin(self, call: _Call, layout: Layout) -> str:
+        if not call.words:
+            return f"{self._name(call)}()"
         fields = [
             (held, words)
             for held, words in self._parts(layout.entry, call.words)
@@ -333,12 +336,14 @@ class _Writer:
         return f"{self._name(call)}({self._formatter.joined(fields)})"
 
     def _caller(self, call: _Call, layout: Layout) -> str:
-        for held, words in self._parts(layout.entry, call.words):
+        for held, words in self._parts(layout.entry, call.words) if call.words else ():
             if held.kind == CALLER:
                 return f" /* <-{self._formatter.text(held.kind, words)} */"
         return ""
 
-    def _result(self, layout: Layout, words: list[int]) -> str:
+    def _result(self, layout: Layout, words: tuple[int, ...]) -> str:
+        if not words:
+            return ""
         fields = [
             (held, words)
             for held, words in self._parts(layout.exit, words)
@@ -352,7 +357,7 @@ class _Writer:
 
     @staticmethod
     def _parts(
-        fields: tuple[Field, ...], words: list[int]
+        fields: tuple[Field, ...], words: tuple[int, ...]
     ) -> Iterator[tuple[Field, Sequence[int]]]:
         # A payload that is not whole is not shown: its words may belong to another event.
         if fields and words and len(words) == count_words(fields):
@@ -361,7 +366,9 @@ class _Writer:
 
 def _duration(took_ns: int) -> str:
     # As the kernel: a mark, and seven characters of microseconds at most.
-    mark = next((mark for limit, mark in _MARKS if took_ns > limit), " ")
+    mark = " "
+    if took_ns > _MARKS[-1][0]:
+        mark = next(mark for limit, mark in _MARKS if took_ns > limit)
     us, ns = divmod(took_ns, 1000)
     number = f"{us}.{ns:03d}"[: max(_NUMBER_WIDTH, len(str(us)))].rstrip(".")
     return f" {mark} {f'{number} us':<{_DURATION_WIDTH}}"

@@ -7,7 +7,7 @@ The calls themselves are not kept, so memory does not grow with them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -128,33 +128,33 @@ def _added(found: list[PairCounts]) -> PairCounts:
 
 
 def _merged(a: Sums, b: Sums) -> Sums:
+    # With many threads nearly all of them call what others have called: `a` is changed in place.
     site = np.union1d(a.site, b.site)
-    rows = [np.searchsorted(site, part.site) for part in (a, b)]
+    if len(site) > len(a.site):
+        a = _wider(a, site)
+    rows = np.searchsorted(site, b.site)
+    for name in ("calls", "unfinished", "total_ns", "self_ns", "sum_ns", "squares", "histogram"):
+        getattr(a, name)[rows] += getattr(b, name)
+    a.min_ns[rows] = np.minimum(a.min_ns[rows], b.min_ns)
+    a.max_ns[rows] = np.maximum(a.max_ns[rows], b.max_ns)
+    return a
 
-    def add(name: str) -> NDArray[np.int64]:
-        first, second = getattr(a, name), getattr(b, name)
-        found = np.zeros((len(site), *first.shape[1:]), first.dtype)
-        found[rows[0]] += first
-        found[rows[1]] += second
+
+def _wider(sums: Sums, site: NDArray[np.int64]) -> Sums:
+    place = np.searchsorted(site, sums.site)
+
+    def moved(name: str, empty: int = 0) -> NDArray[Any]:
+        column = getattr(sums, name)
+        found = np.full((len(site), *column.shape[1:]), empty, column.dtype)
+        found[place] = column
         return found
 
-    shortest = np.full(len(site), np.iinfo(np.int64).max)
-    longest = np.zeros(len(site), np.int64)
-    for part, place in zip((a, b), rows, strict=True):
-        has = part.calls > 0  # the others have no shortest call
-        shortest[place[has]] = np.minimum(shortest[place[has]], part.min_ns[has])
-        longest[place] = np.maximum(longest[place], part.max_ns)
+    names = ("calls", "unfinished", "total_ns", "self_ns", "max_ns", "sum_ns", "squares")
     return Sums(
         site=site,
-        calls=add("calls"),
-        unfinished=add("unfinished"),
-        total_ns=add("total_ns"),
-        self_ns=add("self_ns"),
-        min_ns=shortest,
-        max_ns=longest,
-        sum_ns=add("sum_ns").astype(np.float64),
-        squares=add("squares").astype(np.float64),
-        histogram=add("histogram").astype(np.uint32),
+        min_ns=moved("min_ns", np.iinfo(np.int64).max),
+        histogram=moved("histogram"),
+        **{name: moved(name) for name in names},
     )
 
 
