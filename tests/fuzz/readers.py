@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import files
 import shared
+import typed
 from mutate import CONTROLS, mutate, number, text
 
 from textpoke import cfi, elf, functions, stubs, unwind
@@ -204,6 +205,7 @@ FUZZERS = {
     "maps": Fuzzer(files.fuzz_maps),
     "capture": Fuzzer(files.fuzz_capture, prepare=files.seeds),
     "report": Fuzzer(files.fuzz_report, 0.05, files.seeds),
+    "arguments": Fuzzer(typed.fuzz_arguments, 0.05, typed.programs),
     "shared": Fuzzer(shared.fuzz_shared),
     "image": Fuzzer(shared.fuzz_image),
     "outcome": Fuzzer(shared.fuzz_outcome),
