@@ -16,9 +16,16 @@ struct io_vector {
 	uint64_t len;
 };
 
+/* A system call takes about 2 us, so neighbours of what was read come with it. */
+#define BLOCKS 4u
+#define BLOCK_BYTES 128u /* divides a page: it is there as a whole, or not at all */
+
 struct reader {
 	uint64_t slot;
 	bool may_read;
+	uint8_t next; /* block to give way */
+	uint64_t starts[BLOCKS];
+	uint8_t blocks[BLOCKS][BLOCK_BYTES];
 };
 
 static const char fault[] = "<fault>";
@@ -35,18 +42,55 @@ static bool is_beside_slot(const struct reader *reader, uint64_t addr, uint64_t 
 	       page_of(addr + bytes - 1) == page_of(reader->slot);
 }
 
-static bool can_read(const struct reader *reader, uint64_t addr, void *buf, uint64_t bytes)
+static bool ask_kernel(uint64_t addr, void *buf, uint64_t bytes)
 {
 	struct io_vector local = { (uint64_t)buf, bytes };
 	struct io_vector remote = { addr, bytes };
 
+	return sys6(__NR_process_vm_readv, tpa.pid, (long)&local, 1, (long)&remote, 1, 0) ==
+	       (long)bytes;
+}
+
+static void copy(void *to, const volatile uint8_t *from, uint64_t bytes)
+{
+	for (uint64_t i = 0; i < bytes; i++)
+		((uint8_t *)to)[i] = from[i];
+}
+
+/* The block that begins at @start, or NULL when it is not there. */
+static const uint8_t *block_at(struct reader *reader, uint64_t start)
+{
+	uint32_t i;
+
+	for (i = 0; i < BLOCKS; i++)
+		if (start && reader->starts[i] == start)
+			return reader->blocks[i];
+	i = reader->next;
+	reader->starts[i] = 0;
+	if (!ask_kernel(start, reader->blocks[i], BLOCK_BYTES))
+		return NULL;
+	reader->starts[i] = start;
+	reader->next = (uint8_t)((i + 1) % BLOCKS);
+	return reader->blocks[i];
+}
+
+static bool can_read(struct reader *reader, uint64_t addr, void *buf, uint64_t bytes)
+{
+	uint64_t start = addr & -(uint64_t)BLOCK_BYTES;
+	const uint8_t *block;
+
 	if (is_beside_slot(reader, addr, bytes)) {
-		for (uint64_t i = 0; i < bytes; i++)
-			((uint8_t *)buf)[i] = ((const volatile uint8_t *)addr)[i];
+		copy(buf, (const volatile uint8_t *)addr, bytes);
 		return true;
 	}
-	return reader->may_read && sys6(__NR_process_vm_readv, tpa.pid, (long)&local, 1,
-					(long)&remote, 1, 0) == (long)bytes;
+	if (!reader->may_read)
+		return false;
+	if (addr - start + bytes > BLOCK_BYTES)
+		return ask_kernel(addr, buf, bytes);
+	block = block_at(reader, start);
+	if (block)
+		copy(buf, block + (addr - start), bytes);
+	return block;
 }
 
 static uint64_t source_of(const struct tp_capture_op *op, const struct tpa_regs *regs)
@@ -82,7 +126,7 @@ static uint32_t string_words(const struct tp_capture_op *op)
 }
 
 /* Up to @bytes of the string at @addr, page by page: the page after its end may be missing. */
-static bool read_string(const struct reader *reader, uint64_t addr, char *text, uint32_t bytes)
+static bool read_string(struct reader *reader, uint64_t addr, char *text, uint32_t bytes)
 {
 	uint32_t done = 0;
 
@@ -103,8 +147,8 @@ out:
 	return true;
 }
 
-static void capture_string(const struct tp_capture_op *op, const struct reader *reader,
-			   bool is_known, uint64_t addr, uint64_t *words)
+static void capture_string(const struct tp_capture_op *op, struct reader *reader, bool is_known,
+			   uint64_t addr, uint64_t *words)
 {
 	uint32_t count = string_words(op);
 	char *text = (char *)words;
@@ -119,7 +163,7 @@ static void capture_string(const struct tp_capture_op *op, const struct reader *
 }
 
 static void capture(const struct tp_capture_op *op, const struct tpa_regs *regs,
-		    const struct reader *reader, uint64_t *words)
+		    struct reader *reader, uint64_t *words)
 {
 	uint32_t loads = op->loads < TP_CAPTURE_MOST_LOADS ? op->loads : TP_CAPTURE_MOST_LOADS;
 	uint64_t value = source_of(op, regs), loaded = 0;
@@ -153,8 +197,14 @@ static void capture(const struct tp_capture_op *op, const struct tpa_regs *regs,
 uint32_t tpa_capture(const struct tp_capture_op *ops, uint32_t count, const struct tpa_regs *regs,
 		     bool may_read, uint64_t *words, uint32_t room)
 {
-	const struct reader reader = { regs->slot, may_read };
+	struct reader reader;
 	uint32_t used = 0;
+
+	reader.slot = regs->slot;
+	reader.may_read = may_read;
+	reader.next = 0;
+	for (uint32_t i = 0; i < BLOCKS; i++)
+		reader.starts[i] = 0;
 
 	for (uint32_t i = 0; i < count; i++) {
 		uint32_t needed = ops[i].what == TP_CAPTURE_STRING ? string_words(&ops[i]) : 1;

@@ -280,3 +280,31 @@ TEST(issue_5_senseless_operations_harm_nobody)
 		CHECK(run(&op, 1, &regs) <= TP_CAPTURE_MOST_BYTES / 8);
 	}
 }
+
+/* Values that are read together are each their own, in whatever order, also where blocks end. */
+TEST(issue_5_neighbours_are_read_together_and_stay_apart)
+{
+	static uint8_t bytes[2048] __attribute__((aligned(128)));
+	struct tpa_regs regs = registers();
+	struct tp_capture_op ops[TP_CAPTURE_MOST_OPS];
+	unsigned int seed = 7;
+
+	for (size_t i = 0; i < sizeof(bytes); i++)
+		bytes[i] = (uint8_t)rand_r(&seed);
+	regs.rdi = (uint64_t)bytes;
+	for (uint32_t round = 0; round < 500; round++) {
+		for (uint32_t i = 0; i < TP_CAPTURE_MOST_OPS; i++)
+			ops[i] = (struct tp_capture_op){ .source = TP_CAPTURE_GPR,
+							 .number = 5,
+							 .what = TP_CAPTURE_LOAD,
+							 .size = (uint8_t)(1u << i % 4),
+							 .offsets = { rand_r(&seed) % 2040 } };
+		CHECK_EQ(run(ops, TP_CAPTURE_MOST_OPS, &regs), TP_CAPTURE_MOST_OPS);
+		for (uint32_t i = 0; i < TP_CAPTURE_MOST_OPS; i++) {
+			uint64_t value = 0;
+
+			memcpy(&value, bytes + ops[i].offsets[0], ops[i].size);
+			CHECK_EQ(words[i], value);
+		}
+	}
+}

@@ -99,9 +99,9 @@ class Resolver:
             ArgumentSpec: What was asked for cannot be captured there.
         """
         function, why = self._function(site, module)
-        scope = Scope(spec, function, why)
         notes: list[str] = []
         try:
+            scope = Scope(spec, function, why)
             fields = list(_fields(scope, notes))
             kinds = [self._kind(one) for one in fields]
         except BadElf as exc:

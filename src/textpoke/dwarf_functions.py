@@ -42,6 +42,7 @@ _SHF_COMPRESSED = 0x800
 _COMPRESSED_SIZE = slice(8, 16)  # of Elf64_Chdr
 _MOST_PARAMETERS = 256
 _NEAR = 8
+_MOST_UNITS = 200_000
 _SEARCH_S = 5.0
 """A struct that a unit only declares is looked for in the others for so long."""
 
@@ -184,7 +185,7 @@ class Functions:
 
     @functools.cached_property
     def _ranges(self) -> _Ranges:
-        units = [(unit.get_top_DIE(), unit.cu_offset) for unit in self._dwarf.iter_CUs()]
+        units = [(unit.get_top_DIE(), unit.cu_offset) for unit in self._all_units()]
         if any(_is_split(top) for top, _ in units):
             self.problem = "its debug information lies in .dwo files, which are not read"
         return _sorted((a, z, offset) for top, offset in units for a, z in _ranges_of(top))
@@ -216,9 +217,16 @@ class Functions:
                     known.setdefault(start, die)
         return known
 
+    def _all_units(self) -> Iterator[Unit]:
+        """Every unit; raises ValueError where a damaged file makes millions of them."""
+        for count, unit in enumerate(self._dwarf.iter_CUs()):
+            if count == _MOST_UNITS:
+                raise ValueError(f"more than {_MOST_UNITS} units")
+            yield unit
+
     def _search(self, name: str) -> Die | None:
         end_s = time.monotonic() + _SEARCH_S
-        for unit in self._dwarf.iter_CUs():
+        for unit in self._all_units():
             for die in _outermost_of(unit):
                 if (
                     die.tag in RECORDS

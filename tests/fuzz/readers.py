@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import analyses
 import files
 import shared
+import typed
 from mutate import CONTROLS, mutate, number, text
 
 from textpoke import cfi, elf, functions, stubs, unwind
@@ -206,6 +207,7 @@ FUZZERS = {
     "capture": Fuzzer(files.fuzz_capture, prepare=files.seeds),
     "report": Fuzzer(files.fuzz_report, 0.05, files.seeds),
     "analyses": Fuzzer(analyses.fuzz_analyses, 0.05, analyses.seeds),
+    "arguments": Fuzzer(typed.fuzz_arguments, 0.05, typed.programs),
     "shared": Fuzzer(shared.fuzz_shared),
     "image": Fuzzer(shared.fuzz_image),
     "outcome": Fuzzer(shared.fuzz_outcome),
