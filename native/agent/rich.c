@@ -6,6 +6,9 @@
  */
 #include "agent.h"
 
+#define COUNTERS 512u
+#define COUNTERS_AT (TP_PAGE_BYTES - COUNTERS * sizeof(uint32_t))
+
 struct table {
 	uint64_t bytes; /* of the mapping */
 	struct tp_capture_head head;
@@ -185,6 +188,18 @@ static struct tp_call *redirect(struct tp_shadow *shadow, struct tp_ring *ring, 
 	return frame;
 }
 
+/*
+ * One of @sample calls of a function: the thread's counters stand behind the head of its ring, some
+ * functions share one.
+ */
+static int is_due(struct tp_ring *ring, uint64_t site, uint64_t sample)
+{
+	uint32_t *counters = (uint32_t *)((char *)ring + COUNTERS_AT);
+	uint32_t *counter = &counters[(uint32_t)(site * 0x9e3779b1u) >> 20 & (COUNTERS - 1)];
+
+	return sample < 2 || (*counter)++ % sample == 0;
+}
+
 /** A call has come to @site. */
 void tpa_rich_enter(const struct tpa_regs *regs, uint64_t site, const struct tp_probe_words *probe)
 {
@@ -197,7 +212,7 @@ void tpa_rich_enter(const struct tpa_regs *regs, uint64_t site, const struct tp_
 	uint32_t count = 0;
 	uint64_t now;
 
-	if (!slot)
+	if (!slot || !is_due(slot->ring, site, probe->argument))
 		return;
 	if (what && !probe->threshold) /* before the return address goes: it may be captured */
 		count = capture(table, what->entry, what->entry_count, regs, words,

@@ -160,6 +160,11 @@ class Records:
         self._state = change.state
         return done
 
+    @property
+    def count(self) -> int:
+        """Sites that are patched now."""
+        return len(self._in_place)
+
     def is_on(self, address: int) -> bool:
         """True when the site is patched."""
         return address in self._in_place

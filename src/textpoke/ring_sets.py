@@ -39,6 +39,7 @@ class RingSet:
         wire: The head of that (struct tp_wire).
         layout: Where the rings are in it.
         profiled: Functions that a thread's ring has rows for; 0: the rings hold events.
+        overruns_before: What rings had counted when it was taken.
     """
 
     agent: Agent
@@ -49,10 +50,27 @@ class RingSet:
     wire: Pointer | None
     layout: Layout | None
     profiled: int = 0
+    overruns_before: int = 0
 
     def record(self, *, on: bool, waiting: int = 0) -> None:
         """Let threads write, or not; `waiting` events may wait in a ring."""
         self.agent.require("switching the rings", lib.TP_CMD_RECORD, int(on), waiting, self.number)
+
+    def overruns(self) -> int:
+        """Calls since the set was taken whose return no thread could wait for."""
+        return max(self._overruns_now() - self.overruns_before, 0)
+
+    def begin(self) -> None:
+        """Somebody takes it: what was counted before is not counted for him."""
+        self.overruns_before = self._overruns_now()
+
+    def _overruns_now(self) -> int:
+        layout = self.layout
+        if layout is None or self.shared is None:
+            return 0
+        at = layout.ring_offset + ffi.offsetof("struct tp_ring", "overruns")
+        places = (at + number * layout.ring_stride for number in range(layout.ring_count))
+        return sum(int.from_bytes(self.shared[at : at + 8], "little") for at in places)
 
     def close(self) -> None:
         """Give up our view of it; the target keeps its own."""
@@ -84,10 +102,11 @@ class RingSets:
         fitting = [s for s in self._free if _fits(s, profiled)]
         if fitting:
             self._free.remove(fitting[0])
-            return fitting[0]
-        made = self._make(profiled)
-        self._all.append(made)
-        return made
+        else:
+            fitting = [self._make(profiled)]
+            self._all.append(fitting[0])
+        fitting[0].begin()
+        return fitting[0]
 
     def give_back(self, ring_set: RingSet) -> None:
         """Nobody uses it any more."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from textpoke import modes, profile, tracers
@@ -29,14 +30,15 @@ from textpoke.tracer_names import BLK, FUNCTION, LIBC, PROFILE
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from textpoke.arguments import Spec
+    from textpoke.capture import CaptureWriter
     from textpoke.model import Module, Site
     from textpoke.plan import Plan, SitePlan
     from textpoke.poke import Outcome
-    from textpoke.profile import ProfileRow
+    from textpoke.profile_rows import ProfileRow
     from textpoke.records import Switched
     from textpoke.ring_sets import RingSet
     from textpoke.tracer import Target
@@ -73,7 +75,7 @@ class Trace:
         self,
         target: Target,
         chosen: list[Site],
-        output: str | os.PathLike[str] | None = None,
+        output: str | os.PathLike[str] | CaptureWriter | None = None,
         *,
         overwrite: bool = False,
         force: bool = False,
@@ -85,6 +87,7 @@ class Trace:
         options: tracers.Options | None = None,
         arguments: Sequence[Spec] = (),
         name: str = "",
+        sample: int = 1,
     ) -> None:
         self.target = target
         self.chosen = chosen
@@ -122,6 +125,11 @@ class Trace:
         self._seen: set[tuple[str, int, int]] = set()
         self._next_look = 0.0
         self._lost_no_ring = 0
+        self._overruns = 0
+        self._tap = -1
+        self._tell: Callable[[int], None] = lambda _fd: None
+        self._clock: dict[str, int] = {}
+        self._sample = max(sample, 1)
 
     def __enter__(self) -> Self:
         self.start()
@@ -178,6 +186,17 @@ class Trace:
         except BaseException:
             self._tracer = before
             raise
+
+    @property
+    def sample(self) -> int:
+        """One of so many calls of a function is recorded, by each thread; 1 for all."""
+        return self._sample
+
+    @sample.setter
+    def sample(self, number: int) -> None:
+        if number != self._sample:
+            self._sample = number
+            self._wants.clear()
 
     def filter(self, include: str | Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
         """Trace other functions from now on: one batch switches what differs.
@@ -247,6 +266,8 @@ class Trace:
             self._log = CaptureLog(self.output, self.target.pid, force=self.force)
             self._log.begin(self._meta())
             self._reader.write_to(self._log.fd)
+        if self._tap >= 0:
+            self.divert(self._tap, self._tell)
         self._events.record(on=True, waiting=self._reader.waiting)
 
     def _rings_of(self, tracer: str) -> RingSet:
@@ -267,7 +288,8 @@ class Trace:
         self._captures.upload(rings, self._tracer, self._prepared)
         wanted = self._wants.get(self._tracer)
         if wanted is None:
-            wish = tracers.Wish(self._tracer, rings, self._options, self.target.returns.why_not)
+            options = replace(self._options, sample=self._sample)
+            wish = tracers.Wish(self._tracer, rings, options, self.target.returns.why_not)
             captured = self._captures.programs(self._tracer)
             wanted = self._wants[self._tracer] = wish.of(self._traced(), captured)
         self._note(self.target.records.switch(self.name, wanted, self.mode))
@@ -297,6 +319,45 @@ class Trace:
         self.left_alone += done.left_alone
         self.last = done.outcome
         self.on = self.on or done.outcome
+
+    @property
+    def return_addresses(self) -> dict[int, int]:
+        """What events call each site that is traced: its return address, by its own."""
+        return {address: p.return_address for address, p in self._prepared.items()}
+
+    def sites_by_return(self) -> list[tuple[Site, int]]:
+        """The same with the sites themselves."""
+        return [(p.site, p.return_address) for p in self._prepared.values()]
+
+    @property
+    def durations(self) -> dict[int, int]:
+        """In threshold mode: where the duration stands in an EXIT's data, by return address."""
+        if not self._options.threshold_ticks:
+            return {}
+        return dict.fromkeys(self.return_addresses.values(), 0)
+
+    @property
+    def overruns(self) -> int:
+        """Calls whose return was not waited for: too deep, or a thread without a shadow stack."""
+        sets = (self._events, self._profile)
+        return sum(rings.overruns() for rings in sets if rings is not None) or self._overruns
+
+    def divert(self, fd: int, tell: Callable[[int], None]) -> None:
+        """Let events go to `fd`; `tell` is told where the capture is, for who sends them on."""
+        self._tap, self._tell = fd, tell
+        if self._reader is not None:
+            self._reader.write_to(fd)
+            tell(self._log.fd if self._log is not None else -1)
+
+    def note(self, fields: Mapping[str, object]) -> None:
+        """Put a note into the capture."""
+        if self._log is not None:
+            self._log.more_sites([], fields)
+
+    def snapshot_fields(self) -> tuple[dict[str, object], dict[int, str], dict[str, object]]:
+        """META, names of threads and END's clock for a capture of a part of this one."""
+        threads = self._log.thread_names if self._log is not None else {}
+        return {**self._meta(), "clock": self._clock}, threads, {"clock": clock_point()}
 
     def profile(self) -> dict[int, ProfileRow]:
         """What the profile tracer has counted so far, by return address; nothing is stopped."""
@@ -396,8 +457,12 @@ class Trace:
             self.target.agent.require_alive("the recording")
             time.sleep(_DRAIN_S)
 
-    def stop(self) -> None:
-        """Switch off in one batch, take the rest, finish the capture."""
+    def stop(self, before_end: Callable[[], Mapping[str, object]] | None = None) -> None:
+        """Switch off in one batch, take the rest, finish the capture.
+
+        Args:
+            before_end: Called when all events have been taken; gives further fields for the end.
+        """
         if self._reader is None:
             return
         failure: TextpokeError | None = None
@@ -412,6 +477,8 @@ class Trace:
             self._measured["profile"] = profile.as_json(self._profile)
         try:
             self._drain_rest()
+            if before_end is not None:
+                self._measured |= before_end()
             if self._log is not None:
                 self._log.finish(self._end())
         finally:
@@ -429,6 +496,7 @@ class Trace:
                 rings.record(on=False)
 
     def _close(self) -> None:
+        self._overruns = self.overruns
         if self._reader is not None:
             self._lost_no_ring = self._reader.lost_no_ring
         self._reader = None
@@ -460,6 +528,7 @@ class Trace:
         self._drain(final=True)
 
     def _meta(self) -> dict[str, object]:
+        self._clock = self._clock or clock_point()
         plans = list(self._prepared.values())
         return {
             "pid": self.target.pid,
@@ -467,7 +536,7 @@ class Trace:
             "command": list(self.command) or self.target.command_line,
             "tracer": self._tracer,
             "mode": "overwrite" if self.overwrite else "drop",
-            "clock": clock_point(),
+            "clock": self._clock,
             "sites": _names(plans),
             "modules": [[m.name, m.path, m.bias] for m in self.target.modules],
             "cpus": os.cpu_count() or 0,
@@ -482,6 +551,7 @@ class Trace:
             "events": self.totals.events,
             "lost": self.totals.lost,
             "lost_no_ring": self.lost_no_ring,
+            "overruns": self.overruns,
             "reason": self.reason,
             "on": self.on.as_dict() if self.on else None,
             "off": self.off.as_dict() if self.off else None,

@@ -38,11 +38,12 @@ from textpoke.tracer_names import BLK, FUNCTION
 
 if TYPE_CHECKING:
     from collections import abc
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from types import TracebackType
 
     from textpoke.agent import Agent
     from textpoke.arguments import Captures, Resolver, Spec
+    from textpoke.capture import CaptureWriter
     from textpoke.code_views import CodeViews
     from textpoke.libc_calls import Function
     from textpoke.model import Mapping, Module, Site
@@ -250,6 +251,22 @@ class Target:
             arguments=arguments,
             name=name,
         )
+
+    def trace_of(
+        self,
+        chosen: Sequence[Site],
+        output: str | os.PathLike[str] | CaptureWriter | None,
+        *,
+        tracer: str = FUNCTION,
+        name: str = "",
+    ) -> Trace:
+        """As `trace`, of sites that are chosen already."""
+        return Trace(self, list(chosen), output, tracer=tracer, name=name)
+
+    def sites_of(self, modules: Collection[str]) -> list[Site]:
+        """All sites of the modules of these names, refused ones too."""
+        finder = self._finders[False, False]
+        return [s for m in self.modules if m.name in modules for s in finder.of_module(m)]
 
     def add_trace(self, trace: Trace) -> None:
         """A trace begins. Raises TraceExists when one of that name is running."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`textpoke report` of captures whose tracer's calls are analysed: blk, wakeup_rt, irqsoff."""
+"""`textpoke report` of captures whose tracer's calls are analysed: blk, wakeup_rt, irqsoff, profile."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ def is_analysed(capture: Capture, args: argparse.Namespace) -> bool:
     tracer = capture.meta.tracer
     if tracer != "blk" and args.by in ("file", "caller"):
         raise _parser.UsageError(f"--by {args.by} is for captures of blk, this is one of {tracer}")
+    if tracer == "profile":
+        if args.tree or args.text or args.by:
+            raise _parser.UsageError("a profile is a table: it has no events (see: report --help)")
+        return True
     if args.tree:
         return False
     return tracer == "blk" or (tracer in _LATENCY and not args.text)
@@ -33,9 +37,14 @@ def is_analysed(capture: Capture, args: argparse.Namespace) -> bool:
 
 def print_analysed(capture: Capture, console: Console, args: argparse.Namespace) -> None:
     """Print the report that `is_analysed` has promised."""
-    from textpoke.report import blk, latency
+    from textpoke.report import blk, latency, profiled
 
-    if args.json:
+    if capture.meta.tracer == "profile":
+        if args.json:
+            console.json(profiled.records(capture, sort=args.sort, limit=args.limit))
+        else:
+            _print(console, profiled.lines(capture, sort=args.sort, limit=args.limit))
+    elif args.json:
         of = blk.records if capture.meta.tracer == "blk" else latency.records
         console.json(of(capture, limit=args.limit))
     elif capture.meta.tracer != "blk":
