@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`textpoke report` of captures whose tracer's calls are analysed: blk, wakeup_rt, irqsoff, profile."""
+"""`textpoke report` of captures that are analysed: blk, wakeup_rt, irqsoff, profile."""
 
 from __future__ import annotations
 
