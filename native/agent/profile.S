@@ -25,7 +25,7 @@
 #define LAST_BUCKET	111
 
 	begin_probe tpa_profile
-	keep_first
+	keep_first fs_base=0
 	keep	%rdi
 	guess_slot
 .Lloaded:
