@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from textpoke.plan import SitePlan
 
     Chain = tuple[Probe, ...]
+    _InPlace = dict[int, tuple[Chain, int, SitePlan]]
+    _After = tuple[_InPlace, dict[int, int]]
     PlaceCopies = Callable[[Sequence[tuple[SitePlan, Chain]]], list[int]]
 
 _BUSY_TRIES = 20
@@ -79,10 +81,13 @@ class _How(NamedTuple):
 @dataclass(slots=True)
 class _Change:
     steps: tuple[_Step, ...]
+    usual: list[_Step]  # of them, what leaves no int3 for good
     request: Request
     staying: Request
     no_room: tuple[Site, ...]
+    goes_off: bool
     state: int = 0  # that it has led to before
+    after: _After | None = None  # what is in place then, once it was made twice
 
 
 @dataclass(slots=True)
@@ -119,7 +124,7 @@ class Records:
         self._place = place
         self._default = (default,)
         self._users: dict[str, Wants] = {}
-        self._in_place: dict[int, tuple[Chain, int, SitePlan]] = {}  # by site: chain and lead
+        self._in_place: _InPlace = {}  # by site: chain and lead
         self._leads: dict[int, int] = {}  # by hook: of sites that are off, too
         self._state = 0
         self._states: dict[object, int] = {}  # numbers of states that may be met again
@@ -156,6 +161,8 @@ class Records:
         if not complete:
             self._new_state()
             return done
+        if change.state:  # it was made before, and perhaps will be again
+            change.after = change.after or (dict(self._in_place), dict(self._leads))
         change.state = change.state or self._number()
         self._state = change.state
         return done
@@ -197,9 +204,15 @@ class Records:
             return known
         no_room: list[Site] = []
         steps = tuple(self._steps(user, wanted, no_room))
-        usual = Request.of(s.poke for s in steps if not s.poke.is_permanent)
-        staying = Request.of(s.poke for s in steps if s.poke.is_permanent)
-        change = _Change(steps, usual, staying, tuple(no_room))
+        usual = [s for s in steps if not s.poke.is_permanent]
+        change = _Change(
+            steps,
+            usual,
+            Request.of(s.poke for s in usual),
+            Request.of(s.poke for s in steps if s.poke.is_permanent),
+            tuple(no_room),
+            goes_off=any(not s.chain for s in usual),
+        )
         if len(self._kept) >= _MOST_KEPT:
             self._kept.clear()
         self._kept[key] = change
@@ -256,29 +269,26 @@ class Records:
     def _run(self, change: _Change, how: _How, done: Switched) -> bool:
         """Returns whether all that was wanted is in place."""
         done.refused += [(site, NO_COPY) for site in change.no_room]
-        steps = [s for s in change.steps if not s.poke.is_permanent]
-        goes_off = any(not s.chain for s in steps)
-        if not goes_off:
-            complete = self._switch_on(steps, change.request, how, done)
+        steps = change.usual
+        if not change.goes_off:
+            complete = self._switch_on(change, how, done)
         else:
-            complete = self._switch_off(steps, change.request, how, done)
+            complete = self._switch_off(steps, change.request, how, done, change.after)
         if change.staying.pokes:
             staying = [s for s in change.steps if s.poke.is_permanent]
             complete &= self._switch_on_staying(staying, change.staying, steps, done)
         return complete and not change.no_room
 
-    def _switch_on(
-        self, steps: Sequence[_Step], request: Request, how: _How, done: Switched
-    ) -> bool:
+    def _switch_on(self, change: _Change, how: _How, done: Switched) -> bool:
+        steps = change.usual
         if not steps:
             return True
         outcome = run_request(
-            self._agent, request, mode=how.mode, leave_busy=True, guards=how.guards
+            self._agent, change.request, mode=how.mode, leave_busy=True, guards=how.guards
         )
         done.add(outcome)
-        busy = list(outcome.left)
-        self._note(s for i, s in enumerate(steps) if i not in set(busy))
-        return not self._settle([steps[i] for i in busy], how, done)
+        self._note_all(steps, outcome.left, change.after)
+        return not self._settle([steps[i] for i in outcome.left], how, done)
 
     def _settle(self, busy: list[_Step], how: _How, done: Switched) -> list[_Step]:
         """Try again, for a while, the sites that a thread stood inside of; then leave them out."""
@@ -317,7 +327,12 @@ class Records:
         return True
 
     def _switch_off(
-        self, steps: Sequence[_Step], request: Request, how: _How, done: Switched
+        self,
+        steps: Sequence[_Step],
+        request: Request,
+        how: _How,
+        done: Switched,
+        after: _After | None = None,
     ) -> bool:
         """Sites whose module is gone, or that others hold now, are left."""
         failure: TextpokeError | None = None
@@ -334,8 +349,7 @@ class Records:
                 failure, complete = exc, False
             else:
                 done.add(outcome)
-                left = set(outcome.left)
-                self._note(s for i, s in enumerate(steps) if i not in left)
+                self._note_all(steps, outcome.left, after if complete else None)
                 return complete and not self._settle([steps[i] for i in outcome.left], how, done)
             steps = self._still_to_do(steps, done, wrote=isinstance(failure, BatchFailed))
             request = Request.of(s.poke for s in steps)
@@ -358,6 +372,14 @@ class Records:
                 done.left_alone += 1
                 self._in_place.pop(step.planned.site.address, None)
         return left
+
+    def _note_all(self, steps: Sequence[_Step], left: Sequence[int], after: _After | None) -> None:
+        """Note a batch: what it did; at once where it is known what is in place `after` it."""
+        if after is not None and not left:
+            self._in_place, self._leads = dict(after[0]), dict(after[1])
+            return
+        among = set(left)
+        self._note(s for i, s in enumerate(steps) if i not in among)
 
     def _note(self, steps: Iterable[_Step]) -> None:
         for step in steps:
