@@ -69,6 +69,7 @@ class _Step(NamedTuple):
     planned: SitePlan
     chain: Chain  # empty: the site is off
     lead: int
+    ahead: bool = False  # of a site that is off: no call may come to the old probe first
 
 
 class _How(NamedTuple):
@@ -79,6 +80,8 @@ class _How(NamedTuple):
 @dataclass(slots=True)
 class _Change:
     steps: tuple[_Step, ...]
+    ahead: tuple[_Step, ...]  # of code of ours that nobody comes to yet
+    ahead_request: Request
     request: Request
     staying: Request
     no_room: tuple[Site, ...]
@@ -91,12 +94,14 @@ class Switched:
 
     Attributes:
         outcome: Of its batch; None when there was nothing to do.
+        ahead: Of the batch before it, where code of ours was led to other probes; or None.
         refused: (site, reason) of those that are not on.
         left_alone: Sites that were to go off and were not: their module is gone, or somebody
             else has changed them meanwhile.
     """
 
     outcome: Outcome | None = None
+    ahead: Outcome | None = None
     refused: list[tuple[Site, str]] = field(default_factory=list)
     left_alone: int = 0
 
@@ -197,9 +202,12 @@ class Records:
             return known
         no_room: list[Site] = []
         steps = tuple(self._steps(user, wanted, no_room))
+        ahead = tuple(s for s in steps if s.ahead)
+        steps = tuple(s for s in steps if not s.ahead)
         usual = Request.of(s.poke for s in steps if not s.poke.is_permanent)
         staying = Request.of(s.poke for s in steps if s.poke.is_permanent)
-        change = _Change(steps, usual, staying, tuple(no_room))
+        first = Request.of(s.poke for s in ahead)
+        change = _Change(steps, ahead, first, usual, staying, tuple(no_room))
         if len(self._kept) >= _MOST_KEPT:
             self._kept.clear()
         self._kept[key] = change
@@ -242,7 +250,8 @@ class Records:
         if not hook.in_site or current:
             old = current[1] if current else self._leads.get(hook.address, planned.lead)
             if old != lead:
-                yield _Step(lead_poke(planned, old, lead), planned, chain, lead)
+                poke = lead_poke(planned, old, lead)
+                yield _Step(poke, planned, chain, lead, ahead=not current)
         if not current:
             poke = poke_of(led_to(planned, lead), on=True)
             yield _Step(poke, planned, chain, lead)
@@ -257,6 +266,9 @@ class Records:
         """Returns whether all that was wanted is in place."""
         done.refused += [(site, NO_COPY) for site in change.no_room]
         steps = [s for s in change.steps if not s.poke.is_permanent]
+        if change.ahead:
+            done.ahead = run_request(self._agent, change.ahead_request, mode=how.mode)
+            self._note(change.ahead)
         goes_off = any(not s.chain for s in steps)
         if not goes_off:
             complete = self._switch_on(steps, change.request, how, done)
