@@ -7,15 +7,15 @@ recorder or a budget are at work, its events take the way through a `Flow`.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
 from textpoke import clock, target
-from textpoke._errors import CaptureWrite, TargetError
+from textpoke._errors import CaptureError, CaptureWrite, ControlFailed, TargetError
 from textpoke._native import lib
 from textpoke.filters import FilterSet
 from textpoke.governor import Governor
+from textpoke.tracer_names import FUNCTION
 from textpoke.triggers import Command, TriggerSet
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class Recording:
         self._next_threads = self._next_step = 0.0
         self._last_step = 0.0
         self._last_cpu_ns = 0
+        self._lost = 0
+        self._written = 0
 
     @property
     def on(self) -> bool:
@@ -159,6 +161,9 @@ class Recording:
         self.trace.sample = filters.sample
         self._wanted = chosen
         self._governed.clear()
+        self._governor = None
+        if self._flow is not None:
+            self._flow.counter = None  # it must count the new ones, too
         self._choose(chosen)
         self.filters = filters
         self._threads_before = None
@@ -173,6 +178,9 @@ class Recording:
         """Have these triggers; what ftrace would show of them. Raises as `TriggerSet.place`."""
         names = self._names(self.filters, triggers)
         triggers.place(names)
+        slow = next((t for t in triggers.triggers if t.over_ns and not t.remove), None)
+        if slow is not None and self.trace.tracer == FUNCTION:
+            raise ControlFailed("trigger", f"{slow.text!r} needs returns: -t function_graph")
         self.triggers = triggers
         if self._flow is None:
             self._make_flow()
@@ -228,6 +236,7 @@ class Recording:
         recorder = FlightRecorder(0, _MOST_HELD_BYTES, int(lib.tp_rdtsc()))
         flow = Flow(engine, recorder, -1, only_kept=self._only_kept)
         self._engine, self._flow = engine, flow
+        self._written = trace.totals.events
         trace.divert(flow.tap.fd, flow.write_to)
         self._hold()
 
@@ -243,13 +252,19 @@ class Recording:
     def _take(self, flowed: Flowed) -> None:
         self.hits += flowed.hits
         self.kept += len(flowed.kept)
+        self._written += flowed.events
+        self.trace.totals.events = self._written  # what was thrown away on the way does not count
         notes = flowed.notes()
         if flowed.snapshots:
             from textpoke.flight import snapshot_path, write_snapshot
         for hit, kept in flowed.snapshots:
             path = snapshot_path(str(self.trace.output or "textpoke.tptrace"), self._number())
             meta, threads, end = self.trace.snapshot_fields()
-            write_snapshot(path, kept, meta, threads, end, force=self.trace.force)
+            try:
+                write_snapshot(path, kept, meta, threads, end, force=self.trace.force)
+            except CaptureError as exc:  # the recording itself goes on
+                self.remarks.append(f"{hit.trigger.command} at {hit.tsc}: {exc}")
+                continue
             self.snapshots.append(path)
             self.remarks.append(
                 f"{hit.trigger.command} at {hit.tsc}: {kept.events:,} events, {path}"
@@ -297,8 +312,9 @@ class Recording:
         cpu_ns = _cpu_ns(self.trace.target.pid)
         seconds, used = now - self._last_step, cpu_ns - self._last_cpu_ns
         self._last_step, self._last_cpu_ns = now, cpu_ns
+        lost, self._lost = self.trace.lost - self._lost, self.trace.lost
         cost = _COST_NS.get(self.trace.tracer, _COST_OF_OTHERS_NS)
-        decision = self._governor.step(now, max(seconds, 1e-6), used, flow.counter.take(), cost)
+        decision = self._governor.step(now, max(seconds, 1e-6), used, flow.counter.take(lost), cost)
         if decision:
             self._obey(decision)
 
@@ -316,10 +332,9 @@ class Recording:
 
 
 def _cpu_ns(pid: int) -> int:
-    """CPU time that the process has used."""
+    """CPU time that the process has used; 0 when it is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        # As clock_getcpuclockid makes it: the scheduler's account of the whole process.
+        return time.clock_gettime_ns(~pid << 3 | 2)
     except OSError:
         return 0
-    return (int(fields[11]) + int(fields[12])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")

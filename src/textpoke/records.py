@@ -71,6 +71,7 @@ class _Step(NamedTuple):
     planned: SitePlan
     chain: Chain  # empty: the site is off
     lead: int
+    ahead: bool = False  # of a site that is off: no call may come to the old probe first
 
 
 class _How(NamedTuple):
@@ -82,6 +83,8 @@ class _How(NamedTuple):
 class _Change:
     steps: tuple[_Step, ...]
     usual: list[_Step]  # of them, what leaves no int3 for good
+    ahead: dict[int, int]  # of code of ours that nobody comes to yet: where it leads then
+    ahead_request: Request
     request: Request
     staying: Request
     no_room: tuple[Site, ...]
@@ -96,12 +99,14 @@ class Switched:
 
     Attributes:
         outcome: Of its batch; None when there was nothing to do.
+        ahead: Of the batch before it, where code of ours was led to other probes; or None.
         refused: (site, reason) of those that are not on.
         left_alone: Sites that were to go off and were not: their module is gone, or somebody
             else has changed them meanwhile.
     """
 
     outcome: Outcome | None = None
+    ahead: Outcome | None = None
     refused: list[tuple[Site, str]] = field(default_factory=list)
     left_alone: int = 0
 
@@ -117,9 +122,13 @@ class Records:
         agent: The connection.
         place: Maps copies of probes: for each (site, chain) its address, 0 where there is no room.
         default: The probe that a plan leads to by itself.
+
+    Attributes:
+        one_by_one: A protocol run a site (for measurement).
     """
 
     def __init__(self, agent: Agent, place: PlaceCopies, default: Probe) -> None:
+        self.one_by_one = False
         self._agent = agent
         self._place = place
         self._default = (default,)
@@ -204,10 +213,14 @@ class Records:
             return known
         no_room: list[Site] = []
         steps = tuple(self._steps(user, wanted, no_room))
+        ahead = [s for s in steps if s.ahead]
+        steps = tuple(s for s in steps if not s.ahead)
         usual = [s for s in steps if not s.poke.is_permanent]
         change = _Change(
             steps,
             usual,
+            {s.poke.address: s.lead for s in ahead},
+            Request.of(s.poke for s in ahead),
             Request.of(s.poke for s in usual),
             Request.of(s.poke for s in steps if s.poke.is_permanent),
             tuple(no_room),
@@ -251,11 +264,15 @@ class Records:
         current: tuple[Chain, int, SitePlan] | None,
     ) -> Iterable[_Step]:
         """Lead one site to its probes, and switch it on if it is off."""
+        if not current and lead == planned.lead and not self._leads:  # nothing was led elsewhere
+            yield _Step(poke_of(planned, on=True), planned, chain, lead)
+            return
         hook = hook_of(planned)
         if not hook.in_site or current:
             old = current[1] if current else self._leads.get(hook.address, planned.lead)
             if old != lead:
-                yield _Step(lead_poke(planned, old, lead), planned, chain, lead)
+                poke = lead_poke(planned, old, lead)
+                yield _Step(poke, planned, chain, lead, ahead=not current)
         if not current:
             poke = poke_of(led_to(planned, lead), on=True)
             yield _Step(poke, planned, chain, lead)
@@ -270,6 +287,11 @@ class Records:
         """Returns whether all that was wanted is in place."""
         done.refused += [(site, NO_COPY) for site in change.no_room]
         steps = change.usual
+        if change.ahead:
+            done.ahead = run_request(
+                self._agent, change.ahead_request, mode=how.mode, one_by_one=self.one_by_one
+            )
+            self._leads.update(change.ahead)
         if not change.goes_off:
             complete = self._switch_on(change, how, done)
         else:
@@ -284,7 +306,12 @@ class Records:
         if not steps:
             return True
         outcome = run_request(
-            self._agent, change.request, mode=how.mode, leave_busy=True, guards=how.guards
+            self._agent,
+            change.request,
+            mode=how.mode,
+            leave_busy=True,
+            one_by_one=self.one_by_one,
+            guards=how.guards,
         )
         done.add(outcome)
         self._note_all(steps, outcome.left, change.after)
@@ -341,7 +368,12 @@ class Records:
             try:
                 # Several instructions that come back cannot be taken away again: threads run there.
                 outcome = run_request(
-                    self._agent, request, mode=how.mode, all_or_nothing=False, leave_busy=True
+                    self._agent,
+                    request,
+                    mode=how.mode,
+                    all_or_nothing=False,
+                    leave_busy=True,
+                    one_by_one=self.one_by_one,
                 )
             except (BatchRefused, BatchFailed) as exc:
                 if not getattr(exc, "recovered", True):
@@ -387,10 +419,10 @@ class Records:
             if not step.chain:
                 self._in_place.pop(address, None)
                 continue
-            hook = hook_of(step.planned)
-            if step.poke.address == hook.address:
-                self._leads[hook.address] = step.lead
-            if step.poke.address == address or address in self._in_place:
+            elsewhere = step.poke.address != address  # a pad, or a stub
+            if elsewhere:
+                self._leads[step.poke.address] = step.lead
+            if not elsewhere or address in self._in_place:
                 self._in_place[address] = step.chain, step.lead, step.planned
 
     def _read_back(self, steps: Iterable[_Step]) -> None:
