@@ -43,8 +43,8 @@ every function (3,900 and more sites), which redis-benchmark keeps busy on the s
 wakeup_rt and irqsoff trace all functions of Redis besides those of libc, as in the kernel. Only
 "batched" goes through all cycles; the others through a few, scaled: real seconds by cycles times
 500. A first cycle, in which sites are found, planned and copies of probes mapped, and two more
-come before the clock starts; the first is told apart. User and sys are of the tool (its children too) and of Redis
-with our agent in it, while the clock runs.
+come before the clock starts; the first is told apart. User and sys are of the tool (its children
+too) and of Redis with our agent in it, while the clock runs.
   engine ms        of that, by cycle, in the protocol itself, by the engine's own clock
   held ms          by cycle, how long all threads of Redis were held
   req/s, of alone  requests by second, by Redis's own count, and their share of the throughput
@@ -255,7 +255,7 @@ def _watched(target: Target, *, one_by_one: bool) -> Iterator[Batches]:
     records, seen = target.records, Batches()
     usual = records.switch
 
-    def switch(*args: Any, **kwargs: Any) -> Switched:  # noqa: ANN401 - handed on
+    def switch(*args: Any, **kwargs: Any) -> Switched:
         done = usual(*args, **kwargs)
         for outcome in (done.ahead, done.outcome):
             if outcome is not None:
