@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ GOALS_NS = {"function": 15.0, "function_graph": 40.0, "profile": 25.0}
 HOT = (1, 1)  # functions and threads that the goals are about
 HEAD = ("what", "N", "T", "best ns", "median ns", "bytes", "ns/byte")
 _RING_BYTES = 1 << 20
+_QUIET_S = 0.05
 _RECORD = ("uftrace", "record", "--no-libcall", "--no-event")
 _UFTRACE = {
     "uftrace, -pg": ("pg", ()),
@@ -96,6 +98,7 @@ class Peer:
 
 def cpu_ns(many: Many, calls: int) -> float:
     """Let every thread make `calls` calls. Returns CPU nanoseconds by call."""
+    time.sleep(_QUIET_S)  # uftrace may still be writing what it has got
     before = many.tallies()
     many.give(calls)
     many.wait_idle()
@@ -144,9 +147,7 @@ def _ours(stack: contextlib.ExitStack, sites: int, threads: int) -> Iterator[Pee
         yield Peer(tracer, sites, threads, run_with(tracer), call_bytes)
 
 
-def _others(
-    stack: contextlib.ExitStack, sites: int, threads: int, folder: Path
-) -> Iterator[Peer]:
+def _others(stack: contextlib.ExitStack, sites: int, threads: int, folder: Path) -> Iterator[Peer]:
     for name, (kind, call_bytes) in _INSTRUMENTED.items():
         many = stack.enter_context(Many(kind, sites, threads, quota=0))
         yield Peer(name, sites, threads, _calls_of(many), call_bytes)

@@ -36,15 +36,16 @@ irqsoff, function, nop), each switched on and off again, 500 cycles; here on a R
 every function (3,900 and more sites), which redis-benchmark keeps busy on the same processors.
 
   batched          as textpoke does it: one change is one batch, every site in the mode that suits
+  batched, paced   the same, spread evenly over the minute that there is: what Redis loses to it
   batched, int3    the same by the protocol of the kernel's text_poke_bp alone
   one by one       that, a run of the protocol a site: what the seed compares with
   threads stopped  every thread is held while the batch is written
 
 wakeup_rt and irqsoff trace all functions of Redis besides those of libc, as in the kernel. Only
-"batched" goes through all cycles; the others through a few, scaled: real seconds by cycles times
-500. A first cycle, in which sites are found, planned and copies of probes mapped, and two more
-come before the clock starts; the first is told apart. User and sys are of the tool (its children
-too) and of Redis with our agent in it, while the clock runs.
+"batched" and "paced" go through all cycles; the others through a few, scaled: real seconds by
+cycles times 500. A first cycle, in which sites are found, planned and copies of probes mapped, and
+two more come before the clock starts; the first is told apart. User and sys are of the tool (its
+children too) and of Redis with our agent in it, while the clock runs.
   engine ms        of that, by cycle, in the protocol itself, by the engine's own clock
   held ms          by cycle, how long all threads of Redis were held
   req/s, of alone  requests by second, by Redis's own count, and their share of the throughput
@@ -54,6 +55,7 @@ too) and of Redis with our agent in it, while the clock runs.
 TRACERS = ("blk", BRANCH, "function_graph", "wakeup_rt", "irqsoff", "function", NOP)
 CYCLES = 500
 MOST_S, LEAST_SHARE, TIMES_FASTER = 60, 0.9, 500
+_PACE_S = 58 / CYCLES
 _RING_BYTES = 1 << 20
 _REQUESTS = 1_000_000
 _WARM_CYCLES = 2  # then every batch has been packed and is known
@@ -68,6 +70,7 @@ class Method:
     mode: str
     cycles: int
     one_by_one: bool = False
+    cycle_s: float = 0.0  # from the start of one cycle to that of the next, at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +218,8 @@ class Bench:
         before, failed = self.alone(), failures(self.redis, load)
         with textpoke.attach(self.redis.pid, ring_bytes=_RING_BYTES) as target:
             row = self._run(target, method)
-        row.problems += [f"{method.name}: {line}" for line in target.report.residue]
+        residue = target.report.residue if target.report else ["no report of the detach"]
+        row.problems += [f"{method.name}: {line}" for line in residue]
         row.alone = [before, self.alone()]
         row.failed = failures(self.redis, load) - failed
         return row
@@ -234,8 +238,10 @@ class Bench:
                 self._cycle(trace, {name: [] for name in self.names})
             with _watched(target, one_by_one=method.one_by_one) as batches:
                 begin = Clocks.now(self.redis)
-                for _ in range(method.cycles):
+                for number in range(1, method.cycles + 1):
                     self._cycle(trace, took)
+                    wait_s = begin.real + number * method.cycle_s - time.perf_counter()
+                    time.sleep(max(wait_s, 0))
                 spent = Clocks.now(self.redis).since(begin)
         row = Row(method, first_s, spent, [], took, sites, batches)
         row.problems = problems_of(trace, method)
@@ -293,6 +299,7 @@ def methods(args: argparse.Namespace) -> list[Method]:
     few = 1 if args.quick else 10
     return [
         Method("batched", "auto", 5 if args.quick else args.cycles),
+        Method("batched, paced", "auto", 5 if args.quick else args.cycles, cycle_s=_PACE_S),
         Method("batched, int3", "int3", 2 * few),
         Method("one by one", "int3", 1 if args.quick else args.slow_cycles, one_by_one=True),
         Method("threads stopped", "stop", 2 * few),
@@ -303,11 +310,19 @@ def goals(rows: list[Row]) -> list[Goal]:
     """What issue 5 asks for."""
     by_name = {row.method.name: row for row in rows}
     batched, single = by_name["batched"], by_name["one by one"]
+    paced = by_name["batched, paced"]
     times = single.scaled_s / batched.scaled_s
     return [
         Goal(f"{len(batched.sites)} tracers, 500 cycles, batched", batched.scaled_s, MOST_S, "s"),
         Goal("one by one by batched", times, TIMES_FASTER, "times", at_least=True),
-        Goal("throughput of Redis meanwhile", batched.share, LEAST_SHARE, "", at_least=True),
+        Goal(
+            "the same in the engine",
+            single.engine_ms / batched.engine_ms,
+            TIMES_FASTER,
+            "times",
+            at_least=True,
+        ),
+        Goal("throughput of Redis over a minute", paced.share, LEAST_SHARE, at_least=True),
         Goal("failed requests", sum(row.failed for row in rows), 0),
     ]
 

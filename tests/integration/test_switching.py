@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import programs
 import pytest
-from observe import hear_until_end, tell, untouched
+from observe import ask, hear_until_end, tell, untouched
 
 import textpoke
+from textpoke._native import lib
+from textpoke.poke import Poke
+from textpoke.profile_rows import bucket_of, bucket_range
 from textpoke.report.counts import count
 
 if TYPE_CHECKING:
@@ -156,3 +160,57 @@ def test_a_filter_is_changed_while_a_program_runs(counter: Counter, tmp_path: Pa
     assert seen[first] == {"top": 100}
     assert list(seen[second]) == ["middle"]
     assert set(seen[third]) == {"top", "leaf", "middle"}
+
+
+def test_a_switch_that_was_made_before_packs_nothing(
+    counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = counter("pie")
+    with untouched(process), textpoke.attach(process.pid) as target:
+        with target.trace(tracer="nop") as trace:
+            round_trip = ("function", "nop", "function_graph", "nop", "irqsoff", "nop")
+            for tracer in round_trip * 3:
+                trace.tracer = tracer
+            with monkeypatch.context() as patch:
+                patch.delattr(Poke, "pack")
+                for tracer in round_trip:
+                    trace.tracer = tracer
+                    assert target.records.count > 0 or tracer == "nop"
+            trace.tracer = "function"
+            tell(process, "phase 100 2")
+            own = hear_until_end(process)
+        assert trace.events == sum(top + middle + leaf for _, top, middle, leaf, _ in own)
+
+
+def test_captures_of_libc_do_not_pile_up(counter: Counter) -> None:
+    process = counter("pie")
+    with untouched(process), textpoke.attach(process.pid) as target:
+        with target.trace("top", tracer="nop") as trace:
+            for _ in range(lib.TP_MAX_REGIONS // 2):  # more than regions, if each took one
+                trace.tracer = "wakeup_rt"
+                trace.tracer = "irqsoff"
+        assert not trace.refused
+
+
+def test_a_profile_is_exact_among_signals(compile_target: Compile, start_target: Start) -> None:
+    process = start_target(compile_target("storms.c", *programs.PIE), "signals")
+    with textpoke.attach(process.pid) as target:  # its own threads' stacks stay mapped
+        names = {s.address + s.length: s.function for s in target.sites(["leaf", "work"])}
+        with target.trace(["leaf", "work"], tracer="profile") as trace:
+            assert ask(process, "go") == "going"
+            time.sleep(1.0)
+            rounds, wrong = map(int, ask(process, "stop").split())
+            rows = {names[address]: row for address, row in trace.profile().items()}
+        assert trace.overruns == 0
+    assert not target.report.residue
+    assert rounds > 0
+    assert wrong == 0
+    assert rows["leaf"].hits == rows["work"].hits > rounds
+    for row in rows.values():
+        assert sum(row.buckets) == row.hits
+        ranges = [(*bucket_range(i), n) for i, n in enumerate(row.buckets) if n]
+        assert sum(low * low * n for low, _, n in ranges) <= row.squares
+        assert row.squares <= sum(high * high * n for _, high, n in ranges)
+        assert sum(low * n for low, _, n in ranges) <= row.total
+        assert row.total <= sum(high * n for _, high, n in ranges)
+        assert bucket_of(row.max) == max(i for i, n in enumerate(row.buckets) if n)
