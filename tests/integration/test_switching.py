@@ -205,7 +205,7 @@ def test_a_profile_is_exact_among_signals(compile_target: Compile, start_target:
     assert not target.report.residue
     assert rounds > 0
     assert wrong == 0
-    assert rows["leaf"].hits == rows["work"].hits > rounds
+    assert rows["leaf"].hits == 6 * rows["work"].hits > rounds  # its recursion is a loop
     for row in rows.values():
         assert sum(row.buckets) == row.hits
         ranges = [(*bucket_range(i), n) for i, n in enumerate(row.buckets) if n]
