@@ -27,6 +27,7 @@ HOT = (1, 1)  # functions and threads that the goals are about
 HEAD = ("what", "N", "T", "best ns", "median ns", "bytes", "ns/byte")
 _RING_BYTES = 1 << 20
 _QUIET_S = 0.05
+_WARM_CALLS = 16 * CHUNK
 _RECORD = ("uftrace", "record", "--no-libcall", "--no-event")
 _UFTRACE = {
     "uftrace, -pg": ("pg", ()),
@@ -99,6 +100,8 @@ class Peer:
 def cpu_ns(many: Many, calls: int) -> float:
     """Let every thread make `calls` calls. Returns CPU nanoseconds by call."""
     time.sleep(_QUIET_S)  # uftrace may still be writing what it has got
+    many.give(_WARM_CALLS)  # idle threads look for calls, and that takes CPU time
+    many.wait_idle()
     before = many.tallies()
     many.give(calls)
     many.wait_idle()
@@ -115,7 +118,7 @@ def measure(sites: int, threads: int, *, quick: bool) -> list[Peer]:
             bare_ns = 0.0
             for peer in peers:
                 ns = peer.run(calls)
-                peer.calls += calls * threads
+                peer.calls += (calls + _WARM_CALLS) * threads
                 bare_ns = bare_ns or ns  # the first one is our program with nothing patched
                 if number:  # else it only warms up
                     peer.ns.append(ns)
