@@ -88,6 +88,7 @@ class Trace:
         arguments: Sequence[Spec] = (),
         name: str = "",
         sample: int = 1,
+        filters: tuple[Sequence[str], Sequence[str]] = ((), ()),
     ) -> None:
         self.target = target
         self.chosen = chosen
@@ -110,6 +111,7 @@ class Trace:
         self.reason = "stopped"
         self.switched_on = 0.0
         self.plan: Plan | None = None
+        self._filter, self._notrace = (list(patterns) for patterns in filters)
         self._tracer = tracers.known(tracer)
         self._options = options or tracers.Options()
         self._arguments = tuple(arguments)
@@ -198,21 +200,38 @@ class Trace:
             self._sample = number
             self._wants.clear()
 
-    def filter(self, include: str | Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
-        """Trace other functions from now on: one batch switches what differs.
+    @property
+    def filter(self) -> list[str]:
+        """What is traced: expressions as `Target.trace` takes them; empty for what is usual.
 
-        Args:
-            include: As for `Target.trace`.
-            exclude: The same; wins.
+        Set it to trace other functions from now on, while the program runs: one batch switches what
+        differs. `notrace` is what is left out, whatever this says.
 
         Raises:
             UnknownFunction, NoSites, NotPatchable: Nothing was changed.
             BatchRefused, BatchFailed, UnsupportedTarget: The batch could not be run.
         """
-        self.choose(self.target.sites(include, exclude, traps=self.traps))
+        return list(self._filter)
+
+    @filter.setter
+    def filter(self, include: str | Sequence[str]) -> None:
+        wanted = [include] if isinstance(include, str) else list(include)
+        self.choose(self.target.sites(wanted, self._notrace, traps=self.traps))
+        self._filter = wanted
+
+    @property
+    def notrace(self) -> list[str]:
+        """What is never traced; set it as `filter`."""
+        return list(self._notrace)
+
+    @notrace.setter
+    def notrace(self, exclude: str | Sequence[str]) -> None:
+        unwanted = [exclude] if isinstance(exclude, str) else list(exclude)
+        self.choose(self.target.sites(self._filter, unwanted, traps=self.traps))
+        self._notrace = unwanted
 
     def choose(self, sites: Sequence[Site]) -> None:
-        """As `filter`, with the sites themselves."""
+        """Trace these sites from now on. Raises as `filter` does when it is set."""
         self.chosen = list(sites)
         if not self.is_on:
             return

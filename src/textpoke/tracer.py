@@ -250,6 +250,7 @@ class Target:
             options=tracers.Options(depth, _ticks(threshold_us)),
             arguments=arguments,
             name=name,
+            filters=([include] if isinstance(include, str) else include, exclude),
         )
 
     def trace_of(
