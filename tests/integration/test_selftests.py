@@ -46,6 +46,9 @@ FUNCTIONS = {
 }
 NOP5 = bytes.fromhex("0f 1f 44 00 00")
 EVENT_BYTES = 16
+SHARED_SITES = pytest.mark.xfail(
+    strict=True, reason="two probes that wait for returns at one function: to be merged (h7)"
+)
 
 
 @pytest.fixture
@@ -224,7 +227,8 @@ def test_ringbuffer_order(program: subprocess.Popen[str], here: Path) -> None:
     ask(program, "mark end")
     with api.Capture(here / "x.tptrace") as capture:
         decoder = Decoder(capture)
-        for tid in capture.threads:
+        assert len(decoder.tids) == 4
+        for tid in decoder.tids:
             last = -1
             for events in decoder.thread(tid):
                 times = events.ts_ns.tolist()
@@ -275,7 +279,7 @@ def test_fgraph_filter(running: Running, program: subprocess.Popen[str]) -> None
     mine = rounds(program)
     running.recording.stop()
     assert finished(calls_in(live.OUTPUT)) == only(mine, "schedule")
-    calls = {line.split("|")[1].strip() for line in text_of(live.OUTPUT) if "()" in line}
+    calls = {line.rpartition("|")[2].strip() for line in text_of(live.OUTPUT) if "()" in line}
     assert calls == {"schedule();"}
 
 
@@ -310,6 +314,7 @@ def matching(counts: Counts, globs: Sequence[str]) -> Counts:
     }
 
 
+@SHARED_SITES
 def test_fgraph_multi(program: subprocess.Popen[str], here: Path) -> None:
     with untouched(program), api.attach(program.pid) as target, contextlib.ExitStack() as stack:
         for name, globs in GRAPHS.items():
@@ -355,9 +360,11 @@ def test_fgraph_multi_filter(program: subprocess.Popen[str]) -> None:
         first, second = graph("1", "", "*lock*"), graph("2", "", "*sched*")
         both = {site.function for site in sites} - {"sched_clock"}
         assert on() == both
-        first.filter("sched*")
+        first.filter = ["sched*"]  # notrace stays, and wins
+        assert on() == both
+        first.notrace = []
         assert on() == both | {"sched_clock"}
-        second.filter("*spin*")
+        second.filter = ["*spin*"]
         assert on() == {"schedule", "sched_clock", "schedule_timeout"} | locks - {"mutex_trylock"}
         mine = rounds(program)
         second.stop()
@@ -367,6 +374,7 @@ def test_fgraph_multi_filter(program: subprocess.Popen[str]) -> None:
     assert second.events == 2 * sum(matching(mine, ["raw_spin_*"]).values())
 
 
+@SHARED_SITES
 def test_fgraph_profiler(program: subprocess.Popen[str], here: Path) -> None:
     with untouched(program), api.attach(program.pid) as target:
         graph = target.trace("*lock*", tracer="function_graph", name="g", output="x.tptrace")
@@ -390,14 +398,444 @@ def test_fgraph_retval(program: subprocess.Popen[str], here: Path) -> None:
     lines = text_of(here / "x.tptrace")
     errors = [str(-error) for error in range(1, MOST_ERRNO + 1)]
     for function in ("fail_int", "fail_long"):
-        shown = [line.rsplit("=", 1)[1].strip(" */") for line in lines if function in line]
+        shown = [line.rsplit("=", 1)[1].strip(" ;*/") for line in lines if function in line]
         assert shown == errors, function
     assert sum("succeed" in line for line in lines) == MOST_ERRNO
     assert {
-        line.rsplit("=", 1)[1].strip(" */") for line in lines if "succeed" in line
+        line.rsplit("=", 1)[1].strip(" ;*/") for line in lines if "succeed" in line
     } == {"0"}
     calls = calls_in(here / "x.tptrace")
     rows = calls.of(*calls.sites_named("fail_pointer"))
     assert [calls.exit_words(int(row)) for row in rows] == [
         [(1 << 64) - error] for error in range(1, MOST_ERRNO + 1)
     ]
+
+
+# --- ftrace: filters, triggers, profile ---
+
+
+@pytest.mark.parametrize(
+    ("glob", "functions"),
+    [
+        ("*sched*", {"schedule", "sched_clock", "schedule_timeout"}),
+        ("sched*", {"schedule", "sched_clock", "schedule_timeout"}),
+        ("*clock", {"sched_clock"}),
+        ("*spin*lock", {"raw_spin_lock", "raw_spin_unlock"}),
+        ("mutex*try*", {"mutex_trylock"}),
+        ("*open", {"sys_open"}),
+        ("[Ss]y[Ss]_*", {"sys_open", "Sys_close"}),
+        ("[!S]ys_*", {"sys_open"}),
+        ("sch?dule", {"schedule"}),
+    ],
+)
+def test_func_filter_glob(program: subprocess.Popen[str], glob: str, functions: set[str]) -> None:
+    with api.attach(program.pid) as target, target.trace(glob) as trace:
+        assert {site.function for site in trace.chosen} == functions
+        mine = rounds(program, 50)
+    assert trace.events == sum(only(mine, *functions).values())
+
+
+def threads_of(path: str, start: int) -> list[int]:
+    """The threads that have events in a capture."""
+    return sorted(counted_by_thread(path))[start:]
+
+
+def numbers(text: str) -> dict[int, int]:
+    """Thread id by the worker's number."""
+    return {counts["number"]: int(tid) for tid, counts in json.loads(text).items()}
+
+
+@pytest.mark.parametrize(
+    ("words", "recorded"),
+    [
+        (("--thread", "worker-1", "--thread", "worker-2"), {1, 2}),
+        (("--no-thread", "worker-[12]"), {0, 3}),
+        (("--thread", "worker-*", "--no-thread", "worker-0"), {1, 2, 3}),  # notrace wins
+    ],
+    ids=["func_filter_pid", "func_filter_notrace_pid", "both"],
+)
+def test_func_filter_pid(
+    running: Running, program: subprocess.Popen[str], words: tuple[str, ...], recorded: set[int]
+) -> None:
+    running.tool("filter", "schedule")
+    ask(program, "hot 4")
+    running.drain(0.3)
+    running.tool("filter", *words)
+    running.drain(0.3)
+    since_ns = time.monotonic_ns()
+    running.drain(0.3)
+    tids = numbers(ask(program, "stop"))
+    running.recording.stop()
+    with api.Capture(live.OUTPUT) as capture:
+        events = Decoder(capture).all()
+        since = events.ts_ns > since_ns - capture.meta.clock.monotonic_ns
+    assert set(events.tid.tolist()) >= set(tids.values())
+    assert set(events.tid[since].tolist()) == {tids[number] for number in recorded}
+
+
+def test_func_filter_notrace_pid(running: Running, program: subprocess.Popen[str]) -> None:
+    running.tool("filter", "schedule", "--no-thread", "worker-*")
+    mine = rounds(program)  # threads that begin now are chosen by their names, too
+    running.drain(0.3)
+    running.tool("filter", "schedule", "--clear")
+    more = rounds(program)
+    running.recording.stop()
+    found = counted(live.OUTPUT)["schedule"]
+    assert more["schedule"] <= found < more["schedule"] + mine["schedule"]
+
+
+def test_func_filter_stacktrace(running: Running, program: subprocess.Popen[str]) -> None:
+    lines = running.tool("trigger", "raw_spin_lock:stacktrace").splitlines()
+    assert lines == ["raw_spin_lock:stacktrace:unlimited"]
+    assert running.tool("trigger").splitlines() == lines
+    mine = rounds(program, 20)
+    running.drain(0.1)
+    running.recording.stop()
+    with api.Capture(live.OUTPUT) as capture:
+        names = {site.address: site.function for site in capture.meta.sites}
+        stacks = [
+            tuple(names[frame[0]] for frame in mark["frames"])
+            for mark in live.marks(capture)
+            if mark.get("command") == "stacktrace"
+        ]
+    assert len(stacks) == mine["raw_spin_lock"]
+    assert {frozenset(stack) for stack in stacks} == {
+        frozenset(("raw_spin_lock", "sys_open", "schedule"))
+    }
+
+
+def test_func_event_triggers(running: Running, program: subprocess.Popen[str]) -> None:
+    running.tool("trigger", "sys_open:stacktrace:3", "Sys_close:stacktrace")
+    mine = rounds(program, 20)
+    running.drain(0.1)
+    running.tool("trigger", "!sys_open:stacktrace:0", "!Sys_close:stacktrace")
+    assert running.tool("trigger") == ""
+    rounds(program, 20)
+    running.drain(0.1)
+    running.tool("trigger", "sys_open:stacktrace:2")  # the count begins anew
+    rounds(program, 20)
+    running.drain(0.1)
+    running.recording.stop()
+    with api.Capture(live.OUTPUT) as capture:
+        hit = collections.Counter(m["trigger"] for m in live.marks(capture) if "trigger" in m)
+    assert hit == {
+        "sys_open:stacktrace:3": 3,
+        "Sys_close:stacktrace": mine["Sys_close"],
+        "sys_open:stacktrace:2": 2,
+    }
+
+
+def test_func_hotplug(program: subprocess.Popen[str], here: Path) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    total: collections.Counter[str] = collections.Counter()
+    with untouched(program), api.attach(program.pid, ring_bytes=live.RING_BYTES) as target:
+        with target.trace(output="x.tptrace", tracer="function_graph") as trace:
+            for i in range(40):
+                tell(program, "rounds 4000 2")
+                for task in os.listdir(f"/proc/{program.pid}/task"):
+                    with contextlib.suppress(OSError):  # it may have ended
+                        os.sched_setaffinity(int(task), {cores[i % len(cores)]})
+                trace.drain()
+                assert program.stdout is not None
+                total.update(summed(by_thread(program.stdout.readline())))
+        assert trace.lost == trace.overruns == 0
+        os.sched_setaffinity(program.pid, cores)
+    assert finished(calls_in(here / "x.tptrace")) == dict(total)
+
+
+def test_func_mod_trace(compile_target: Compile, start_target: Start, here: Path) -> None:
+    library = compile_target("plugin.c", programs.NOPS, "-shared", "-fPIC")
+    process = start_target(compile_target("plugins.c", *programs.PIE), str(library))
+    name = library.name
+    with live.running(process, "work") as running:
+        out = running.tool("filter", f"*:mod:{name}", "--list")  # it is not there yet
+        assert out.splitlines() == [f"*:mod:{name}"]
+        for _ in range(2):
+            assert ask(process, "open 0") == "0"
+            running.drain(0.4)
+            assert {"leaf", "plugin"} <= {
+                line.split()[0] for line in running.tool("filter", "--list").splitlines()
+            }
+            assert ask(process, "call 0 100").startswith("0 ")
+            assert ask(process, "close 0") == "0"
+            running.drain(0.3)
+            assert running.tool("filter", "--list").splitlines() == [f"*:mod:{name}"]
+        running.tool("filter", "work")
+        assert ask(process, "open 0") == "0"
+        running.drain(0.3)
+        assert ask(process, "call 0 100").startswith("0 ")
+        assert ask(process, "close 0") == "0"
+    found = counted(here / live.OUTPUT)
+    assert only(found, "leaf", "plugin") == {"leaf": 400, "plugin": 200}
+    tell(process, "quit")
+    assert process.wait(timeout=20) == 0
+
+
+def test_func_profile_stat(program: subprocess.Popen[str], here: Path) -> None:
+    with api.attach(program.pid) as target:
+        with target.trace(tracer="profile", output="x.tptrace"):
+            mine = rounds(program)
+    lines = textpoke("report", here / "x.tptrace").out.splitlines()
+    head = next(i for i, line in enumerate(lines) if "FUNCTION" in line)
+    titles = lines[head].split()
+    assert {"HITS", "TOTAL", "AVG", "DEV"} <= set(" ".join(titles).split())
+    found = {row[-1].rpartition("!")[2]: row for row in map(str.split, lines[head + 1 :]) if row}
+    assert {name: int(found[name][0].replace(",", "")) for name in mine} == mine
+
+
+def test_func_profiler(program: subprocess.Popen[str], here: Path) -> None:
+    names = ("schedule", "raw_spin_unlock")
+    with untouched(program), api.attach(program.pid) as target:
+        function = target.trace(names, name="f", output="x.tptrace")
+        with target.trace(names, tracer="profile") as profile, function:
+            mine = rounds(program)
+            assert hits(profile) == only(mine, *names)
+            profile.filter = ["sys_open"]
+            more = rounds(program)
+            assert hits(profile) == {**only(mine, *names), "sys_open": more["sys_open"]}
+    assert counted(here / "x.tptrace") == {n: mine[n] + more[n] for n in names}
+
+
+def test_func_set_ftrace_file(running: Running, program: subprocess.Popen[str]) -> None:
+    def listed(*words: str) -> set[str]:
+        return set(running.tool("filter", *words, "--list").split())
+
+    def is_on(function: str) -> bool:
+        (site,) = running.session.target.sites(function)
+        return running.session.target.records.is_on(site.address)
+
+    assert running.tool("filter", "--list") == "#### all functions enabled ####\n"
+    assert listed("schedule") == {"schedule"}
+    running.tool("trigger", "sys_open:traceoff:1", "schedule:traceon")
+    assert listed("-a", "raw_spin*") == {"schedule", "raw_spin_lock", "raw_spin_unlock"}
+    assert listed("-a", "!raw_spin_lock") == {"schedule", "raw_spin_unlock"}
+    assert listed("Sys*") == {"Sys_close"}
+    assert running.tool("trigger").splitlines() == [  # whatever happens to the filter
+        "sys_open:traceoff:count=1",
+        "schedule:traceon:unlimited",
+    ]
+    assert (is_on("sys_open"), is_on("schedule"), is_on("raw_spin_lock")) == (True, True, False)
+    assert "no such trigger" in running.tool("trigger", "!sys_open:traceoff", code=2)  # it has one
+    running.tool("trigger", "!schedule:traceon")
+    assert running.tool("trigger") == "sys_open:traceoff:count=1\n"
+    running.tool("trigger", "!sys_open:traceoff:0")
+    assert (is_on("sys_open"), is_on("Sys_close")) == (False, True)
+    available = running.tool("filter", "--available").splitlines()
+    number = next(line.split()[0] for line in available if line.endswith("mutex_trylock"))
+    assert listed(number) == {"mutex_trylock"}
+    running.tool("filter", "-x", "mutex*", "--clear")
+    assert not is_on("mutex_trylock")
+    mine = rounds(program)
+    running.recording.stop()
+    del mine["mutex_trylock"]
+    assert only(counted(live.OUTPUT), *mine) == mine
+
+
+def test_func_traceonoff_triggers(running: Running, program: subprocess.Popen[str]) -> None:
+    def is_on_after(number: int) -> bool:
+        rounds(program, number)
+        running.drain(0.1)
+        return running.recording.on
+
+    assert is_on_after(5)
+    assert running.tool("trigger", "schedule:traceoff") == "schedule:traceoff:unlimited\n"
+    for _ in range(4):
+        assert not is_on_after(5)
+        running.tool("switch", "--on")
+    assert running.tool("trigger", "!schedule:traceoff") == ""
+    assert is_on_after(5)
+    assert running.tool("trigger", "schedule:traceoff:3") == "schedule:traceoff:count=3\n"
+    for _ in range(3):
+        assert not is_on_after(5)
+        running.tool("switch", "--on")
+    assert is_on_after(5)  # the count is over
+    running.tool("trigger", "!schedule:traceoff:0")
+    running.tool("trigger", "sched_clock:traceoff", "schedule_timeout:traceon")
+    rounds(program, 50)
+    running.drain(0.1)
+    assert running.recording.on
+
+
+def test_tracing_error_log(running: Running) -> None:
+    log = ErrorLog()
+
+    def fails(pattern: str) -> dict[str, Any]:
+        change = {"kind": "trace", "action": "replace", "patterns": [pattern]}
+        result = answer(running.session, {"verb": "filter", "changes": [change]}, [], log)
+        assert not result["ok"]
+        return log.entries()[-1]
+
+    before = running.tool("filter")
+    (first,) = {fails("schedule:mod:x:nod:y")["caret"]}
+    line, caret = str(first).splitlines()
+    assert line[caret.index("^") :].startswith("nod")
+    assert "close names: schedule" in str(fails("shedule")["message"])
+    for number in range(8):
+        fails(f"nothing{number}")
+    assert ["nothing" in str(entry["message"]) for entry in log.entries()] == [True] * 8
+    assert running.tool("filter") == before  # nothing was changed
+
+
+# --- direct, kprobe: pokes of one's own beside traces ---
+
+
+class Pokes:
+    """tests/targets/pokes.c: f0..f7 return 0..7; poked to jump to r0..r7, 100..107."""
+
+    def __init__(self, process: subprocess.Popen[str], target: api.Target) -> None:
+        self.process, self.target = process, target
+        self.old, self.new, *_ = map(int, ask(process, "where").split())
+
+    def jump(self, i: int) -> bytes:
+        """What makes f(i) r(i)."""
+        return b"\xe9" + struct.pack("<i", self.new - self.old - 5)
+
+    def address(self, i: int) -> int:
+        """Of f(i)."""
+        return self.old + i * 32
+
+    def results(self) -> list[int]:
+        """What f0..f7 return now."""
+        return [int(word) for word in ask(self.process, "ask").split()]
+
+
+@pytest.fixture
+def pokes(compile_target: Compile, start_target: Start) -> Iterator[Pokes]:
+    process = start_target(compile_target("pokes.c", "-fPIE", "-pie"))
+    with untouched(process), api.attach(process.pid) as target:
+        yield Pokes(process, target)
+    assert ask(process, "ask") == "0 1 2 3 4 5 6 7"
+
+
+def test_ftrace_direct(pokes: Pokes) -> None:
+    with pokes.target.batch() as batch:  # somebody's direct jump at one function
+        batch.queue(pokes.address(3), new=pokes.jump(3), old=NOP5)
+    with pytest.raises(api.BytesDiffer, match=r"!f3 .*hook \(jmp\)"):
+        pokes.target.trace("f*").start()
+    with pokes.target.trace("f*", ["f3"]) as trace:
+        assert pokes.results() == [0, 1, 2, 103, 4, 5, 6, 7]
+    assert trace.events == 7
+    with pokes.target.batch() as batch:
+        batch.queue(pokes.address(3), new=NOP5, old=pokes.jump(3))
+    with pokes.target.trace("f*") as trace:
+        assert pokes.results() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert trace.events == 8
+
+
+def test_kprobe_direct(pokes: Pokes) -> None:
+    with pokes.target.trace("f[0-3]") as trace:  # traced first, then poked
+        with pytest.raises(api.BytesDiffer, match=r"hook \(call\)"), pokes.target.batch() as batch:
+            for i in range(8):
+                batch.queue(pokes.address(i), new=pokes.jump(i), old=NOP5)
+        assert pokes.results() == [0, 1, 2, 3, 4, 5, 6, 7]  # all or nothing
+        with pokes.target.batch() as batch:
+            for i in range(4, 8):
+                batch.queue(pokes.address(i), new=pokes.jump(i), old=NOP5)
+        assert pokes.results() == [0, 1, 2, 3, 104, 105, 106, 107]
+    assert trace.events == 8
+
+
+def test_kprobe_ftrace(pokes: Pokes) -> None:
+    def loads(value: int) -> bytes:
+        return b"\xb8" + struct.pack("<i", value)  # movl $value, %eax
+
+    at = pokes.address(2) + 5  # behind the site, in a function that is traced
+    with pokes.target.trace("f*") as trace:
+        with pokes.target.batch() as batch:
+            batch.queue(at, new=loads(42), old=loads(2))
+        assert pokes.results() == [0, 1, 42, 3, 4, 5, 6, 7]
+        trace.filter = ["f[4-7]"]
+        trace.filter = ["f[0-7]"]
+        assert pokes.results()[2] == 42
+    with pokes.target.batch() as batch:
+        batch.queue(at, new=loads(2), old=loads(42))
+    assert trace.events == 16
+
+
+def test_kprobe_insn_boundary(pokes: Pokes) -> None:
+    sizes = (5, 5, 1)  # nop, movl, ret
+    code = NOP5 + b"\xb8\x01\0\0\0" + b"\xc3"
+    at, boundaries = pokes.address(1), {0, 5, 10}
+    assert sum(sizes) == len(code)
+    for offset in range(len(code)):
+        old = code[offset : offset + 1]
+        with contextlib.ExitStack() as stack:
+            if offset not in boundaries:
+                stack.enter_context(pytest.raises(api.BatchRefused))
+            with pokes.target.batch() as batch:
+                batch.queue(at + offset, new=b"\xf8", old=old)
+        print(offset, pokes.results())
+
+
+def test_multiple_kprobes(compile_target: Compile, start_target: Start) -> None:
+    count, other = 4000, bytes.fromhex("0f 1f 44 00 08")
+    entry = "0x0f,0x1f,0x44,0x00,0x00"
+    program = compile_target("many.c", f"-DENTRY_BYTES={entry}", f"-DCOUNT={count}", *programs.PIE)
+    process = start_target(program)
+    ask(process, "run 2")
+    tell(process, "stop")
+    hear_until_end(process)
+    with untouched(process):
+        ask(process, "run 2")
+        with api.attach(process.pid) as target:
+            poked = target.sites("f*[13579]")
+            assert len(poked) == count // 2
+            for tracer in ("function", "function_graph", "profile", "function"):
+                with target.trace("f*[02468]", tracer=tracer) as trace:
+                    assert trace.refused == []
+                    with target.batch() as there:
+                        for site in poked:
+                            there.queue(site, new=other, old=site.old)
+                with target.batch() as back:
+                    for site in poked:
+                        back.queue(site, new=site.old, old=other)
+                for batch in (there, back):
+                    assert batch.outcome is not None
+                    assert batch.outcome.finished == len(poked)
+        tell(process, "stop")
+        rows = hear_until_end(process)
+    assert all(done > 0 and wrong == 0 for done, wrong in rows)
+
+
+# --- instances, preemptirq ---
+
+
+def test_instances(running: Running, program: subprocess.Popen[str]) -> None:
+    running.tool("filter", "schedule")
+    total: collections.Counter[str] = collections.Counter()
+
+    def work() -> Counts:
+        mine = rounds(program, 100)
+        total.update(mine)
+        return mine
+
+    for i in range(3):
+        for name in ("foo", "bar"):
+            running.tool("instances", "--create", name, "raw_spin_*", "-o", f"{name}{i}.tptrace")
+        assert "foo" in running.tool("instances", "--create", "foo", "schedule", code=1)
+        both = work()
+        running.tool("instances", "--remove", "foo")
+        alone = work()
+        running.tool("instances", "--remove", "bar")
+        assert "bar" in running.tool("instances", "--remove", "bar", code=1)
+        names = ("raw_spin_lock", "raw_spin_unlock")
+        assert counted(f"foo{i}.tptrace") == only(both, *names)
+        assert counted(f"bar{i}.tptrace") == {n: both[n] + alone[n] for n in names}
+    assert [row["name"] for row in running.session.instances()] == [""]
+    running.recording.stop()
+    assert counted(live.OUTPUT) == {"schedule": total["schedule"]}
+
+
+def test_irqsoff_tracer(compile_target: Compile, start_target: Start, here: Path) -> None:
+    process = start_target(compile_target("known.c", *programs.PIE))
+    ask(process, "locks 1")
+    with api.attach(process.pid) as target:
+        with target.trace("hold_*", tracer="irqsoff", output="x.tptrace"):
+            mine = json.loads(ask(process, "locks 5"))
+    with api.Capture(here / "x.tptrace") as capture:
+        longest = latency.records(capture)["longest"][0]
+    longest_ns = max(mine[kind][2] for kind in ("mutex", "spin", "rwlock"))
+    assert longest["latency_ns"] >= longest_ns
+    lines = textpoke("report", here / "x.tptrace").out
+    for part in ("# tracer: irqsoff", "latency: ", "=> started at:", "=> ended at:"):
+        assert part in lines
