@@ -60,6 +60,21 @@ class ProfileRow:
                 return min(low + (high - low) * _TO_MIDDLE, float(self.max))
         return 0.0
 
+    def as_dict(self, ns_per_tick: float) -> dict[str, object]:
+        """Plain data for JSON, times in nanoseconds."""
+        return {
+            "address": self.address,
+            "calls": self.hits,
+            "total_ns": self.total * ns_per_tick,
+            "self_ns": self.self * ns_per_tick,
+            "average_ns": self.average * ns_per_tick,
+            "p50_ns": self.quantile(0.5) * ns_per_tick,
+            "p99_ns": self.quantile(0.99) * ns_per_tick,
+            "max_ns": self.max * ns_per_tick,
+            "stddev_ns": self.deviation * ns_per_tick,
+            "overruns": self.overruns,
+        }
+
     @classmethod
     def from_json(cls, row: list[Any]) -> Self:
         """A row as a capture has it. Raises ValueError, TypeError, IndexError for nonsense."""

@@ -246,6 +246,9 @@ class Records:
         current: tuple[Chain, int, SitePlan] | None,
     ) -> Iterable[_Step]:
         """Lead one site to its probes, and switch it on if it is off."""
+        if not current and lead == planned.lead and not self._leads:  # nothing was led elsewhere
+            yield _Step(poke_of(planned, on=True), planned, chain, lead)
+            return
         hook = hook_of(planned)
         if not hook.in_site or current:
             old = current[1] if current else self._leads.get(hook.address, planned.lead)
@@ -377,10 +380,10 @@ class Records:
             if not step.chain:
                 self._in_place.pop(address, None)
                 continue
-            hook = hook_of(step.planned)
-            if step.poke.address == hook.address:
-                self._leads[hook.address] = step.lead
-            if step.poke.address == address or address in self._in_place:
+            elsewhere = step.poke.address != address  # a pad, or a stub
+            if elsewhere:
+                self._leads[step.poke.address] = step.lead
+            if not elsewhere or address in self._in_place:
                 self._in_place[address] = step.chain, step.lead, step.planned
 
     def _read_back(self, steps: Iterable[_Step]) -> None:

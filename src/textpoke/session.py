@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from textpoke import source_filter, target
+from textpoke import clock, source_filter, target
 from textpoke._errors import ControlFailed, UnknownFunction
 from textpoke.capture import CaptureWriter
 from textpoke.filters import FilterSet, SiteNames
@@ -138,6 +138,21 @@ class RecordSession:
     def tracing(self, instance: str, *, on: bool) -> None:
         """Record or do not."""
         self._recording(instance).tracing(on=on)
+
+    def counts(self, instance: str) -> Sequence[Mapping[str, object]]:
+        """What the profile tracer has counted so far; nothing is stopped."""
+        trace = self._recording(instance).trace
+        sites = {address: site for site, address in trace.sites_by_return()}
+        ns = clock.ns_per_tick()
+        return [
+            {
+                "module": sites[row.address].module,
+                "function": sites[row.address].function,
+                **row.as_dict(ns),
+            }
+            for row in trace.profile().values()
+            if row.address in sites
+        ]
 
     def filters(self, instance: str) -> FilterSet:
         """What decides now."""

@@ -213,7 +213,7 @@ class Trace:
         """
         return list(self._filter)
 
-    @filter.setter
+    @filter.setter  # noqa: A003
     def filter(self, include: str | Sequence[str]) -> None:
         wanted = [include] if isinstance(include, str) else list(include)
         self.choose(self.target.sites(wanted, self._notrace, traps=self.traps))

@@ -453,6 +453,7 @@ def _say_end(console: Console, args: argparse.Namespace, target: Target, trace: 
                 "events": trace.events,
                 "lost": trace.totals.lost,
                 "lost_no_ring": trace.lost_no_ring,
+                "overruns": trace.overruns,
                 "hold_ns": target.hold_ns,
                 "on": trace.on.as_dict() if trace.on else None,
                 "off": trace.off.as_dict() if trace.off else None,
@@ -461,6 +462,8 @@ def _say_end(console: Console, args: argparse.Namespace, target: Target, trace: 
         )
         return
     console.say(f"{trace.events:,} events, {trace.lost:,} lost ({trace.reason})")
+    if trace.overruns:
+        console.say(f"{trace.overruns:,} calls were too deep to wait for their returns")
     if trace.lost:
         console.say("to lose fewer: a larger --buffer, or fewer functions with -i and -x")
     console.say(escape(f"textpoke report {trace.output}"))
