@@ -10,14 +10,16 @@ import collections
 import contextlib
 import json
 import os
+import re
 import struct
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
 import live
 import programs
 import pytest
-from observe import ask, hear_until_end, tell, textpoke, untouched, wait_until
+from observe import ask, hear_until_end, tell, textpoke, untouched
 
 import textpoke as api
 from textpoke.arguments import parse
@@ -25,11 +27,9 @@ from textpoke.calls import Calls, all_calls
 from textpoke.control_verbs import ErrorLog, answer
 from textpoke.decode import Decoder
 from textpoke.report import latency
-from textpoke.status import read_status
 from textpoke.tracer_names import TRACERS
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
@@ -46,6 +46,7 @@ FUNCTIONS = {
 }
 NOP5 = bytes.fromhex("0f 1f 44 00 00")
 EVENT_BYTES = 16
+STEP = 32  # from f0 to f1 in pokes.c
 SHARED_SITES = pytest.mark.xfail(
     strict=True, reason="two probes that wait for returns at one function: to be merged (h7)"
 )
@@ -154,10 +155,13 @@ def hits(trace: api.Trace) -> Counts:
 
 
 def test_basic1(program: subprocess.Popen[str], here: Path) -> None:
-    with untouched(program), api.attach(program.pid) as target:
-        with target.trace(tracer="nop", output="x.tptrace") as trace:
-            rounds(program)
-            assert (trace.tracer, trace.events, target.records.count) == ("nop", 0, 0)
+    with (
+        untouched(program),
+        api.attach(program.pid) as target,
+        target.trace(tracer="nop", output="x.tptrace") as trace,
+    ):
+        rounds(program)
+        assert (trace.tracer, trace.events, target.records.count) == ("nop", 0, 0)
     assert text_of(here / "x.tptrace")[0] == "# tracer: nop"
 
 
@@ -220,11 +224,12 @@ def test_trace_pipe(running: Running, program: subprocess.Popen[str], here: Path
 
 
 def test_ringbuffer_order(program: subprocess.Popen[str], here: Path) -> None:
-    with api.attach(program.pid) as target:
-        with target.trace(output="x.tptrace", tracer="function_graph") as trace:
-            tell(program, f"rounds {ROUNDS} 4")
-            trace.run(seconds=0.3)
-    ask(program, "mark end")
+    with (
+        api.attach(program.pid) as target,
+        target.trace(output="x.tptrace", tracer="function_graph") as trace,
+    ):
+        tell(program, f"rounds {ROUNDS} 4")
+        trace.run(seconds=0.3)
     with api.Capture(here / "x.tptrace") as capture:
         decoder = Decoder(capture)
         assert len(decoder.tids) == 4
@@ -239,9 +244,11 @@ def test_ringbuffer_order(program: subprocess.Popen[str], here: Path) -> None:
 
 @pytest.mark.parametrize("ring_bytes", [1 << 16, 1 << 18])
 def test_ringbuffer_size(program: subprocess.Popen[str], here: Path, ring_bytes: int) -> None:
-    with api.attach(program.pid, ring_bytes=ring_bytes) as target:
-        with target.trace(output="x.tptrace", overwrite=True) as trace:
-            mine = by_thread(ask(program, "rounds 4000 2"))
+    with (
+        api.attach(program.pid, ring_bytes=ring_bytes) as target,
+        target.trace(output="x.tptrace", overwrite=True) as trace,
+    ):
+        mine = by_thread(ask(program, "rounds 4000 2"))
     kept = {tid: sum(counts.values()) for tid, counts in counted_by_thread("x.tptrace").items()}
     assert kept == dict.fromkeys(mine, ring_bytes // EVENT_BYTES)
     assert trace.lost == sum(summed(mine).values()) - sum(kept.values())
@@ -250,10 +257,12 @@ def test_ringbuffer_size(program: subprocess.Popen[str], here: Path, ring_bytes:
 
 def test_trace_marker(program: subprocess.Popen[str], here: Path) -> None:
     arguments = [parse("trace_mark(text/s64)")]
-    with api.attach(program.pid) as target:
-        with target.trace("trace_mark", output="x.tptrace", arguments=arguments):
-            ask(program, "mark test input 1")
-            ask(program, "mark of the program itself")
+    with (
+        api.attach(program.pid) as target,
+        target.trace("trace_mark", output="x.tptrace", arguments=arguments),
+    ):
+        ask(program, "mark test input 1")
+        ask(program, "mark of the program itself")
     lines = [line for line in text_of(here / "x.tptrace") if "trace_mark(" in line]
     assert len(lines) == 2
     assert "test input 1" in lines[0]
@@ -263,10 +272,12 @@ def test_trace_marker(program: subprocess.Popen[str], here: Path) -> None:
 def test_trace_marker_raw(program: subprocess.Popen[str], here: Path) -> None:
     arguments = [parse("trace_mark_raw(arg1, arg2)")]
     written = [(i, (0x0123456789ABCDEF * i) & (1 << 64) - 1) for i in range(1, 20)]
-    with api.attach(program.pid) as target:
-        with target.trace("trace_mark_raw", output="x.tptrace", arguments=arguments):
-            for number, value in written:
-                ask(program, f"raw {number} {value}")
+    with (
+        api.attach(program.pid) as target,
+        target.trace("trace_mark_raw", output="x.tptrace", arguments=arguments),
+    ):
+        for number, value in written:
+            ask(program, f"raw {number} {value}")
     calls = calls_in(here / "x.tptrace")
     assert [tuple(calls.entry_words(row)) for row in range(len(calls))] == written
 
@@ -387,23 +398,24 @@ def test_fgraph_profiler(program: subprocess.Popen[str], here: Path) -> None:
 
 def test_fgraph_retval(program: subprocess.Popen[str], here: Path) -> None:
     arguments = [parse("fail_*", returns=True), parse("succeed", returns=True)]
-    with untouched(program), api.attach(program.pid) as target:
-        with target.trace(
+    with (
+        untouched(program),
+        api.attach(program.pid) as target,
+        target.trace(
             ["fail_*", "succeed"],
             tracer="function_graph",
             output="x.tptrace",
             arguments=arguments,
-        ):
-            ask(program, "fail")
+        ),
+    ):
+        ask(program, "fail")
     lines = text_of(here / "x.tptrace")
     errors = [str(-error) for error in range(1, MOST_ERRNO + 1)]
     for function in ("fail_int", "fail_long"):
         shown = [line.rsplit("=", 1)[1].strip(" ;*/") for line in lines if function in line]
         assert shown == errors, function
     assert sum("succeed" in line for line in lines) == MOST_ERRNO
-    assert {
-        line.rsplit("=", 1)[1].strip(" ;*/") for line in lines if "succeed" in line
-    } == {"0"}
+    assert {line.rsplit("=", 1)[1].strip(" ;*/") for line in lines if "succeed" in line} == {"0"}
     calls = calls_in(here / "x.tptrace")
     rows = calls.of(*calls.sites_named("fail_pointer"))
     assert [calls.exit_words(int(row)) for row in rows] == [
@@ -433,11 +445,6 @@ def test_func_filter_glob(program: subprocess.Popen[str], glob: str, functions: 
         assert {site.function for site in trace.chosen} == functions
         mine = rounds(program, 50)
     assert trace.events == sum(only(mine, *functions).values())
-
-
-def threads_of(path: str, start: int) -> list[int]:
-    """The threads that have events in a capture."""
-    return sorted(counted_by_thread(path))[start:]
 
 
 def numbers(text: str) -> dict[int, int]:
@@ -572,13 +579,11 @@ def test_func_mod_trace(compile_target: Compile, start_target: Start, here: Path
 
 
 def test_func_profile_stat(program: subprocess.Popen[str], here: Path) -> None:
-    with api.attach(program.pid) as target:
-        with target.trace(tracer="profile", output="x.tptrace"):
-            mine = rounds(program)
+    with api.attach(program.pid) as target, target.trace(tracer="profile", output="x.tptrace"):
+        mine = rounds(program)
     lines = textpoke("report", here / "x.tptrace").out.splitlines()
     head = next(i for i, line in enumerate(lines) if "FUNCTION" in line)
-    titles = lines[head].split()
-    assert {"HITS", "TOTAL", "AVG", "DEV"} <= set(" ".join(titles).split())
+    assert {"CALLS", "TOTAL", "AVG", "STDDEV"} <= set(lines[head].split())
     found = {row[-1].rpartition("!")[2]: row for row in map(str.split, lines[head + 1 :]) if row}
     assert {name: int(found[name][0].replace(",", "")) for name in mine} == mine
 
@@ -684,15 +689,16 @@ class Pokes:
 
     def __init__(self, process: subprocess.Popen[str], target: api.Target) -> None:
         self.process, self.target = process, target
-        self.old, self.new, *_ = map(int, ask(process, "where").split())
+        self.old, self.new, self.handlers, _ = map(int, ask(process, "where").split())
 
-    def jump(self, i: int) -> bytes:
-        """What makes f(i) r(i)."""
+    @property
+    def jump(self) -> bytes:
+        """What makes f(i) r(i): they are as far apart for every i."""
         return b"\xe9" + struct.pack("<i", self.new - self.old - 5)
 
     def address(self, i: int) -> int:
         """Of f(i)."""
-        return self.old + i * 32
+        return self.old + i * STEP
 
     def results(self) -> list[int]:
         """What f0..f7 return now."""
@@ -709,14 +715,14 @@ def pokes(compile_target: Compile, start_target: Start) -> Iterator[Pokes]:
 
 def test_ftrace_direct(pokes: Pokes) -> None:
     with pokes.target.batch() as batch:  # somebody's direct jump at one function
-        batch.queue(pokes.address(3), new=pokes.jump(3), old=NOP5)
+        batch.queue(pokes.address(3), new=pokes.jump, old=NOP5)
     with pytest.raises(api.BytesDiffer, match=r"!f3 .*hook \(jmp\)"):
         pokes.target.trace("f*").start()
     with pokes.target.trace("f*", ["f3"]) as trace:
         assert pokes.results() == [0, 1, 2, 103, 4, 5, 6, 7]
     assert trace.events == 7
     with pokes.target.batch() as batch:
-        batch.queue(pokes.address(3), new=NOP5, old=pokes.jump(3))
+        batch.queue(pokes.address(3), new=NOP5, old=pokes.jump)
     with pokes.target.trace("f*") as trace:
         assert pokes.results() == [0, 1, 2, 3, 4, 5, 6, 7]
     assert trace.events == 8
@@ -724,47 +730,63 @@ def test_ftrace_direct(pokes: Pokes) -> None:
 
 def test_kprobe_direct(pokes: Pokes) -> None:
     with pokes.target.trace("f[0-3]") as trace:  # traced first, then poked
-        with pytest.raises(api.BytesDiffer, match=r"hook \(call\)"), pokes.target.batch() as batch:
-            for i in range(8):
-                batch.queue(pokes.address(i), new=pokes.jump(i), old=NOP5)
+        batch = pokes.target.batch()
+        for i in range(8):
+            batch.queue(pokes.address(i), new=pokes.jump, old=NOP5)
+        with pytest.raises(api.BytesDiffer, match=r"hook \(call\)"):
+            batch.commit()
         assert pokes.results() == [0, 1, 2, 3, 4, 5, 6, 7]  # all or nothing
         with pokes.target.batch() as batch:
             for i in range(4, 8):
-                batch.queue(pokes.address(i), new=pokes.jump(i), old=NOP5)
+                batch.queue(pokes.address(i), new=pokes.jump, old=NOP5)
         assert pokes.results() == [0, 1, 2, 3, 104, 105, 106, 107]
     assert trace.events == 8
 
 
-def test_kprobe_ftrace(pokes: Pokes) -> None:
-    def loads(value: int) -> bytes:
-        return b"\xb8" + struct.pack("<i", value)  # movl $value, %eax
+def loads(value: int) -> bytes:
+    """movl $value, %eax"""
+    return b"\xb8" + struct.pack("<i", value)
 
+
+def test_kprobe_ftrace(pokes: Pokes) -> None:
     at = pokes.address(2) + 5  # behind the site, in a function that is traced
+    handler = pokes.handlers + 2 * STEP  # for a thread that is there just then
     with pokes.target.trace("f*") as trace:
         with pokes.target.batch() as batch:
-            batch.queue(at, new=loads(42), old=loads(2))
+            batch.queue(at, new=loads(42), old=loads(2), handler=handler)
         assert pokes.results() == [0, 1, 42, 3, 4, 5, 6, 7]
         trace.filter = ["f[4-7]"]
+        assert pokes.results()[2] == 42
         trace.filter = ["f[0-7]"]
         assert pokes.results()[2] == 42
     with pokes.target.batch() as batch:
-        batch.queue(at, new=loads(2), old=loads(42))
-    assert trace.events == 16
+        batch.queue(at, new=loads(2), old=loads(42), handler=handler)
+    assert trace.events == 8 + 4 + 8
 
 
-def test_kprobe_insn_boundary(pokes: Pokes) -> None:
-    sizes = (5, 5, 1)  # nop, movl, ret
-    code = NOP5 + b"\xb8\x01\0\0\0" + b"\xc3"
-    at, boundaries = pokes.address(1), {0, 5, 10}
-    assert sum(sizes) == len(code)
-    for offset in range(len(code)):
-        old = code[offset : offset + 1]
-        with contextlib.ExitStack() as stack:
-            if offset not in boundaries:
-                stack.enter_context(pytest.raises(api.BatchRefused))
-            with pokes.target.batch() as batch:
-                batch.queue(at + offset, new=b"\xf8", old=old)
-        print(offset, pokes.results())
+def boundaries(program: Path) -> set[int]:
+    """Where instructions begin in a file, by its disassembly."""
+    out = subprocess.check_output(["objdump", "-d", "--no-show-raw-insn", program], text=True)
+    found = re.findall(r"^ +([0-9a-f]+):\t", out, re.MULTILINE)
+    return {int(address, 16) for address in found}
+
+
+@pytest.mark.parametrize("flags", [programs.PIE, ("-fPIE", "-pie")], ids=["nops", "unmodified"])
+def test_kprobe_insn_boundary(
+    compile_target: Compile, start_target: Start, flags: tuple[str, ...]
+) -> None:
+    program = compile_target("selftests.c", *flags)
+    process = start_target(program)
+    begin = boundaries(program)
+    with api.attach(process.pid) as target:
+        sites = target.sites()
+        assert {site.function for site in sites} >= FUNCTIONS
+        for site in sites:  # of an address of his own, the caller says so
+            assert site.vaddr in begin, site
+            code = site.displaced or site.old
+            # Behind a return there is only padding.
+            assert site.vaddr + len(code) in begin or b"\xc3" in code, site
+            assert {site.vaddr + i for i in range(1, 5) if site.heads >> i & 1} <= begin, site
 
 
 def test_multiple_kprobes(compile_target: Compile, start_target: Start) -> None:
@@ -829,9 +851,11 @@ def test_instances(running: Running, program: subprocess.Popen[str]) -> None:
 def test_irqsoff_tracer(compile_target: Compile, start_target: Start, here: Path) -> None:
     process = start_target(compile_target("known.c", *programs.PIE))
     ask(process, "locks 1")
-    with api.attach(process.pid) as target:
-        with target.trace("hold_*", tracer="irqsoff", output="x.tptrace"):
-            mine = json.loads(ask(process, "locks 5"))
+    with (
+        api.attach(process.pid) as target,
+        target.trace("hold_*", tracer="irqsoff", output="x.tptrace"),
+    ):
+        mine = json.loads(ask(process, "locks 5"))
     with api.Capture(here / "x.tptrace") as capture:
         longest = latency.records(capture)["longest"][0]
     longest_ns = max(mine[kind][2] for kind in ("mutex", "spin", "rwlock"))

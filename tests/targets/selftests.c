@@ -14,8 +14,8 @@
 
 #include "target.h"
 
-#define EACH(x)                                                                                       \
-	x(schedule) x(sys_open) x(Sys_close) x(raw_spin_lock) x(raw_spin_unlock) x(mutex_trylock)    \
+#define EACH(x)                                                                                   \
+	x(schedule) x(sys_open) x(Sys_close) x(raw_spin_lock) x(raw_spin_unlock) x(mutex_trylock) \
 		x(sched_clock) x(schedule_timeout)
 
 enum { MOST_THREADS = 8 };
