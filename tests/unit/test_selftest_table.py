@@ -8,15 +8,46 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # Names of tools/testing/selftests/ftrace/test.d: the acceptance list.
-NAMES = """
-    basic1 basic2 basic3 basic4 snapshot trace_pipe ringbuffer_order ringbuffer_size
-    ringbuffer_subbuf_size trace_marker trace_marker_raw fgraph-filter fgraph-filter-stack
-    fgraph-multi fgraph-multi-filter fgraph-profiler fgraph-retval func-filter-glob func-filter-pid
-    func-filter-notrace-pid func-filter-stacktrace func_cpumask func_event_triggers func_hotplug
-    func_mod_trace func_profile_stat func_profiler func_set_ftrace_file func_stack_tracer
-    func_traceonoff_triggers tracing-error-log ftrace-direct kprobe-direct kprobe_insn_boundary
-    kprobe_ftrace multiple_kprobes instances irqsoff_tracer
-""".split()
+NAMES = [
+    "basic1",
+    "basic2",
+    "basic3",
+    "basic4",
+    "snapshot",
+    "trace_pipe",
+    "ringbuffer_order",
+    "ringbuffer_size",
+    "ringbuffer_subbuf_size",
+    "trace_marker",
+    "trace_marker_raw",
+    "fgraph-filter",
+    "fgraph-filter-stack",
+    "fgraph-multi",
+    "fgraph-multi-filter",
+    "fgraph-profiler",
+    "fgraph-retval",
+    "func-filter-glob",
+    "func-filter-pid",
+    "func-filter-notrace-pid",
+    "func-filter-stacktrace",
+    "func_cpumask",
+    "func_event_triggers",
+    "func_hotplug",
+    "func_mod_trace",
+    "func_profile_stat",
+    "func_profiler",
+    "func_set_ftrace_file",
+    "func_stack_tracer",
+    "func_traceonoff_triggers",
+    "tracing-error-log",
+    "ftrace-direct",
+    "kprobe-direct",
+    "kprobe_insn_boundary",
+    "kprobe_ftrace",
+    "multiple_kprobes",
+    "instances",
+    "irqsoff_tracer",
+]
 TEST = re.compile(r"`(test_\w+)`")
 
 
