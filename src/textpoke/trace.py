@@ -167,6 +167,12 @@ class Trace:
         return self.totals.events
 
     @property
+    def function_count(self) -> int:
+        """Functions that are traced, those of libc among them that the tracer stands on."""
+        refused = {site.address for site, _ in self.refused}
+        return sum(planned.site.address not in refused for planned in self._traced())
+
+    @property
     def is_on(self) -> bool:
         """True between `start` and `stop`."""
         return self._reader is not None
