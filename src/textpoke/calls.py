@@ -16,6 +16,7 @@ import numpy as np
 from textpoke._native import ffi, lib
 from textpoke.decode import EXIT, Decoder
 from textpoke.payload import Layout, count_words
+from textpoke.tracer_names import FUNCTION, NOP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -378,13 +379,19 @@ def site_names(capture: Capture) -> list[str]:
     return [f"{site.module}!{site.function}" for site in capture.meta.sites]
 
 
+def tracers_of(capture: Capture) -> set[str]:
+    """The tracer that a recording began with, and those that it was switched to."""
+    switched = (data.get("tracer") for data in capture.notes)
+    return {capture.meta.tracer, *(name for name in switched if isinstance(name, str))}
+
+
 def has_exits(capture: Capture) -> bool:
     """Whether there are exits to pair; reads events up to the first one.
 
     Raises:
         CaptureFormat: the file changed while it was read.
     """
-    if capture.meta.tracer == "function":
+    if tracers_of(capture) <= {FUNCTION, NOP}:
         return False
     decoder = Decoder(capture)
     return any(

@@ -141,7 +141,6 @@ class Recording:
     def switch(self, tracer: str) -> None:
         """Go over to another tracer. Raises as `Trace.tracer`."""
         self.trace.tracer = tracer
-        self.trace.note({"tracer": tracer})
 
     def tracing(self, *, on: bool) -> None:
         """Record or do not; everything stays patched."""

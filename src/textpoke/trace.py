@@ -196,6 +196,7 @@ class Trace:
         except BaseException:
             self._tracer = before
             raise
+        self.note({"tracer": name})
 
     @property
     def sample(self) -> int:

@@ -23,7 +23,7 @@ from observe import ask, hear_until_end, tell, textpoke, untouched
 
 import textpoke as api
 from textpoke.arguments import parse
-from textpoke.calls import Calls, all_calls
+from textpoke.calls import Calls, all_calls, tracers_of
 from textpoke.control_verbs import ErrorLog, answer
 from textpoke.decode import Decoder
 from textpoke.report import latency
@@ -165,8 +165,12 @@ def test_basic1(program: subprocess.Popen[str], here: Path) -> None:
     assert text_of(here / "x.tptrace")[0] == "# tracer: nop"
 
 
-def test_basic2(program: subprocess.Popen[str]) -> None:
-    with untouched(program), api.attach(program.pid) as target, target.trace() as trace:
+def test_basic2(program: subprocess.Popen[str], here: Path) -> None:
+    with (
+        untouched(program),
+        api.attach(program.pid) as target,
+        target.trace(output="x.tptrace") as trace,
+    ):
         for name in TRACERS:
             trace.tracer = name
             assert trace.tracer == name
@@ -174,6 +178,9 @@ def test_basic2(program: subprocess.Popen[str]) -> None:
         with pytest.raises(api.UnknownTracer, match="function_graph"):
             trace.tracer = "hwlat"
         assert trace.tracer == list(TRACERS)[-1]
+    with api.Capture(here / "x.tptrace") as capture:
+        assert tracers_of(capture) == set(TRACERS)
+    assert "schedule" in textpoke("report", "--tree", here / "x.tptrace").out
 
 
 def test_basic3(program: subprocess.Popen[str], here: Path) -> None:
