@@ -20,6 +20,7 @@ from textpoke._errors import (
     TextpokeError,
     UnsupportedTarget,
 )
+from textpoke._native import lib
 from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
 from textpoke.captures import Captures
@@ -191,12 +192,13 @@ class Trace:
         before, self._tracer = self._tracer, tracers.known(name)
         if not self.is_on:
             return
+        began = int(lib.tp_rdtsc())
         try:
             self._switch()
         except BaseException:
             self._tracer = before
             raise
-        self.note({"tracer": name})
+        self.note({"tracer": name, "switched": [began, int(lib.tp_rdtsc())]})
 
     @property
     def sample(self) -> int:
