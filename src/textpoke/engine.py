@@ -432,7 +432,8 @@ class Batch:
         """Add one poke.
 
         Args:
-            site: A site, or a runtime address.
+            site: A site, or a runtime address: that an instruction begins there, and that nobody
+                jumps into its midst, is the caller's word.
             new: Bytes to write; None together with `old` means "already there".
             old: Bytes expected now.
             handler: Where a thread that traps shall go on; 0 emulates the instruction.

@@ -11,11 +11,11 @@ import time
 from typing import TYPE_CHECKING
 
 from textpoke import clock, target
-from textpoke._errors import CaptureError, CaptureWrite, ControlFailed, TargetError
+from textpoke._errors import CaptureError, CaptureWrite, ControlFailed, SiteError, TargetError
 from textpoke._native import lib
 from textpoke.filters import FilterSet
 from textpoke.governor import Governor
-from textpoke.tracer_names import FUNCTION
+from textpoke.tracer_names import FUNCTION, LIBC
 from textpoke.triggers import Command, TriggerSet
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from textpoke.filters import SiteNames
     from textpoke.flow import Flow, Flowed
     from textpoke.governor import Budget, Decision
-    from textpoke.model import Site
+    from textpoke.model import Module, Site
     from textpoke.ring import Drained
     from textpoke.trace import Trace
     from textpoke.trigger_engine import Hit, TriggerEngine
@@ -92,6 +92,9 @@ class Recording:
         self._last_cpu_ns = 0
         self._lost = 0
         self._written = 0
+        self._has_grown = False  # by functions of modules that have come
+        self._own_choice = trace.find_in  # in modules that come, until the filters are set
+        trace.find_in = self._find_in
 
     @property
     def on(self) -> bool:
@@ -114,6 +117,9 @@ class Recording:
         """Take what has come; act on triggers; keep to the budget. Raises as `Trace.drain`."""
         mark = int(lib.tp_rdtsc())
         drained = self.trace.drain()
+        if self._has_grown:
+            self._has_grown = False
+            self._place_triggers()
         if self._flow is not None:
             self._look_at_threads()
             self._take(self._feed(mark, complete=not drained.incomplete))
@@ -135,7 +141,6 @@ class Recording:
     def switch(self, tracer: str) -> None:
         """Go over to another tracer. Raises as `Trace.tracer`."""
         self.trace.tracer = tracer
-        self.trace.note({"tracer": tracer})
 
     def tracing(self, *, on: bool) -> None:
         """Record or do not; everything stays patched."""
@@ -166,6 +171,7 @@ class Recording:
             self._flow.counter = None  # it must count the new ones, too
         self._choose(chosen)
         self.filters = filters
+        self._own_choice = None
         self._threads_before = None
         self._next_threads = 0.0
         return {
@@ -194,6 +200,29 @@ class Recording:
         more = {site.address: site for site in self._trigger_sites() if site.address not in wanted}
         self.trace.choose(list(wanted.values()) + list(more.values()))
         self._place_triggers()
+
+    def _find_in(self, modules: Sequence[Module]) -> list[Site]:
+        """What is chosen, or has a trigger, in modules that have come; the others are as before."""
+        come = {module.name for module in modules}
+        try:
+            names = self._names(self.filters, self.triggers)
+            own = self._own_choice
+            wanted = own(modules) if own else self._chosen_in(names, come)
+            placed = self.triggers.place(names, strict=False)
+        except SiteError:
+            return []
+        triggered = [names.sites[p.index] for p in placed]
+        found = {s.address: s for s in (*wanted, *triggered) if s.module in come}
+        there = {site.address for site in self.trace.chosen}
+        self._wanted = [s for s in self._wanted if s.address not in found] + wanted
+        self._has_grown = bool(self.triggers.triggers)
+        return [site for address, site in found.items() if address not in there]
+
+    def _chosen_in(self, names: SiteNames, modules: set[str]) -> list[Site]:
+        if self.trace.tracer in LIBC and not self.filters.trace:
+            return []
+        indices = self.filters.select(names, strict=False).indices
+        return [names.sites[i] for i in indices if names.sites[i].module in modules]
 
     def _trigger_sites(self, *, strict: bool = False) -> list[Site]:
         if not self.triggers.triggers:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from textpoke.agent import Agent
     from textpoke.agent_image import Probe
+    from textpoke.model import Mapping as Mapped
     from textpoke.model import Site
     from textpoke.plan import SitePlan
 
@@ -185,10 +186,10 @@ class Records:
         """True when the site is patched."""
         return address in self._in_place
 
-    def forget(self, addresses: Iterable[int]) -> None:
+    def forget_in(self, mappings: Sequence[Mapped]) -> None:
         """Other code is mapped there now: nothing of ours is in it."""
-        for address in addresses:
-            self._in_place.pop(address, None)
+        for address in within(self._in_place, mappings):
+            del self._in_place[address]
         self._new_state()
 
     def forget_leads(self) -> None:
@@ -437,6 +438,11 @@ class Records:
         back = [s._replace(poke=s.poke.reversed(), chain=(), lead=0) for s in pokes]
         with suppress(TextpokeError):
             self._switch_off(back, Request.of(s.poke for s in back), _How(Mode.AUTO), Switched())
+
+
+def within(addresses: Iterable[int], mappings: Sequence[Mapped]) -> list[int]:
+    """Those of the addresses that are in one of the mappings."""
+    return [a for a in addresses if any(m.start <= a < m.end for m in mappings)]
 
 
 def _held(agent: Agent, poke: Poke) -> bytes:

@@ -193,7 +193,7 @@ class RecordSession:
             writer.close()
             raise
         self.recordings[name] = recording
-        return _row(name, recording) | {"chosen": len(trace.chosen)}
+        return _row(name, recording) | {"chosen": trace.function_count}
 
     def _chosen(self, filters: FilterSet, tracer: str) -> list[Site]:
         if tracer in LIBC and not filters.trace:
@@ -218,7 +218,7 @@ def _row(name: str, recording: Recording) -> dict[str, object]:
         "events": trace.events,
         "lost": trace.lost,
         "overruns": trace.overruns,
-        "functions": len(trace.chosen),
+        "functions": trace.function_count,
         "output": os.fspath(output) if output is not None else "",
         "threads": list(asdict(recording.filters.threads)["trace"]),
     }

@@ -20,11 +20,12 @@ from textpoke._errors import (
     TextpokeError,
     UnsupportedTarget,
 )
+from textpoke._native import lib
 from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
 from textpoke.captures import Captures
 from textpoke.modes import Mode
-from textpoke.records import Wants
+from textpoke.records import Wants, within
 from textpoke.ring import Drained, RingReader
 from textpoke.tracer_names import BLK, FUNCTION, LIBC, PROFILE
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from textpoke.arguments import Spec
     from textpoke.capture import CaptureWriter
+    from textpoke.model import Mapping as Mapped
     from textpoke.model import Module, Site
     from textpoke.plan import Plan, SitePlan
     from textpoke.poke import Outcome
@@ -118,6 +120,7 @@ class Trace:
         self._captures = Captures()  # what calls carry
         self._plans: dict[int, SitePlan] = {}  # of what is chosen, by address
         self._prepared: dict[int, SitePlan] = {}  # and of what was before
+        self._stale: set[int] = set()  # of those: other code is there now
         self._wants: dict[str, Wants] = {}  # by tracer
         self._events: RingSet | None = None
         self._profile: RingSet | None = None
@@ -165,6 +168,12 @@ class Trace:
         return self.totals.events
 
     @property
+    def function_count(self) -> int:
+        """Functions that are traced, those of libc among them that the tracer stands on."""
+        refused = {site.address for site, _ in self.refused}
+        return sum(planned.site.address not in refused for planned in self._traced())
+
+    @property
     def is_on(self) -> bool:
         """True between `start` and `stop`."""
         return self._reader is not None
@@ -183,11 +192,13 @@ class Trace:
         before, self._tracer = self._tracer, tracers.known(name)
         if not self.is_on:
             return
+        began = int(lib.tp_rdtsc())
         try:
             self._switch()
         except BaseException:
             self._tracer = before
             raise
+        self.note({"tracer": name, "switched": [began, int(lib.tp_rdtsc())]})
 
     @property
     def sample(self) -> int:
@@ -235,13 +246,25 @@ class Trace:
         self.chosen = list(sites)
         if not self.is_on:
             return
-        fresh = [site for site in self.chosen if site.address not in self._prepared]
+        fresh = [
+            site
+            for site in self.chosen
+            if site.address not in self._prepared or site.address in self._stale
+        ]
         if fresh:
             self._prepare(fresh)
         addresses = [site.address for site in self.chosen]
         self._plans = {a: self._prepared[a] for a in addresses if a in self._prepared}
         self._wants.clear()
         self._switch()
+
+    def forget_in(self, mappings: Sequence[Mapped]) -> None:
+        """Other code is mapped there now: what was chosen there is gone (`Target.modules`)."""
+        gone = set(within(self._prepared, mappings))
+        self._stale |= gone
+        self.chosen = [site for site in self.chosen if site.address not in gone]
+        self._plans = {a: p for a, p in self._plans.items() if a not in gone}
+        self._wants.clear()
 
     def start(self) -> None:
         """Plan, map what is needed, open the capture, switch on in one batch.
@@ -259,6 +282,7 @@ class Trace:
             self.refused += plan.refused
             self._plans = {p.site.address: p for p in plan.sites}
             self._prepared = dict(self._plans)
+            self._stale.clear()
             self._wants.clear()
             self._captures.of_arguments(self.target, self._arguments, self.chosen)
             self._prepare_libc()
@@ -449,7 +473,6 @@ class Trace:
             self._wants.clear()
 
     def _switch_on_more(self, found: list[Site]) -> None:
-        self.target.records.forget(site.address for site in found)
         plan = self._prepare(found)
         self.chosen += found
         self._plans |= {p.site.address: p for p in plan.sites}
@@ -461,6 +484,7 @@ class Trace:
         self.target.merge(plan, self.mode)
         self.refused += plan.refused
         self._prepared |= {p.site.address: p for p in plan.sites}
+        self._stale -= self._prepared.keys() & {site.address for site in fresh}
         if self._log is not None:
             captures = self._captures.notes(self._tracer, plan.sites, self._options)
             self._log.more_sites(_names(plan.sites), captures)

@@ -8,56 +8,23 @@ import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import live
 import numpy as np
 import programs
 import pytest
+from live import Running, marks
 
 import textpoke
-from textpoke.control import ControlServer
 from textpoke.decode import Decoder
 from textpoke.governor import Budget
-from textpoke.recording import Recording
-from textpoke.session import RecordSession
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Compile, Start
-
-
-class Running:
-    """A recording of tests/targets/triggers.c, and other tools beside it."""
-
-    def __init__(self, session: RecordSession, server: ControlServer) -> None:
-        self.session, self.server = session, server
-        self.recording = session.recordings[""]
-        self.trace = self.recording.trace
-
-    def drain(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self.step()
-
-    def step(self) -> None:
-        self.recording.drain()
-        self.session.drain()
-        self.server.poll()
-        time.sleep(0.002)
-
-    def tool(self, verb: str, *words: str, code: int = 0) -> str:
-        """What another textpoke prints; as JSON where it is asked for."""
-        command = [sys.executable, "-m", "textpoke", verb, "-p", str(self.session.pid), *words]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        while process.poll() is None:
-            self.step()
-        out, err = process.communicate()
-        assert process.returncode == code, err
-        return out if not code else err
 
 
 @pytest.fixture
@@ -71,22 +38,8 @@ def running(
     monkeypatch.setenv("XDG_RUNTIME_DIR", os.fspath(tmp_path))
     monkeypatch.chdir(tmp_path)
     process = start_target(compile_target("triggers.c", *programs.PIE), "2")
-    with textpoke.attach(process.pid, ring_bytes=1 << 22) as target:
-        session = RecordSession(target)
-        trace = target.trace(output="first.tptrace")
-        recording = session.recordings[""] = Recording(
-            trace, session.names, budget=getattr(request, "param", None)
-        )
-        recording.start()
-        with ControlServer(session) as server:
-            yield Running(session, server)
-        session.close()
-        recording.stop()
-
-
-def marks(capture: textpoke.Capture) -> list[dict[str, Any]]:
-    """What triggers have noted, in the order of time."""
-    return [mark for data in capture.notes for mark in data.get("notes", [])]
+    with live.running(process, budget=getattr(request, "param", None)) as running:
+        yield running
 
 
 def calls(path: str) -> dict[str, int]:

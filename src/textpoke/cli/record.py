@@ -380,10 +380,9 @@ def _say_start(
     console: Console, target: Target, trace: Trace, times: tuple[float, float, float, float]
 ) -> None:
     started, attached, found, on = times
-    chosen = len(trace.chosen) - len(trace.refused)
     console.say(
         escape(
-            f"tracing {chosen:,} functions of {os.path.basename(target.exe)} "
+            f"tracing {trace.function_count:,} functions of {os.path.basename(target.exe)} "
             f"(pid {target.pid}) into {trace.output}"
         )
     )
