@@ -195,6 +195,34 @@ struct tp_drained {
 int tp_rings_start(struct tp_rings *rings);
 int tp_drain_rings(struct tp_rings *rings, int final, struct tp_drained *out);
 
+/* ring_copy.c */
+
+/** What is wanted of rings that run on. */
+struct tp_span {
+	uint64_t from_tsc, to_tsc; /* both included */
+	uint64_t *given;      /* private: ring_count entries: index behind what was copied before */
+	const uint32_t *tids; /* of these threads only; NULL: of all */
+	uint32_t tid_count;
+	uint32_t again; /* what was copied before, too; and leave @given as it is */
+	int fd;		/* capture; -1: count only */
+};
+
+struct tp_copied {
+	uint64_t events;
+	uint64_t lost; /* of the span: overwritten during the copy, or never written */
+	uint64_t bytes;
+	uint64_t blocks;
+	/* Of the ring that reaches back least far, if not to from_tsc; else 0. */
+	uint64_t short_from_tsc;  /* its oldest event */
+	uint64_t short_until_tsc; /* its newest one */
+	uint64_t short_events;	  /* from the one to the other */
+	uint32_t short_tid;
+	uint32_t padding;
+};
+
+int tp_copy_rings(struct tp_rings *rings, const struct tp_span *span, struct tp_copied *out);
+uint64_t tp_look_at_rings(struct tp_rings *rings, uint64_t dead_ns);
+
 /* native/code/survey.c: functions as compilers left them, and how their entries can be patched */
 
 /** Why a function's entry cannot be displaced; the documented list is docs/sites.md. */
