@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from textpoke.ring_flight import Stretch
+
 _MOST_SNAPSHOTS = 4
 """In one drain: each holds all that the recorder holds."""
 
@@ -37,13 +39,15 @@ class Flowed:
         snapshots: What snapshot and dump want, each with its hit: for the owner to write, print.
         events: Events that were written to the capture.
         skipped: Calls of functions with triggers that were too many to act upon.
+        remarks: What its owner should be told.
     """
 
     hits: list[Hit] = field(default_factory=list)
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[Kept | Stretch] = field(default_factory=list)
     snapshots: list[tuple[Hit, Kept]] = field(default_factory=list)
     events: int = 0
     skipped: int = 0
+    remarks: list[str] = field(default_factory=list)
 
     def notes(self) -> list[dict[str, object]]:
         """For the capture's JSON: every hit, and every stretch that was kept."""

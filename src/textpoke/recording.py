@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from textpoke.filters import SiteNames
     from textpoke.flow import Flow, Flowed
+    from textpoke.ring_flight import RingFlight
+    from textpoke.watch import Watch
     from textpoke.governor import Budget, Decision
     from textpoke.model import Site
     from textpoke.ring import Drained
@@ -84,7 +86,9 @@ class Recording:
         self._governor: Governor | None = None
         self._governed: dict[int, Site] = {}  # by return address: switched off for the budget
         self._wanted: list[Site] = []
-        self._flow: Flow | None = None
+        self._flow: Flow | RingFlight | None = None
+        self._flight: RingFlight | None = None  # the same, where nothing is drained
+        self._watch: Watch | None = None  # and what its triggers act on
         self._engine: TriggerEngine | None = None
         self._threads_before: set[int] | None = None
         self._next_threads = self._next_step = 0.0
@@ -104,7 +108,8 @@ class Recording:
         if places or not self.filters.threads.everyone or self._only_kept or self._budget:
             self._make_flow()
         self._wanted = list(self.trace.chosen)
-        self._arm()
+        if not self._only_kept:
+            self._arm()
         self.trace.start()
         self._place_triggers()
         self._last_step = self._next_step = time.monotonic()
@@ -122,6 +127,8 @@ class Recording:
 
     def stop(self) -> None:
         """Switch off, write the rest, finish the capture."""
+        if self._watch is not None:
+            self._watch.stop()
         self.trace.stop(before_end=self._last)
 
     def _last(self) -> Mapping[str, object]:
@@ -191,7 +198,8 @@ class Recording:
         """Trace these, and what triggers sit at."""
         off = {site.address for site in self._governed.values()}
         wanted = {site.address: site for site in chosen if site.address not in off}
-        more = {site.address: site for site in self._trigger_sites() if site.address not in wanted}
+        more = {} if self._only_kept else {s.address: s for s in self._trigger_sites()}
+        more = {address: site for address, site in more.items() if address not in wanted}
         self.trace.choose(list(wanted.values()) + list(more.values()))
         self._place_triggers()
 
@@ -208,11 +216,15 @@ class Recording:
 
     def _place_triggers(self) -> None:
         engine = self._engine
-        if engine is None or not self.triggers.triggers:
+        if engine is None or not (self.triggers.triggers or self._watch):
             return
         names = self._names(self.filters, self.triggers)
-        returns = self.trace.return_addresses
         placed = self.triggers.place(names, strict=False)
+        if self._watch is not None:
+            self._watch.place([(names.sites[p.index], p.trigger) for p in placed])
+            self.remarks += [f"no trigger at {site}: {why}" for site, why in self._watch.refused]
+        tapped = self._watch or self.trace
+        returns, engine.durations = tapped.return_addresses, tapped.durations
         pairs = [(names.sites[p.index].address, p.trigger) for p in placed]
         engine.arm((returns[a], trigger) for a, trigger in pairs if a in returns)
         shown = {site.address for site in self._wanted}
@@ -220,13 +232,17 @@ class Recording:
         self._hold()
 
     def _hold(self) -> None:
-        if self._flow is None:
+        recorder = getattr(self._flow, "recorder", None)
+        if recorder is None:
             return
         asked = [t.before_ns for t in self.triggers.triggers if t.command is Command.KEEP]
         ticks = round(max([_HOLD_NS, *(2 * ns for ns in asked)]) / clock.ns_per_tick())
-        self._flow.recorder.hold_ticks = max(self._flow.recorder.hold_ticks, ticks)
+        recorder.hold_ticks = max(recorder.hold_ticks, ticks)
 
     def _make_flow(self) -> None:
+        if self._only_kept:
+            self._make_flight()
+            return
         from textpoke.flight import FlightRecorder  # here: numpy takes 100 ms to import
         from textpoke.flow import Flow
         from textpoke.trigger_engine import TriggerEngine
@@ -234,11 +250,22 @@ class Recording:
         trace = self.trace
         engine = TriggerEngine(1 / clock.ns_per_tick(), durations=trace.durations)
         recorder = FlightRecorder(0, _MOST_HELD_BYTES, int(lib.tp_rdtsc()))
-        flow = Flow(engine, recorder, -1, only_kept=self._only_kept)
+        flow = Flow(engine, recorder, -1)
         self._engine, self._flow = engine, flow
         self._written = trace.totals.events
         trace.divert(flow.tap.fd, flow.write_to)
         self._hold()
+
+    def _make_flight(self) -> None:
+        from textpoke.ring_flight import RingFlight
+        from textpoke.trigger_engine import TriggerEngine
+        from textpoke.watch import Watch
+
+        trace = self.trace
+        trace.overwrite = trace.on_demand = True
+        self._watch = Watch(trace)
+        self._engine = TriggerEngine(1 / clock.ns_per_tick())
+        self._flow = self._flight = RingFlight(self._engine, trace, self._watch)
 
     def _feed(self, mark: int | None, *, complete: bool = True) -> Flowed:
         """What was drained since; `mark`: ticks before that drain began, None for the end."""
@@ -252,6 +279,7 @@ class Recording:
     def _take(self, flowed: Flowed) -> None:
         self.hits += flowed.hits
         self.kept += len(flowed.kept)
+        self.remarks += flowed.remarks
         self._written += flowed.events
         self.trace.totals.events = self._written  # what was thrown away on the way does not count
         notes = flowed.notes()
@@ -313,6 +341,8 @@ class Recording:
         seconds, used = now - self._last_step, cpu_ns - self._last_cpu_ns
         self._last_step, self._last_cpu_ns = now, cpu_ns
         lost, self._lost = self.trace.lost - self._lost, self.trace.lost
+        if self._flight is not None:
+            lost = self._flight.sample()
         cost = _COST_NS.get(self.trace.tracer, _COST_OF_OTHERS_NS)
         decision = self._governor.step(now, max(seconds, 1e-6), used, flow.counter.take(lost), cost)
         if decision:

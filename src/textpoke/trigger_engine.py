@@ -134,6 +134,7 @@ class TriggerEngine:
 
     Attributes:
         hidden: Return addresses of functions that are patched for their triggers only.
+        durations: As given; may be set again later.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class TriggerEngine:
     ) -> None:
         self.ticks_per_ns = ticks_per_ns
         self.hidden: frozenset[int] = frozenset()
-        self._durations = dict(durations or {})
+        self.durations: Mapping[int, int] = dict(durations or {})
         self._armed: dict[int, list[_Armed]] = {}
         self._live = np.empty(0, np.uint64)
         self._always: set[int] = set()
@@ -313,7 +314,7 @@ class TriggerEngine:
                 yield _Due(tsc, armed, took=took)
 
     def _duration(self, piece: RawBlock, row: int, address: int) -> int:
-        place = row + 1 + self._durations.get(address, len(piece.rows))
+        place = row + 1 + self.durations.get(address, len(piece.rows))
         return int(piece.rows[place, 0]) if place < len(piece.rows) else 0
 
     def _run(self, due: list[_Due], pieces: list[RawBlock]) -> list[Hit]:
