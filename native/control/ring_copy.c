@@ -11,6 +11,7 @@
 #include "rings.h"
 
 #define LATE UINT64_MAX
+#define PART 4096ull
 #define MOST_UNWRITTEN 64 /* of a thread and the signal handlers that have interrupted it */
 
 static uint64_t mask_of(const struct tp_rings *rings)
@@ -91,61 +92,90 @@ static int put(const struct tp_rings *rings, uint32_t i, const struct tp_span *s
 	return tp_write_block(rings, i, span->fd, block, &out->bytes);
 }
 
-/*
- * Events [start, end) to the capture. The head is read again behind each copy: what its thread has
- * come round to meanwhile may be torn. Returns the index of the first one that was there, in @first.
- */
-static int copy_events(const struct tp_rings *rings, uint32_t i, const struct tp_span *span,
-		       uint64_t start, uint64_t end, uint64_t *first, struct tp_copied *out)
+/* A copy on its way: what has been copied and waits to be written as one block. */
+struct run {
+	struct tp_block block;
+	uint64_t first;	    /* index of the first event that was there; LATE: none yet */
+	uint64_t first_tsc; /* its ticks */
+};
+
+static struct tp_event *place_in(const struct tp_rings *rings, uint64_t at)
 {
-	const struct tp_ring *ring = ring_at(rings, i);
-	int error = 0;
+	return (struct tp_event *)rings->buffer + at;
+}
 
-	*first = end;
-	for (uint32_t tries = 0; !error && start < end; tries++) {
-		uint64_t whole = tp_copy_whole(rings, events_of(ring), start, end), gone, next;
-		uint64_t oldest = oldest_at(rings, __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE));
+static int flush(const struct tp_rings *rings, uint32_t i, const struct tp_span *span,
+		 struct run *run, uint64_t lost, struct tp_copied *out)
+{
+	struct tp_block *block = &run->block;
+	uint64_t next = block->at + block->events;
+	int error;
 
-		gone = oldest > start ? oldest - start : 0;
-		if (gone > end - start)
-			gone = end - start;
-		error = put(rings, i, span, &(struct tp_block){ start, 0, gone, 0 }, out);
-		next = start + larger(whole, gone);
-		if (!error && whole > gone) {
-			uint64_t lost = tries == MOST_UNWRITTEN ? end - next : next < end;
+	for (uint64_t k = 0; run->first == LATE && k < block->events; k++) {
+		const struct tp_event *event = place_in(rings, block->at + k);
 
-			if (*first == end)
-				*first = start + gone;
-			error = put(rings, i, span,
-				    &(struct tp_block){ start + gone, whole - gone, lost, gone },
-				    out);
-			next += lost;
-		} else if (!error && whole == gone &&
-			   next < end) { /* one that nobody has written */
-			uint64_t lost = tries >= MOST_UNWRITTEN ? end - next : 1;
-
-			error = put(rings, i, span, &(struct tp_block){ next, 0, lost, 0 }, out);
-			next += lost;
-		}
-		start = next;
+		if ((event->word & 0xf) == TP_EVENT_DATA)
+			continue;
+		run->first = block->sequence + k;
+		run->first_tsc = event->tsc;
 	}
+	block->lost = lost;
+	error = put(rings, i, span, block, out);
+	*block = (struct tp_block){ block->sequence + block->events + lost, 0, 0, next };
 	return error;
 }
 
-/* The ring does not reach back to where the span begins: tell of the one that reaches least far. */
-static void note_short(const struct tp_rings *rings, uint32_t i, uint64_t first, uint64_t head,
-		       struct tp_copied *out)
+/*
+ * Events [start, end) to the capture. Oldest first and in small parts, so that we keep ahead of the
+ * thread; the head is read again behind each: what the thread has come round to may be torn.
+ */
+static int copy_events(const struct tp_rings *rings, uint32_t i, const struct tp_span *span,
+		       uint64_t start, uint64_t end, struct run *run, struct tp_copied *out)
 {
 	const struct tp_ring *ring = ring_at(rings, i);
-	const struct tp_event *events = events_of(ring);
-	uint64_t from = time_from(rings, events, first, head);
-	uint64_t last = head ? time_at(rings, events, head - 1) : 0;
+	uint32_t holes = 0;
+	int error = 0;
 
-	if (!from || from == LATE || from <= out->short_from_tsc)
+	*run = (struct run){ { start, 0, 0, 0 }, LATE, 0 };
+	while (!error && start < end) {
+		uint64_t stop = end - start > PART ? start + PART : end, oldest, gone, lost, whole;
+
+		whole = tp_copy_whole(rings, events_of(ring), start, stop,
+				      place_in(rings, run->block.at + run->block.events));
+		oldest = oldest_at(rings, __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE));
+		gone = oldest > start ? oldest - start : 0;
+		if (gone > end - start)
+			gone = end - start;
+		if (gone) {
+			error = flush(rings, i, span, run, gone, out);
+			run->block.at += whole > gone ? gone : 0;
+			run->block.events = whole > gone ? whole - gone : 0;
+			start += larger(whole, gone);
+			continue;
+		}
+		run->block.events += whole;
+		start += whole;
+		if (start == stop)
+			continue;
+		lost = ++holes > MOST_UNWRITTEN ? end - start : 1; /* nobody has written it */
+		error = flush(rings, i, span, run, lost, out);
+		start += lost;
+	}
+	return error ? error : flush(rings, i, span, run, 0, out);
+}
+
+/* The ring does not reach back to where the span begins: tell of the one that reaches least far. */
+static void note_short(const struct tp_rings *rings, uint32_t i, const struct run *run,
+		       uint64_t head, struct tp_copied *out)
+{
+	const struct tp_ring *ring = ring_at(rings, i);
+	uint64_t last = time_at(rings, events_of(ring), head - 1);
+
+	if (run->first_tsc <= out->short_from_tsc)
 		return;
-	out->short_from_tsc = from;
-	out->short_until_tsc = last != LATE && last > from ? last : from;
-	out->short_events = head - first;
+	out->short_from_tsc = run->first_tsc;
+	out->short_until_tsc = last != LATE && last > run->first_tsc ? last : run->first_tsc;
+	out->short_events = head - run->first;
 	out->short_tid = ring->tid;
 }
 
@@ -156,18 +186,18 @@ static int copy_ring(struct tp_rings *rings, uint32_t i, const struct tp_span *s
 	const struct tp_event *events = events_of(ring);
 	uint64_t head = __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE);
 	uint64_t given = span->again ? rings->tails[i] : larger(rings->tails[i], span->given[i]);
-	uint64_t oldest = oldest_at(rings, head), low = larger(given, oldest);
+	uint64_t low = larger(given, oldest_at(rings, head)), start, end;
 	uint64_t to = span->to_tsc < LATE - 1 ? span->to_tsc + 1 : LATE;
-	uint64_t start, end, first;
+	struct run run;
 	int error;
 
 	if (low >= head)
 		return 0;
-	end = first_from(rings, events, low, head, to);
-	start = first_from(rings, events, low, end, span->from_tsc);
-	error = copy_events(rings, i, span, start, end, &first, out);
-	if (first < end && first > given && (first == low || first > start))
-		note_short(rings, i, first, head, out);
+	start = first_from(rings, events, low, head, span->from_tsc);
+	end = first_from(rings, events, start, head, to);
+	error = copy_events(rings, i, span, start, end, &run, out);
+	if (run.first < end && low > given && (start == low || run.first > start))
+		note_short(rings, i, &run, head, out);
 	if (!span->again && end > span->given[i])
 		span->given[i] = end;
 	return error;
@@ -195,11 +225,22 @@ int tp_copy_rings(struct tp_rings *rings, const struct tp_span *span, struct tp_
 	return error;
 }
 
+/* Have the pages of what was written mapped here: a fault on each would slow the copy down. */
+static void touch(const struct tp_rings *rings, uint32_t i, uint64_t head, uint64_t *touched)
+{
+	const volatile uint8_t *bytes = (const uint8_t *)events_of(ring_at(rings, i));
+	uint64_t written = head < capacity_of(rings) ? head * sizeof(struct tp_event) :
+						       rings->ring_bytes;
+
+	for (; *touched < written; *touched += TP_PAGE_BYTES)
+		(void)bytes[*touched];
+}
+
 /**
- * For rings that nobody drains: those whose threads have been gone for @dead_ns may serve others.
- * Returns how many events were ever reserved in all.
+ * For rings that nobody drains, now and then: those whose threads have been gone for @dead_ns may
+ * serve others. @touched: ring_count entries, private. Returns how many events were ever reserved.
  */
-uint64_t tp_look_at_rings(struct tp_rings *rings, uint64_t dead_ns)
+uint64_t tp_look_at_rings(struct tp_rings *rings, uint64_t dead_ns, uint64_t *touched)
 {
 	uint64_t events = 0;
 
@@ -207,6 +248,7 @@ uint64_t tp_look_at_rings(struct tp_rings *rings, uint64_t dead_ns)
 		uint64_t head = __atomic_load_n(&ring_at(rings, i)->head, __ATOMIC_ACQUIRE);
 
 		events += head;
+		touch(rings, i, head, &touched[i]);
 		if (tp_free_dead_ring(rings, i, dead_ns))
 			rings->tails[i] = head;
 	}

@@ -21,10 +21,9 @@ uint64_t tp_rdtsc(void)
 
 /** Copy events [from, to) as far as they are whole: right lap, type set. Returns how many. */
 uint64_t tp_copy_whole(const struct tp_rings *rings, const struct tp_event *events, uint64_t from,
-		       uint64_t to)
+		       uint64_t to, struct tp_event *copy)
 {
 	uint64_t mask = capacity_of(rings) - 1;
-	struct tp_event *copy = (struct tp_event *)rings->buffer;
 	uint64_t i;
 
 	for (i = from; i < to; i++) {
@@ -90,7 +89,7 @@ static int drain_ring(struct tp_rings *rings, uint32_t i, int final, struct tp_d
 	lost = plausible(lost);
 	if (head - tail > out->fullest)
 		out->fullest = head - tail;
-	whole = tp_copy_whole(rings, events, tail, head);
+	whole = tp_copy_whole(rings, events, tail, head, (struct tp_event *)rings->buffer);
 	if (whole || lost)
 		error = write_block(rings, i, &(struct tp_block){ tail, whole, lost, 0 }, out);
 	tail += whole;

@@ -36,7 +36,7 @@ static inline int is_whole(uint64_t word, uint64_t index)
 }
 
 uint64_t tp_copy_whole(const struct tp_rings *rings, const struct tp_event *events, uint64_t from,
-		       uint64_t to);
+		       uint64_t to, struct tp_event *copy);
 int tp_free_dead_ring(struct tp_rings *rings, uint32_t i, uint64_t quiet_ns);
 int tp_write_block(const struct tp_rings *rings, uint32_t i, int fd, const struct tp_block *block,
 		   uint64_t *bytes);

@@ -221,7 +221,7 @@ struct tp_copied {
 };
 
 int tp_copy_rings(struct tp_rings *rings, const struct tp_span *span, struct tp_copied *out);
-uint64_t tp_look_at_rings(struct tp_rings *rings, uint64_t dead_ns);
+uint64_t tp_look_at_rings(struct tp_rings *rings, uint64_t dead_ns, uint64_t *touched);
 
 /* native/code/survey.c: functions as compilers left them, and how their entries can be patched */
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
+    from textpoke._capture_format import Block
     from textpoke._native import Pointer
     from textpoke.capture import Capture
 
@@ -229,7 +230,12 @@ class Pairing:
 
     def take_thread(self, tid: int) -> None:
         """Pair one thread's events, from its first to its last."""
-        for raw, site in self.decoder.raw(tid):
+        for blocks in self.decoder.stretches(tid):
+            self._take(tid, blocks)
+            lib.tp_pair_end_thread(self._native)
+
+    def _take(self, tid: int, blocks: Sequence[Block]) -> None:
+        for raw, site in self.decoder.raw(tid, blocks):
             error = lib.tp_pair(
                 self._native,
                 ffi.from_buffer("struct tp_event[]", raw),
@@ -239,7 +245,6 @@ class Pairing:
             )
             if error:
                 raise MemoryError if error == _NO_MEMORY else AssertionError(error)
-        lib.tp_pair_end_thread(self._native)
 
     def counts(self, tids: Iterable[int]) -> PairCounts:
         """What was found so far, with the losses of these threads."""

@@ -7,6 +7,7 @@ Nothing here is done per event: one native call drains all rings.
 from __future__ import annotations
 
 import errno
+import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -142,8 +143,11 @@ class RingReader:
         self.capacity: int = layout.ring_bytes // EVENT_BYTES
         self._rings = ffi.new("struct tp_rings *")
         self._keep = [ffi.new("uint64_t[]", self.count) for _ in range(3)]
-        self._given = ffi.new("uint64_t[]", self.count)
-        self._buffer = ffi.new("uint8_t[]", layout.ring_bytes + _BLOCK_HEADER_BYTES)
+        self._given, self._touched = (ffi.new("uint64_t[]", self.count) for _ in range(2))
+        # A copy out of rings that run on must be fast: its pages are there from the start.
+        size, flags = layout.ring_bytes + _BLOCK_HEADER_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self._memory = mmap.mmap(-1, size, flags=flags | (mmap.MAP_POPULATE if overwrite else 0))
+        self._buffer = ffi.from_buffer("uint8_t[]", self._memory, require_writable=True)
         self._rings.map = ffi.cast("uint8_t *", wire)
         self._rings.map_bytes = len(rings.shared)
         for name in ("ring_offset", "ring_count", "ring_stride", "ring_bytes"):
@@ -205,7 +209,7 @@ class RingReader:
         return plausible(self._heads - self._heads_before)
 
     def _look(self, quiet_ns: int) -> int:
-        return int(lib.tp_look_at_rings(self._rings, quiet_ns))
+        return int(lib.tp_look_at_rings(self._rings, quiet_ns, self._touched))
 
     @property
     def lost_no_ring(self) -> int:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _MOST_SNAPSHOTS = 4
 _MOST_STACKS = 16
 """In one drain: each is a copy of what one thread's ring holds."""
+_LOOK_NS = 50_000_000
 _SAMPLE_NS = 2_000_000
 _LARGEST_RING = 64 << 20
 
@@ -138,7 +139,7 @@ class RingFlight:
         self._order = itertools.count()
         self._was_on = engine.on
         self._given_to = 0
-        self._counted = 0
+        self._counted = self._next_look = 0
 
     def feed(self, watermark: int, *, complete: bool = True) -> Flowed:
         """Look what triggers have come; write what they keep.
@@ -150,6 +151,9 @@ class RingFlight:
         Raises:
             CaptureWrite: The capture cannot be written.
         """
+        if self._next_look <= watermark:
+            self._next_look = watermark + round(_LOOK_NS * self.engine.ticks_per_ns)
+            self._rings.written()
         blocks, complete = self._watched.take()
         fed = self.engine.feed(blocks, watermark, complete=complete)
         flowed = Flowed(skipped=fed.skipped)

@@ -21,6 +21,7 @@ from textpoke._errors import (
     TextpokeError,
     UnsupportedTarget,
 )
+from textpoke._capture_format import KEPT
 from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
 from textpoke.captures import Captures
@@ -586,7 +587,7 @@ class Trace:
             "exe": self.target.exe,
             "command": list(self.command) or self.target.command_line,
             "tracer": self._tracer,
-            "mode": "overwrite" if self.overwrite else "drop",
+            "mode": KEPT if self.on_demand else "overwrite" if self.overwrite else "drop",
             "clock": self._clock,
             "sites": _names(plans),
             "modules": [[m.name, m.path, m.bias] for m in self.target.modules],
