@@ -494,6 +494,7 @@ const struct tp_call_sum *tp_pair_sums(const struct tp_pairing *pairing);
 int tp_call_depths(const int64_t *parent, uint32_t *depth, uint64_t count);
 uint32_t tp_bucket(uint64_t ns);
 
+int tp_probe_cost(const void *code, struct tp_probe_words *words, uint64_t *ticks);
 uint64_t tp_rdtsc(void);
 const char *tp_error_text(int code);
 

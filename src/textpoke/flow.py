@@ -105,9 +105,9 @@ class Flow:
         for hit in fed.hits:
             self._act(hit, flowed)
         if self._only_kept:
-            flowed.kept = self.recorder.due(fed.watermark)
-            for kept in flowed.kept:
+            for kept in self.recorder.due(fed.watermark):
                 self._write(kept, flowed)
+                flowed.kept.append(kept)
         else:
             self._write(Kept(passed, 0, fed.watermark, 0), flowed)
         return flowed

@@ -15,6 +15,7 @@ from textpoke._errors import CaptureError, CaptureWrite, ControlFailed, TargetEr
 from textpoke._native import lib
 from textpoke.filters import FilterSet
 from textpoke.governor import Governor
+from textpoke.overhead import Meter, Overhead, cpu_ns, function_event_ns
 from textpoke.tracer_names import FUNCTION
 from textpoke.triggers import Command, TriggerSet
 
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 
     from textpoke.filters import SiteNames
     from textpoke.flow import Flow, Flowed
-    from textpoke.ring_flight import RingFlight
-    from textpoke.watch import Watch
     from textpoke.governor import Budget, Decision
     from textpoke.model import Site
     from textpoke.ring import Drained
+    from textpoke.ring_flight import RingFlight
     from textpoke.trace import Trace
     from textpoke.trigger_engine import Hit, TriggerEngine
+    from textpoke.watch import Watch
 
     Names = Callable[[FilterSet, TriggerSet], SiteNames]
 
@@ -37,6 +38,7 @@ _HOLD_NS = 1_000_000_000
 _MOST_HELD_BYTES = 256 << 20
 _GOVERN_S = 0.25
 _THREADS_S = 0.1
+_READ_S = 0.1
 _COST_NS = {"function": 14.0, "function_graph": 40.0, "profile": 40.0}
 _COST_OF_OTHERS_NS = 150.0
 
@@ -96,6 +98,8 @@ class Recording:
         self._last_cpu_ns = 0
         self._lost = 0
         self._written = 0
+        self._meter = Meter(trace.target.pid, known=not trace.durations_only)
+        self._next_reading = 0.0
 
     @property
     def on(self) -> bool:
@@ -110,10 +114,12 @@ class Recording:
         self._wanted = list(self.trace.chosen)
         if not self._only_kept:
             self._arm()
+        function_event_ns()  # measured before anything is switched on
         self.trace.start()
+        self._meter.begin()
         self._place_triggers()
         self._last_step = self._next_step = time.monotonic()
-        self._last_cpu_ns = _cpu_ns(self.trace.target.pid)
+        self._last_cpu_ns = cpu_ns(self.trace.target.pid)
 
     def drain(self) -> Drained:
         """Take what has come; act on triggers; keep to the budget. Raises as `Trace.drain`."""
@@ -123,24 +129,40 @@ class Recording:
             self._look_at_threads()
             self._take(self._feed(mark, complete=not drained.incomplete))
             self._govern()
+        if time.monotonic() >= self._next_reading:
+            self._next_reading = time.monotonic() + _READ_S
+            self._meter.look(self.trace.tracer, self.trace.written())
         return drained
 
     def stop(self) -> None:
         """Switch off, write the rest, finish the capture."""
         if self._watch is not None:
             self._watch.stop()
+        self._read_meter()
         self.trace.stop(before_end=self._last)
 
     def _last(self) -> Mapping[str, object]:
         """The end of the events: fields for END."""
+        self._meter.look(self.trace.tracer, self.trace.written())
+        overhead = {"overhead": self.overhead.as_dict()}
         if self._flow is None:
-            return {}
+            return overhead
         self._take(self._feed(None))
         self._flow.close()
-        return {"remarks": self.remarks, "snapshots": self.snapshots}
+        return {"remarks": self.remarks, "snapshots": self.snapshots, **overhead}
+
+    @property
+    def overhead(self) -> Overhead:
+        """What it has cost the target so far."""
+        return self._meter.result()
+
+    def _read_meter(self) -> None:
+        calls = sum(row.hits for row in self.trace.profile().values())
+        self._meter.look(self.trace.tracer, self.trace.written(), calls)
 
     def switch(self, tracer: str) -> None:
         """Go over to another tracer. Raises as `Trace.tracer`."""
+        self._read_meter()
         self.trace.tracer = tracer
         self.trace.note({"tracer": tracer})
 
@@ -337,9 +359,9 @@ class Recording:
 
             flow.counter = CallCounter(addresses.values())
             return
-        cpu_ns = _cpu_ns(self.trace.target.pid)
-        seconds, used = now - self._last_step, cpu_ns - self._last_cpu_ns
-        self._last_step, self._last_cpu_ns = now, cpu_ns
+        total_ns = cpu_ns(self.trace.target.pid)
+        seconds, used = now - self._last_step, total_ns - self._last_cpu_ns
+        self._last_step, self._last_cpu_ns = now, total_ns
         lost, self._lost = self.trace.lost - self._lost, self.trace.lost
         if self._flight is not None:
             lost = self._flight.sample()
@@ -359,12 +381,3 @@ class Recording:
         texts = [step.note for step in (*decision.off, *decision.on)]
         self.remarks += texts
         self.trace.note({"notes": [{"governor": text} for text in texts]})
-
-
-def _cpu_ns(pid: int) -> int:
-    """CPU time that the process has used; 0 when it is gone."""
-    try:
-        # As clock_getcpuclockid makes it: the scheduler's account of the whole process.
-        return time.clock_gettime_ns(~pid << 3 | 2)
-    except OSError:
-        return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flight recorder: threads overwrite their rings, and a hit copies a stretch of time out of them.
+"""The flight recorder: threads overwrite their rings, a hit copies a stretch of time out of them.
 
 Nothing is drained in between, so how much the program does costs the tool nothing. What triggers
 act on comes by another way (`watch.Watch`). How far back a stretch can reach is what a ring holds:
@@ -178,7 +178,7 @@ class RingFlight:
         self._watched.close()
 
     def sample(self) -> int:
-        """Show the counter the last calls; returns how many there were since the last time beside."""
+        """Show the counter the last calls; returns how many more there were since the last time."""
         assert self.counter is not None  # noqa: S101
         written = self._rings.written()
         written, self._counted = written - self._counted, written

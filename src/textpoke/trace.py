@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from textpoke import modes, profile, tracers
+from textpoke._capture_format import KEPT
 from textpoke._errors import (
     AgentFailed,
     CaptureWrite,
@@ -21,7 +22,6 @@ from textpoke._errors import (
     TextpokeError,
     UnsupportedTarget,
 )
-from textpoke._capture_format import KEPT
 from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
 from textpoke.captures import Captures
@@ -345,6 +345,11 @@ class Trace:
         if not self._options.threshold_ticks:
             return {}
         return dict.fromkeys(self.return_addresses.values(), 0)
+
+    @property
+    def durations_only(self) -> bool:
+        """In threshold mode: calls that are shorter leave nothing."""
+        return bool(self._options.threshold_ticks)
 
     @property
     def overruns(self) -> int:

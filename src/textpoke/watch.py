@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Functions with triggers, recorded beside a recording that nobody drains: the flight recorder's.
 
-They get a probe of their own, which writes to small rings of their own: at every call, or only when
-one took long. So what is looked at every two milliseconds is a few events, whatever the program does.
+They get a probe of their own, which writes to small rings of their own: at every call, or only
+when one took long. So what is looked at every two milliseconds is a few events, whatever the
+program does.
 """
 
 from __future__ import annotations
