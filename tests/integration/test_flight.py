@@ -108,6 +108,8 @@ def test_two_graphs_of_one_function_see_the_same_calls(
     compile_target: Compile, start_target: Start, tmp_path: Path
 ) -> None:
     process = start_target(compile_target("counter.c", *programs.PIE))
+    tell(process, "phase 1 2")  # stacks that libc keeps
+    hear_until_end(process)
     outputs = [tmp_path / "a.tptrace", tmp_path / "b.tptrace"]
     with untouched(process), api.attach(process.pid, ring_bytes=RING_BYTES) as target:
         first = target.trace("counter*!*", output=outputs[0], tracer="function_graph")

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from raw_events import F, G, block, entry, leave
 
 from textpoke.flow import CallCounter
 from textpoke.ring import Copied, Short, Span
 from textpoke.ring_flight import RingFlight, Stretch
-from textpoke.streams import RawBlock
 from textpoke.trigger_engine import TriggerEngine
 from textpoke.triggers import parse_trigger
+
+if TYPE_CHECKING:
+    from textpoke.streams import RawBlock
 
 
 @dataclass
