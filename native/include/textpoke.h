@@ -494,6 +494,18 @@ const struct tp_call_sum *tp_pair_sums(const struct tp_pairing *pairing);
 int tp_call_depths(const int64_t *parent, uint32_t *depth, uint64_t count);
 uint32_t tp_bucket(uint64_t ns);
 
+/* rows.c: drained events on their way to the capture */
+
+struct tp_scan {
+	uint64_t first_late; /* index of the first event that is too late; the count: none is */
+	uint64_t found;
+	uint64_t data; /* DATA events before it */
+};
+
+void tp_scan_rows(const struct tp_event *events, uint64_t count, uint64_t late_tsc,
+		  const uint64_t *addresses, uint64_t address_count, uint32_t *found,
+		  struct tp_scan *out);
+
 int tp_probe_cost(const void *code, struct tp_probe_words *words, uint64_t *ticks);
 uint64_t tp_rdtsc(void);
 const char *tp_error_text(int code);

@@ -225,9 +225,7 @@ def write_kept(fd: int, kept: Kept) -> None:
         OSError: It cannot be written.
     """
     for block in kept.blocks:
-        view = memoryview(block.encoded())
-        while view:
-            view = view[os.write(fd, view) :]
+        block.write(fd)
 
 
 def snapshot_path(output: str, number: int) -> str:

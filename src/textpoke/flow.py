@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from textpoke.ring_flight import Stretch
 
+_MOST_COUNTED = 1 << 14
+"""Events of a block; the rest is taken to be alike."""
 _MOST_SNAPSHOTS = 4
 """In one drain: each holds all that the recorder holds."""
 
@@ -68,6 +70,7 @@ class Flow:
         tap: Where the ring reader must write to.
         tids: Threads whose events are recorded; None for all.
         counter: Counts calls for the governor; None when nobody asks.
+        holds: Something may ask for the past.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Flow:
         self.tap = Tap()
         self.tids: set[int] | None = None
         self.counter: CallCounter | None = None
+        self.holds = True
         self._fd = fd
         self._only_kept = only_kept
 
@@ -95,12 +99,13 @@ class Flow:
         Raises:
             OSError: The capture cannot be written.
         """
-        blocks = self.tap.take()
+        blocks = self.tap.borrow()
         if self.counter is not None:
             self.counter.add(blocks)
         fed = self.engine.feed(blocks, watermark, complete=complete)
         passed = [b for b in fed.blocks if self.tids is None or b.tid in self.tids]
-        self.recorder.add(passed, fed.watermark)
+        if self.holds:
+            self.recorder.add(passed, fed.watermark)
         flowed = Flowed(fed.hits, skipped=fed.skipped)
         for hit in fed.hits:
             self._act(hit, flowed)
@@ -149,17 +154,21 @@ class CallCounter:
     def __init__(self, addresses: Iterable[int]) -> None:
         self._addresses = list(addresses)
         self._lookup = SiteLookup(self._addresses)
+        self._size = len(self._addresses) + 1
+        self._unseen = 0
         self._counts = self._nothing()
 
     def _nothing(self) -> NDArray[np.int64]:
-        return np.zeros(len(self._addresses) + 1, np.int64)
+        return np.zeros(self._size, np.int64)
 
     def add(self, blocks: Iterable[RawBlock]) -> None:
         """Take in some blocks."""
         for block in blocks:
-            if len(block.rows):
-                sites = self._lookup.find(block.addresses[block.kinds == ENTRY])
-                self._counts += np.bincount(sites + 1, minlength=len(self._counts))
+            part = block.part(0, min(len(block.rows), _MOST_COUNTED))
+            calls = part.addresses[part.kinds == ENTRY]
+            if len(calls):
+                self._counts += np.bincount(self._lookup.find(calls) + 1, minlength=self._size)
+                self._unseen += len(calls) * (len(block.rows) - len(part.rows)) // len(part.rows)
 
     def take(self, lost: int = 0) -> dict[int, int]:
         """Calls by return address since the last time.
@@ -170,6 +179,7 @@ class CallCounter:
         """
         counts, self._counts = self._counts[1:], self._nothing()
         total = int(counts.sum())
+        lost, self._unseen = lost + self._unseen, 0
         if lost > 0 and total:
             counts = np.rint(counts * (1 + lost / total)).astype(np.int64)
         called = np.flatnonzero(counts)

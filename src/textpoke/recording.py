@@ -254,12 +254,13 @@ class Recording:
         self._hold()
 
     def _hold(self) -> None:
-        recorder = getattr(self._flow, "recorder", None)
-        if recorder is None:
+        from textpoke.flow import Flow
+
+        if not isinstance(self._flow, Flow):
             return
-        asked = [t.before_ns for t in self.triggers.triggers if t.command is Command.KEEP]
-        ticks = round(max([_HOLD_NS, *(2 * ns for ns in asked)]) / clock.ns_per_tick())
-        recorder.hold_ticks = max(recorder.hold_ticks, ticks)
+        asking = (Command.SNAPSHOT, Command.DUMP)
+        self._flow.holds = any(t.command in asking for t in self.triggers.triggers)
+        self._flow.recorder.hold_ticks = round(_HOLD_NS / clock.ns_per_tick())
 
     def _make_flow(self) -> None:
         if self._only_kept:
