@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the rings to the capture, where triggers, thread filters or a flight recorder are at work.
+"""From the rings to the capture, where triggers, thread filters or a budget are at work.
 
 The ring reader writes to a tap instead of the capture; what passes goes on to the capture from
 here. Without any of these a recording needs none of this and stays as fast as it is.
@@ -45,7 +45,7 @@ class Flowed:
     """
 
     hits: list[Hit] = field(default_factory=list)
-    kept: list[Kept | Stretch] = field(default_factory=list)
+    kept: list[Stretch] = field(default_factory=list)
     snapshots: list[tuple[Hit, Kept]] = field(default_factory=list)
     events: int = 0
     skipped: int = 0
@@ -62,9 +62,8 @@ class Flow:
     Args:
         engine: Its triggers.
         recorder: Holds the past for snapshot, dump and keep.
-        fd: The capture; -1 counts events and throws them away.
-        only_kept: Write nothing but what `keep` asks for (the flight recorder as such); else
-            everything is written, and `keep` is but a mark.
+        fd: The capture; -1 counts events and throws them away. Everything is written, `keep` is
+            but a mark.
 
     Attributes:
         tap: Where the ring reader must write to.
@@ -73,9 +72,7 @@ class Flow:
         holds: Something may ask for the past.
     """
 
-    def __init__(
-        self, engine: TriggerEngine, recorder: FlightRecorder, fd: int, *, only_kept: bool = False
-    ) -> None:
+    def __init__(self, engine: TriggerEngine, recorder: FlightRecorder, fd: int) -> None:
         self.engine = engine
         self.recorder = recorder
         self.tap = Tap()
@@ -83,7 +80,6 @@ class Flow:
         self.counter: CallCounter | None = None
         self.holds = True
         self._fd = fd
-        self._only_kept = only_kept
 
     def write_to(self, fd: int) -> None:
         """Send what comes from now on to another capture."""
@@ -109,12 +105,7 @@ class Flow:
         flowed = Flowed(fed.hits, skipped=fed.skipped)
         for hit in fed.hits:
             self._act(hit, flowed)
-        if self._only_kept:
-            for kept in self.recorder.due(fed.watermark):
-                self._write(kept, flowed)
-                flowed.kept.append(kept)
-        else:
-            self._write(Kept(passed, 0, fed.watermark, 0), flowed)
+        self._write(Kept(passed, 0, fed.watermark, 0), flowed)
         return flowed
 
     def finish(self) -> Flowed:
@@ -133,10 +124,6 @@ class Flow:
                 return
             kept = self.recorder.snapshot(hit.as_dict(), to_tsc=hit.tsc)
             flowed.snapshots.append((hit, kept))
-        elif command is Command.KEEP and self._only_kept:
-            ticks = self.engine.ticks_per_ns
-            before, after = hit.trigger.before_ns * ticks, hit.trigger.after_ns * ticks
-            self.recorder.ask(hit.tsc - round(before), hit.tsc + round(after), hit.as_dict())
 
     def _write(self, kept: Kept, flowed: Flowed) -> None:
         flowed.events += total_events(kept.blocks)
