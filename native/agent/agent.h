@@ -110,7 +110,8 @@ int tpa_any_gate_open(void);
 /* shadow.c */
 int tpa_make_shadows(struct tp_wire *wire, const uint64_t args[4]);
 struct tp_shadow *tpa_shadow_claim(uint64_t fs_base, uint32_t tid);
-struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site);
+struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site,
+				 uint64_t exit);
 struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot);
 void tpa_lower_top(struct tp_shadow *shadow);
 int tpa_any_frames(void);

@@ -195,7 +195,7 @@ static struct tp_call *redirect(struct tp_shadow *shadow, struct tp_ring *ring, 
 		return NULL;
 	}
 	if (frame[-1].slot <= slot)
-		frame = tpa_shadow_check(shadow, slot, site);
+		frame = tpa_shadow_check(shadow, slot, site, probe->exit);
 	if (!frame)
 		return NULL;
 	*(volatile uint64_t *)&shadow->top = (uint64_t)(frame + 1);

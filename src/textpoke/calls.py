@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
+    from textpoke._capture_format import Block
     from textpoke._native import Pointer
     from textpoke.capture import Capture
 
@@ -232,7 +233,12 @@ class Pairing:
 
     def take_thread(self, tid: int) -> None:
         """Pair one thread's events, from its first to its last."""
-        for chunk in self.decoder.raw(tid):
+        for blocks in self.decoder.stretches(tid):
+            self._take(tid, blocks)
+            lib.tp_pair_end_thread(self._native)
+
+    def _take(self, tid: int, blocks: Sequence[Block]) -> None:
+        for chunk in self.decoder.raw(tid, blocks):
             raw, site = self._paired(*chunk) if self._without_exits else chunk
             error = lib.tp_pair(
                 self._native,
@@ -243,7 +249,6 @@ class Pairing:
             )
             if error:
                 raise MemoryError if error == _NO_MEMORY else AssertionError(error)
-        lib.tp_pair_end_thread(self._native)
 
     def _paired(
         self, raw: NDArray[np.uint64], site: NDArray[np.int32]

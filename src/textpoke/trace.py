@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from textpoke import modes, profile, tracers
+from textpoke._capture_format import KEPT
 from textpoke._errors import (
     AgentFailed,
+    CaptureWrite,
     NoSuchTarget,
     PokeError,
     SiteError,
@@ -26,7 +28,7 @@ from textpoke.capture_log import CaptureLog, clock_point
 from textpoke.captures import Captures
 from textpoke.modes import Mode
 from textpoke.records import Wants, within
-from textpoke.ring import Drained, RingReader
+from textpoke.ring import Copied, Drained, RingReader
 from textpoke.tracer_names import BLK, FUNCTION, LIBC, PROFILE
 
 if TYPE_CHECKING:
@@ -42,11 +44,13 @@ if TYPE_CHECKING:
     from textpoke.poke import Outcome
     from textpoke.profile_rows import ProfileRow
     from textpoke.records import Switched
+    from textpoke.ring import Span
     from textpoke.ring_sets import RingSet
     from textpoke.tracer import Target
 
 _DRAIN_S = 0.002
 _FINAL_DRAINS = 50
+_QUIET_NS = 1_000_000_000
 _LOOK_S = 0.1  # between looks for new modules
 
 
@@ -71,6 +75,7 @@ class Trace:
             changed them meanwhile.
         merged: Outcome of the batch that made runs of NOPs one instruction, if one was needed.
         last: Outcome of the last batch.
+        on_demand: With `overwrite`: nothing goes to the capture but what `copy` takes there.
     """
 
     def __init__(  # noqa: PLR0913 - Target.trace names them
@@ -91,6 +96,7 @@ class Trace:
         name: str = "",
         sample: int = 1,
         filters: tuple[Sequence[str], Sequence[str]] = ((), ()),
+        ring_bytes: int = 0,
     ) -> None:
         self.target = target
         self.chosen = chosen
@@ -104,6 +110,7 @@ class Trace:
         self.name = name
         self.refused: list[tuple[Site, str]] = []
         self.totals = Drained()
+        self._drained = Drained()  # totals that nobody corrects
         self.on: Outcome | None = None
         self.off: Outcome | None = None
         self.last: Outcome | None = None
@@ -135,6 +142,9 @@ class Trace:
         self._tell: Callable[[int], None] = lambda _fd: None
         self._clock: dict[str, int] = {}
         self._sample = max(sample, 1)
+        self._ring_bytes = ring_bytes
+        self.on_demand = False
+        self._written = 0
 
     def __enter__(self) -> Self:
         self.start()
@@ -303,7 +313,7 @@ class Trace:
 
     def _open(self) -> None:
         """Take rings and open the capture."""
-        self._events = self.target.ring_sets.take()
+        self._events = self.target.ring_sets.take(ring_bytes=self._ring_bytes)
         self._reader = RingReader(self._events, -1, overwrite=self.overwrite)
         if self.output is not None:
             self._log = CaptureLog(self.output, self.target.pid, force=self.force)
@@ -380,6 +390,11 @@ class Trace:
         return dict.fromkeys(self.return_addresses.values(), 0)
 
     @property
+    def durations_only(self) -> bool:
+        """In threshold mode: calls that are shorter leave nothing."""
+        return bool(self._options.threshold_ticks)
+
+    @property
     def overruns(self) -> int:
         """Calls whose return was not waited for: too deep, or a thread without a shadow stack."""
         sets = (self._events, self._profile)
@@ -416,11 +431,49 @@ class Trace:
         """
         if self._reader is not None:
             self._look_for_modules()
-        if self._reader is None or self.overwrite:
+        if self._reader is None or (self.overwrite and not self.on_demand):
             return Drained()
         if self._log is not None:
             self._log.note()
-        return self._drain(final=False)
+        return Drained() if self.on_demand else self._drain(final=False)
+
+    def copy(self, span: Span, fd: int | None = None) -> Copied:
+        """Write a stretch of time of rings that are overwritten to the capture, or to `fd`.
+
+        Raises:
+            CaptureWrite: The capture cannot be written.
+        """
+        if self._reader is None:
+            return Copied()
+        own = self._log.fd if self._log is not None else -1
+        try:
+            copied = self._reader.copy(span, own if fd is None else fd)
+        except OSError as exc:
+            if self._log is None or fd is not None:
+                raise CaptureWrite(str(self.output or ""), exc.errno or 0) from exc
+            raise self._log.failed(exc.errno or 0) from exc
+        if fd is None:
+            self.totals.add(Drained(copied.events, copied.lost, copied.bytes))
+        return copied
+
+    def written(self, quiet_ns: int = _QUIET_NS) -> int:
+        """Events that threads have written so far, whether or not they went to the capture.
+
+        Args:
+            quiet_ns: In overwrite mode: rings whose threads have been gone for so long may serve
+                others.
+        """
+        if self._reader is not None:
+            if self.overwrite:
+                self._written = self._reader.written(quiet_ns)
+            else:
+                self._written = self._drained.events + self._drained.lost
+        return self._written
+
+    def record(self, *, on: bool) -> None:
+        """Let threads write events, or not; everything stays patched."""
+        if self._events is not None and self._reader is not None:
+            self._events.record(on=on, waiting=self._reader.waiting)
 
     def _look_for_modules(self) -> None:
         """Switch on what was asked for in modules that have come since the last look."""
@@ -540,6 +593,7 @@ class Trace:
 
     def _close(self) -> None:
         self._overruns = self.overruns
+        self._written = self.written()
         if self._reader is not None:
             self._lost_no_ring = self._reader.lost_no_ring
         self._reader = None
@@ -560,10 +614,13 @@ class Trace:
                 raise
             raise self._log.failed(exc.errno or 0) from exc
         self.totals.add(drained)
+        self._drained.add(drained)
         return drained
 
     def _drain_rest(self) -> None:
         # A thread may have reserved its last event and not yet written it.
+        if self.on_demand:
+            return
         for _ in range(_FINAL_DRAINS):
             if not self._drain(final=False).incomplete:
                 break
@@ -578,7 +635,7 @@ class Trace:
             "exe": self.target.exe,
             "command": list(self.command) or self.target.command_line,
             "tracer": self._tracer,
-            "mode": "overwrite" if self.overwrite else "drop",
+            "mode": KEPT if self.on_demand else "overwrite" if self.overwrite else "drop",
             "clock": self._clock,
             "sites": _names(plans),
             "modules": [[m.name, m.path, m.bias] for m in self.target.modules],

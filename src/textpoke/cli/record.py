@@ -200,13 +200,13 @@ def run(args: argparse.Namespace) -> int:
             target = tracer.attach(args.pid, ring_bytes=args.buffer)
         child = target.pid if args.command else 0
         try:
-            trace = _record(args, console, target, stop, started)
+            recording = _record(args, console, target, stop, started)
         except BaseException:
             target.discard()
             raise
         finally:
             report = target.detach()
-        _say_end(console, args, target, trace)
+        _say_end(console, args, target, recording)
         for line in report.residue:
             console.warn(escape(f"left in the target: {line}"))
         return _child_status(child) if child else 0
@@ -234,7 +234,7 @@ def _record(
     target: Target,
     stop: threading.Event,
     started: float,
-) -> Trace:
+) -> Recording:
     name = file_name(os.path.basename(target.exe))
     output = args.output or f"{name}-{target.pid}.tptrace"
     attached = time.perf_counter()
@@ -263,7 +263,7 @@ def _record(
     session.close()
     recording.stop()
     _say_remarks(console, recording)
-    return trace
+    return recording
 
 
 def _recording(args: argparse.Namespace, session: RecordSession, output: str) -> Recording:
@@ -441,8 +441,10 @@ def _process_start() -> float:
     return time.perf_counter() - age
 
 
-def _say_end(console: Console, args: argparse.Namespace, target: Target, trace: Trace) -> None:
-    report = target.report
+def _say_end(
+    console: Console, args: argparse.Namespace, target: Target, recording: Recording
+) -> None:
+    report, trace, overhead = target.report, recording.trace, recording.overhead
     if args.json:
         console.json(
             {
@@ -454,6 +456,8 @@ def _say_end(console: Console, args: argparse.Namespace, target: Target, trace: 
                 "lost_no_ring": trace.lost_no_ring,
                 "overruns": trace.overruns,
                 "hold_ns": target.hold_ns,
+                "overhead": overhead.as_dict(),
+                "remarks": recording.remarks,
                 "on": trace.on.as_dict() if trace.on else None,
                 "off": trace.off.as_dict() if trace.off else None,
                 "detach": report.as_dict() if report else None,
@@ -463,6 +467,7 @@ def _say_end(console: Console, args: argparse.Namespace, target: Target, trace: 
     console.say(f"{trace.events:,} events, {trace.lost:,} lost ({trace.reason})")
     if trace.overruns:
         console.say(f"{trace.overruns:,} calls were too deep to wait for their returns")
+    console.say(str(overhead))
     if trace.lost:
         console.say("to lose fewer: a larger --buffer, or fewer functions with -i and -x")
     console.say(escape(f"textpoke report {trace.output}"))
