@@ -44,12 +44,13 @@ every function (3,900 and more sites), which redis-benchmark keeps busy on the s
 wakeup_rt and irqsoff trace all functions of Redis besides those of libc, as in the kernel. Only
 "batched" and "paced" go through all cycles; the others through a few, scaled: real seconds by
 cycles times 500. A first cycle, in which sites are found, planned and copies of probes mapped, and
-two more come before the clock starts; the first is told apart. User and sys are of the tool (its
-children too) and of Redis with our agent in it, while the clock runs.
+two more come before the clock starts; the first is told apart. User and sys are of the tool (but
+not of the guards that hold threads) and of Redis with our agent in it, while the clock runs.
   engine ms        of that, by cycle, in the protocol itself, by the engine's own clock
   held ms          by cycle, how long all threads of Redis were held
   req/s, of alone  requests by second, by Redis's own count, and their share of the throughput
-                   without any tracer (mean of a window before the method and one after)
+                   without any tracer (mean of a window before the method and one after; where
+                   these two differ by more than a tenth, others want the CPU: no verdict)
   failed           requests that Redis or redis-benchmark say have failed
 """
 TRACERS = ("blk", BRANCH, "function_graph", "wakeup_rt", "irqsoff", "function", NOP)
@@ -57,7 +58,8 @@ CYCLES = 500
 MOST_S, LEAST_SHARE, TIMES_FASTER = 60, 0.9, 500
 _PACE_S = 58 / CYCLES
 _RING_BYTES = 1 << 20
-_REQUESTS = 1_000_000
+_REQUESTS = 300_000
+_STEADY = 1.1
 _WARM_CYCLES = 2  # then every batch has been packed and is known
 _SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -92,8 +94,8 @@ class Clocks:
             fields = file.read().rpartition(")")[2].split()
         return cls(
             time.perf_counter(),
-            spent.user + spent.children_user,
-            spent.system + spent.children_system,
+            spent.user,
+            spent.system,
             int(fields[11]) * _SECONDS,
             int(fields[12]) * _SECONDS,
             int(redis.info("stats")["total_commands_processed"]),
@@ -141,6 +143,11 @@ class Row:
     def engine_ms(self) -> float:
         """What a cycle takes in the engine."""
         return self.batches.engine_ns / self.method.cycles / 1e6
+
+    @property
+    def is_steady(self) -> bool:
+        """Was the throughput before the method that after it?"""
+        return max(self.alone) <= _STEADY * min(self.alone)
 
     @property
     def share(self) -> float:
@@ -311,6 +318,7 @@ def goals(rows: list[Row]) -> list[Goal]:
     by_name = {row.method.name: row for row in rows}
     batched, single = by_name["batched"], by_name["one by one"]
     paced = by_name["batched, paced"]
+    share = paced.share if paced.is_steady else None
     times = single.scaled_s / batched.scaled_s
     return [
         Goal(f"{len(batched.sites)} tracers, 500 cycles, batched", batched.scaled_s, MOST_S, "s"),
@@ -322,7 +330,7 @@ def goals(rows: list[Row]) -> list[Goal]:
             "times",
             at_least=True,
         ),
-        Goal("throughput of Redis over a minute", paced.share, LEAST_SHARE, at_least=True),
+        Goal("throughput of Redis over a minute", share, LEAST_SHARE, at_least=True),
         Goal("failed requests", sum(row.failed for row in rows), 0),
     ]
 
