@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _MOST_SNAPSHOTS = 4
 _MOST_STACKS = 16
 """In one drain: each is a copy of what one thread's ring holds."""
+_BESIDE_NS = 10_000
 _LOOK_NS = 50_000_000
 _SAMPLE_NS = 2_000_000
 _LARGEST_RING = 64 << 20
@@ -122,18 +123,23 @@ class RingFlight:
         engine: Its triggers.
         rings: Where events are.
         watched: What the triggers act on.
+        beside_ns: A hit's call has an event of its own in the rings, so long before or after the
+            one that triggers act on: one probe comes after the other.
 
     Attributes:
         tids: Threads whose events are recorded; None for all.
         counter: Counts calls for the governor; None when nobody asks.
     """
 
-    def __init__(self, engine: TriggerEngine, rings: Rings, watched: Watched) -> None:
+    def __init__(
+        self, engine: TriggerEngine, rings: Rings, watched: Watched, *, beside_ns: int = _BESIDE_NS
+    ) -> None:
         self.engine = engine
         self.tids: set[int] | None = None
         self.counter: CallCounter | None = None
         self._rings = rings
         self._watched = watched
+        self._beside = round(beside_ns * engine.ticks_per_ns)
         self._tap = Tap()
         self._asked: list[tuple[int, int, int, Hit]] = []
         self._order = itertools.count()
@@ -199,7 +205,7 @@ class RingFlight:
         elif command is Command.KEEP:
             ticks = self.engine.ticks_per_ns
             begin = hit.tsc - round(hit.trigger.before_ns * ticks)
-            end = hit.tsc + round(hit.trigger.after_ns * ticks)
+            end = hit.tsc + max(round(hit.trigger.after_ns * ticks), self._beside)
             bisect.insort(self._asked, (end, next(self._order), begin, hit))
         elif command is Command.STACKTRACE and stacks:
             return self._with_stack(hit)

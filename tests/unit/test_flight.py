@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import captures
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from raw_events import F, G, block, data, entry, times
 
 from textpoke._errors import CaptureExists
@@ -120,7 +118,6 @@ def test_rows_are_copies() -> None:
     assert times(recorder.snapshot().blocks) == [10]
 
 
-@given(st.integers(0, 2**32))
 def test_a_snapshot_is_a_capture(tmp_path: Path) -> None:
     start = captures.START_TSC
     recorder = FlightRecorder(1 << 40, ROOM)

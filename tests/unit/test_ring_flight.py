@@ -58,7 +58,7 @@ class Watched:
 def flight_of(rings: Rings, watched: Watched, *lines: str) -> RingFlight:
     engine = TriggerEngine(1.0)  # a tick is a nanosecond
     engine.arm([({"f": F, "g": G}[t.rule.glob], t) for t in map(parse_trigger, lines)])
-    return RingFlight(engine, rings, watched)
+    return RingFlight(engine, rings, watched, beside_ns=0)
 
 
 def test_a_hit_copies_what_was_before_it_and_the_next_nothing_twice() -> None:
@@ -82,6 +82,16 @@ def test_what_follows_is_waited_for() -> None:
     assert [(s.from_tsc, s.to_tsc) for s in rings.spans] == [(400, 550)]
     watched.blocks = [block([entry(700)])]
     assert len(flight.finish().kept) == 1
+    flight.close()
+
+
+def test_the_event_of_the_hit_itself_is_kept() -> None:
+    rings, watched = Rings([entry(520)]), Watched()
+    flight = flight_of(rings, watched, "f:keep=100ns")
+    flight._beside = 30
+    watched.blocks = [block([entry(500)])]
+    assert not flight.feed(529).kept
+    assert flight.feed(530).events == 1
     flight.close()
 
 
