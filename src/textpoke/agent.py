@@ -185,7 +185,12 @@ class Agent:
     def map_data(self, address: int, size: int) -> None:
         """Map `size` bytes of memory that the target can only read, where nothing may be yet."""
         action = f"mapping {size:#x} bytes at {address:#x}"
-        self.require(action, lib.TP_CMD_MAP, address, size, 1)
+        self.require(action, lib.TP_CMD_MAP, address, size, lib.TP_MAP_DATA)
+
+    def map_counters(self, address: int, size: int) -> None:
+        """Map `size` bytes of zeros that the target can write, where nothing may be yet."""
+        action = f"mapping {size:#x} bytes at {address:#x}"
+        self.require(action, lib.TP_CMD_MAP, address, size, lib.TP_MAP_COUNTERS)
 
     def fill_code(self, content: Iterable[tuple[int, bytes]]) -> None:
         """Write (address, bytes) pieces of code that no thread can execute yet; read them back.

@@ -59,6 +59,8 @@ class SiteKind(enum.Enum):
     Only where memory can be mapped there."""
     TRAP = "trap"
     """A first instruction under an int3 that stays: every call costs a signal. Only on request."""
+    BRANCH = "branch"
+    """Instructions with conditional branches; their first five bytes change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,45 @@ class Site:
 
     def __str__(self) -> str:
         return f"{self.module}!{self.function}"
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One conditional branch.
+
+    Attributes:
+        address: Runtime address of the instruction.
+        target: Where it goes when it is taken.
+        vaddr: ELF virtual address of the instruction.
+        module: Name of the module.
+        function: Demangled name of the function.
+        entry: Runtime address of the function's first byte.
+        reason: Why it cannot be counted; None when it can.
+    """
+
+    address: int
+    target: int
+    vaddr: int
+    module: str
+    function: str
+    entry: int
+    reason: str | None
+
+    def __str__(self) -> str:
+        return f"{self.module}!{self.function}+{self.address - self.entry:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class BranchSite(Site):
+    """Whole instructions that give way to one JMP, to count the branches among them.
+
+    Attributes:
+        branches: In address order.
+        live: Of each, two bits: the flags are looked at when it is not taken, when it is taken.
+    """
+
+    branches: tuple[Branch, ...] = ()
+    live: int = 0
 
 
 # A frozen dataclass sets its fields by one slow call each: 2 to 4 us for a Site. Its unfrozen

@@ -306,6 +306,8 @@ class Target:
         try:
             for start, size in plan.regions:
                 self.agent.map_code(start, size)
+            for start, size in plan.counters:
+                self.agent.map_counters(start, size)
             self.agent.fill_code(plan.code)
         except BaseException:
             # The planner counts on pads that are not there: let the next plan begin anew.
