@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Self
 from textpoke import modes
 from textpoke._errors import (
     AgentFailed,
-    BatchFailed,
     BatchRefused,
     NoSuchTarget,
     PokeError,
@@ -28,6 +27,7 @@ from textpoke.engine import run_request
 from textpoke.modes import Mode
 from textpoke.poke import Outcome, Request, poke_of
 from textpoke.ring import Drained, RingReader
+from textpoke.switching import held, settle, switch_off
 
 if TYPE_CHECKING:
     import threading
@@ -42,11 +42,7 @@ if TYPE_CHECKING:
 
 _DRAIN_S = 0.002
 _FINAL_DRAINS = 50
-_OFF_TRIES = 10
 _LOOK_S = 0.1  # between looks for new modules
-_BUSY_TRIES = 20
-_BUSY_PAUSE_S = 0.005
-_INSIDE = "a thread stands among its first instructions and does not leave"
 
 
 @dataclass(slots=True)
@@ -169,7 +165,8 @@ class Trace:
         request = Request.of(poke_of(planned, on=True) for planned in usual)
         agent = self.target.agent
         outcome = run_request(agent, request, mode=self.mode, leave_busy=True)
-        plan = self._settle(replace(plan, sites=usual), outcome)
+        plan, busy = settle(agent, replace(plan, sites=usual), outcome, self.mode)
+        self.refused += busy
         if staying:
             try:
                 more = run_request(agent, Request.of(poke_of(p, on=True) for p in staying))
@@ -184,23 +181,6 @@ class Trace:
                 plan = replace(plan, sites=sites)
         self.on = self.on or outcome
         return plan
-
-    def _settle(self, plan: Plan, outcome: Outcome) -> Plan:
-        """Try again, for a while, the sites that a thread stood inside of; then leave them out."""
-        busy = list(outcome.left)
-        on = sorted(set(range(len(plan.sites))).difference(busy))
-        for _ in range(_BUSY_TRIES):
-            if not busy:
-                break
-            time.sleep(_BUSY_PAUSE_S)
-            request = Request.of(poke_of(plan.sites[i], on=True) for i in busy)
-            again = run_request(
-                self.target.agent, request, mode=self.mode, all_or_nothing=False, leave_busy=True
-            )
-            on += [i for k, i in enumerate(busy) if k not in again.left]
-            busy = [busy[k] for k in again.left]
-        self.refused += [(plan.sites[i].site, _INSIDE) for i in busy]
-        return replace(plan, sites=[plan.sites[i] for i in sorted(on)])
 
     def drain(self) -> Drained:
         """Take what the rings hold to the capture; call it every few milliseconds.
@@ -311,26 +291,8 @@ class Trace:
 
     def _switch_off(self) -> None:
         """Put the sites back; those whose module is gone, or that others hold now, are left."""
-        request, agent = Request.of(self._off.values()), self.target.agent
-        failure: TextpokeError | None = None
-        for _ in range(_OFF_TRIES):
-            try:
-                # Several instructions that come back cannot be taken away again: threads run there.
-                self.off = run_request(agent, request, mode=self.mode, all_or_nothing=False)
-            except (BatchRefused, BatchFailed) as exc:
-                if not getattr(exc, "recovered", True):
-                    raise
-                failure = exc
-            else:
-                return
-            states = [(poke, _held(agent, poke)) for poke in request.pokes]
-            done = isinstance(failure, BatchFailed)  # some of them; a refused batch wrote nothing
-            self.left_alone += sum(
-                held != poke.old and not (done and held == poke.new) for poke, held in states
-            )
-            request = Request.of(poke for poke, held in states if held == poke.old)
-        if failure is not None:
-            raise failure
+        self.off, left = switch_off(self.target.agent, self._off.values(), self.mode)
+        self.left_alone += left
 
     def _drain(self, *, final: bool) -> Drained:
         if self._reader is None:
@@ -383,7 +345,7 @@ class Trace:
         agent = self.target.agent
         with suppress(TextpokeError):
             pokes = [poke_of(planned, on=True) for planned in sites]
-            there = [poke for poke in pokes if _held(agent, poke) == poke.new]
+            there = [poke for poke in pokes if held(agent, poke) == poke.new]
             self._off = {poke.address: poke.reversed() for poke in there}
             self._switch_off()
 
@@ -406,10 +368,3 @@ def _joined(first: Outcome, second: Outcome, count: int) -> Outcome:
 
 def _names(plan: Plan) -> list[list[object]]:
     return [[p.return_address, p.site.module, p.site.function] for p in plan.sites]
-
-
-def _held(agent: Agent, poke: Poke) -> bytes:
-    try:
-        return agent.read(poke.address, len(poke.old or b""))
-    except AgentFailed:
-        return b""  # nothing is mapped there
