@@ -452,9 +452,7 @@ def _survey(image: elf.Image, tables: FunctionTables) -> tuple[bytes, bytes]:
     return survey.rows, survey.labels
 
 
-def _frames(
-    image: elf.Image, tables: FunctionTables, native: _Native
-) -> tuple[Pointer, int]:
+def _frames(image: elf.Image, tables: FunctionTables, native: _Native) -> tuple[Pointer, int]:
     frames, frame_count = _all(
         image,
         "unwind entries",

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from textpoke.agent import Agent
     from textpoke.model import Module, Site
     from textpoke.plan import Plan, SitePlan
     from textpoke.poke import Poke

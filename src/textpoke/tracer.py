@@ -14,7 +14,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Self
 
-from textpoke import leave, modes, process_sites, startup, target
+from textpoke import elf, leave, modes, process_sites, startup, target
 from textpoke._errors import (
     AgentFailed,
     NotPatchable,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from textpoke.agent import Agent
+    from textpoke.branch_counts import BranchCounts
     from textpoke.code_views import CodeViews
     from textpoke.model import Mapping, Module, Site
 
@@ -214,6 +215,44 @@ class Target:
             return self._sites_in(modules, include, exclude, finder)
 
         return Trace(self, chosen, output, overwrite, force, command, Mode(mode), find_in, traps)
+
+    def branches(
+        self,
+        include: str | Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        *,
+        mode: Mode | str = Mode.AUTO,
+    ) -> BranchCounts:
+        """Counts of the branches of chosen functions; nothing happens before it is entered.
+
+        Functions whose entries cannot be patched are counted too.
+
+        Args:
+            include: As for `sites`.
+            exclude: As for `sites`.
+            mode: How sites are written: "auto", "int3", "direct" or "stop" (`Mode`).
+
+        Raises:
+            UnknownFunction, NoSites: As `sites`.
+            ModuleUnavailable, BadElf: A module's file cannot be read.
+        """
+        from textpoke.branch_counts import BranchCounts  # here: only this tracer needs them
+        from textpoke.branches import Found, entries_of, find_branches
+
+        patterns = [include] if isinstance(include, str) else list(include)
+        where = f"pid {self.pid} ({os.path.basename(self.exe)})"
+        modules = self.modules
+        chosen = self._finders[True, False].choose(modules, patterns, list(exclude), where)
+        self.agent.require_alive("the search for branches")
+        found = Found()
+        for module in modules:
+            entries = entries_of(module, chosen)
+            if entries:
+                with elf.Image.open(target.open_module(self.pid, module)) as image:
+                    found.add(find_branches(image, module, entries))
+        if not found.sites:
+            raise NotPatchable(chosen[0], "none of its branches can be counted")
+        return BranchCounts(self, found, Mode(mode))
 
     def _sites_in(
         self,
