@@ -144,7 +144,8 @@ static int append_moved(struct maker *maker, const uint8_t *code, const struct t
 			uint64_t addr)
 {
 	struct tp_moved moved;
-	int error = tp_move_window(code, insn->length, addr, maker->at + maker->stub->bytes, &moved);
+	int error =
+		tp_move_window(code, insn->length, addr, maker->at + maker->stub->bytes, &moved);
 
 	if (error)
 		return error;

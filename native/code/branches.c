@@ -19,8 +19,8 @@
 
 enum {
 	JUMP_BYTES = 5,
-	MOST_BACK = 3,	    /* instructions before the branch that may begin its window */
-	SWEPT = 0x10,	    /* of a byte's state; the low four bits are an instruction's length */
+	MOST_BACK = 3, /* instructions before the branch that may begin its window */
+	SWEPT = 0x10,  /* of a byte's state; the low four bits are an instruction's length */
 	QUEUED = 0x20,
 	REACHED = 0x40,
 	LENGTH = 0x0f,
@@ -56,8 +56,9 @@ struct finder {
 	/* the function at hand */
 	const uint8_t *code;
 	uint64_t vaddr;
-	uint64_t bytes; /* of it */
-	uint64_t room;	/* until the piece ends */
+	uint64_t bytes;	  /* of it */
+	uint64_t free_to; /* up to here no other function begins */
+	uint64_t room;	  /* until the piece ends */
 	uint64_t bit;
 	uint32_t function;
 	uint8_t at;	/* nothing before this offset may change */
@@ -70,7 +71,7 @@ struct finder {
 	uint64_t queued;
 	struct step *steps;
 	uint64_t step_count;
-	uint64_t taken_to; /* offset where the last window ends */
+	uint64_t taken_to;  /* offset where the last window ends */
 	uint64_t last_step; /* where that begins */
 };
 
@@ -137,11 +138,12 @@ static bool open_function(struct finder *finder, uint32_t i)
 	finder->at = function->at;
 	finder->has_bytes = function->bytes != 0;
 	finder->doubtful = finder->computes = false;
-	finder->bytes = next - function->vaddr;
+	finder->free_to = next - function->vaddr;
+	if (finder->free_to > finder->room)
+		finder->free_to = finder->room;
+	finder->bytes = finder->free_to;
 	if (finder->has_bytes && function->bytes < finder->bytes)
 		finder->bytes = function->bytes;
-	if (finder->bytes > finder->room)
-		finder->bytes = finder->room;
 	return finder->bytes <= MOST_FUNCTION;
 }
 
@@ -357,18 +359,18 @@ static enum tp_refusal refuse_padding(const struct finder *finder, uint64_t star
 		const uint8_t *code = finder->code + offset;
 		struct tp_decoded insn;
 
-		if (offset >= finder->bytes || finder->states[offset] & REACHED ||
-		    goes_to(finder, offset))
+		if (offset >= finder->free_to || goes_to(finder, offset) ||
+		    (offset < finder->bytes && finder->states[offset] & REACHED))
 			return TP_REFUSE_SHORT;
 		if (*code == 0xcc) {
 			offset++;
 			continue;
 		}
-		insn = decode_at(finder, offset);
+		insn = tp_decode(code, finder->free_to - offset);
 		if (!insn.length || !tp_is_nop(code, &insn))
 			return TP_REFUSE_SHORT;
-		for (uint64_t i = offset + 1;
-		     i < offset + insn.length && i < start + JUMP_BYTES; i++)
+		for (uint64_t i = offset + 1; i < offset + insn.length && i < start + JUMP_BYTES;
+		     i++)
 			if (goes_to(finder, i))
 				return TP_REFUSE_SHORT;
 		offset += insn.length;
@@ -399,7 +401,8 @@ static enum tp_refusal refuse_step(const struct finder *finder, const struct ste
 	return refusal;
 }
 
-static void add_step(struct finder *finder, const struct step *step, struct tp_branch_window *window)
+static void add_step(struct finder *finder, const struct step *step,
+		     struct tp_branch_window *window)
 {
 	if (window->bytes && window->bytes < JUMP_BYTES)
 		window->heads |= (uint8_t)(1u << window->bytes);

@@ -392,7 +392,8 @@ struct tp_branch_placed {
 	uint8_t heads[4];
 };
 
-int tp_make_branch_stub(const struct tp_branch_site *site, uint64_t at, struct tp_branch_stub *stub);
+int tp_make_branch_stub(const struct tp_branch_site *site, uint64_t at,
+			struct tp_branch_stub *stub);
 uint64_t tp_place_branch_stubs(const struct tp_branch_site *sites, uint64_t count, uint64_t start,
 			       uint8_t *code, struct tp_branch_placed *placed);
 

@@ -123,8 +123,8 @@ struct tp_known {
 };
 
 enum tp_map_kind {
-	TP_MAP_CODE, /* r-x: pads, thunks, stubs */
-	TP_MAP_DATA, /* r--: what debuggers read */
+	TP_MAP_CODE,	 /* r-x: pads, thunks, stubs */
+	TP_MAP_DATA,	 /* r--: what debuggers read */
 	TP_MAP_COUNTERS, /* rw-: what stubs count in */
 	TP_MAP_KINDS
 };

@@ -23,7 +23,7 @@ struct registers {
 struct run {
 	struct registers before, after;
 	uint64_t code;
-	uint64_t left_by; /* 1: behind the window, 2: at the target */
+	uint64_t left_by;   /* 1: behind the window, 2: at the target */
 	uint64_t stack[64]; /* red zone, as the code has left it */
 };
 
@@ -92,10 +92,9 @@ static void close_area(void)
 /* A site with these bytes; a window's way on, and the target, lead out. */
 static struct tp_branch_site make_site(const uint8_t *window, uint8_t bytes, uint8_t live)
 {
-	struct tp_branch_site site = { .addr = AREA + SITE_AT,
-				       .counters = AREA + PAGE,
-				       .bytes = bytes,
-				       .live = live };
+	struct tp_branch_site site = {
+		.addr = AREA + SITE_AT, .counters = AREA + PAGE, .bytes = bytes, .live = live
+	};
 
 	memcpy(site.window, window, bytes);
 	put_way_out(area + SITE_AT + bytes, way_out_past);
@@ -166,8 +165,8 @@ static void try_conditions(uint8_t live, int is_long)
 
 		memcpy(window + 2, &distance, 4);
 		if (!is_long) /* to the five bytes behind the window, which lead to the target */
-			memcpy(window, (const uint8_t[]){ 0x70 | condition, 0x30, 0x48, 0x89, 0xc0 },
-			       5);
+			memcpy(window,
+			       (const uint8_t[]){ 0x70 | condition, 0x30, 0x48, 0x89, 0xc0 }, 5);
 		site = make_site(window, is_long ? 6 : 5, live);
 		put_way_out(area + SITE_AT + 0x32, way_out_taken);
 		CHECK_EQ(place(&site, &stub), 0);
@@ -179,7 +178,8 @@ static void try_conditions(uint8_t live, int is_long)
 			enter_code(&run);
 			CHECK_EQ(run.left_by, is_taken(condition, run.before.flags) ? 2 : 1);
 			*(run.left_by == 2 ? &taken : &past) += 1;
-			check_kept(&run, live & (run.left_by == 2 ? TP_LIVE_TAKEN : TP_LIVE_NOT_TAKEN));
+			check_kept(&run,
+				   live & (run.left_by == 2 ? TP_LIVE_TAKEN : TP_LIVE_NOT_TAKEN));
 		}
 		CHECK_EQ(counters()[0], taken);
 		CHECK_EQ(counters()[1], past);
@@ -303,7 +303,7 @@ TEST(branch_stub_ends_where_the_code_ends)
 
 	memcpy(site.window, window, sizeof(window));
 	CHECK_EQ(tp_make_branch_stub(&site, AREA + 2 * PAGE, &stub), 0);
-	CHECK_EQ(stub.code[14], 0xc3);	   /* je rel32, lock incq, ret */
+	CHECK_EQ(stub.code[14], 0xc3);	  /* je rel32, lock incq, ret */
 	CHECK_EQ(stub.bytes, 15 + 8 + 5); /* lock incq, jmp */
 }
 

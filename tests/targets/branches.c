@@ -26,57 +26,58 @@ struct entry {
 extern const struct entry __start_branch_table[], __stop_branch_table[];
 
 /* Not a call: the instructions around the branches are to be the compiler's own. */
-#define COUNT(number, way) __asm__ volatile("lock incq %0" : "+m"(own[number][way]) : : "cc", "memory")
+#define COUNT(number, way) \
+	__asm__ volatile("lock incq %0" : "+m"(own[number][way]) : : "cc", "memory")
 
 /* Compare a with b, branch; 1 when it was taken. */
-#define GOES(number, jcc, a, b)                                                          \
-	({                                                                               \
-		__label__ taken, out;                                                    \
-		int goes;                                                                \
-		__asm__ goto("cmp %1, %0\n77: " jcc " %l[taken]\n"                       \
-			     ".pushsection branch_table, \"a\"\n.balign 8\n"             \
-			     ".quad 77b - .\n.quad %c2\n.popsection"                     \
-			     :                                                           \
-			     : "r"((long)(a)), "r"((long)(b)), "i"(number)               \
-			     : "cc"                                                      \
-			     : taken);                                                   \
-		COUNT(number, 0);                                                        \
-		goes = 0;                                                                \
-		goto out;                                                                \
-taken:                                                                                   \
-		COUNT(number, 1);                                                        \
-		goes = 1;                                                                \
-out:                                                                                     \
-		goes;                                                                    \
+#define GOES(number, jcc, a, b)                                              \
+	({                                                                   \
+		__label__ taken, out;                                        \
+		int goes;                                                    \
+		__asm__ goto("cmp %1, %0\n77: " jcc " %l[taken]\n"           \
+			     ".pushsection branch_table, \"a\"\n.balign 8\n" \
+			     ".quad 77b - .\n.quad %c2\n.popsection"         \
+			     :                                               \
+			     : "r"((long)(a)), "r"((long)(b)), "i"(number)   \
+			     : "cc"                                          \
+			     : taken);                                       \
+		COUNT(number, 0);                                            \
+		goes = 0;                                                    \
+		goto out;                                                    \
+taken:                                                                       \
+		COUNT(number, 1);                                            \
+		goes = 1;                                                    \
+out:                                                                         \
+		goes;                                                        \
 	})
 
 /* Two branches on one comparison: the second sees the flags that the first has seen. */
-#define GOES_TWICE(number, a, b)                                                         \
-	({                                                                               \
-		__label__ below, equal, out;                                             \
-		int how;                                                                 \
-		__asm__ goto("cmp %1, %0\n77: jb %l[below]\n78: je %l[equal]\n"          \
-			     ".pushsection branch_table, \"a\"\n.balign 8\n"             \
-			     ".quad 77b - .\n.quad %c2\n.quad 78b - .\n.quad %c2 + 1\n"  \
-			     ".popsection"                                               \
-			     :                                                           \
-			     : "r"((long)(a)), "r"((long)(b)), "i"(number)               \
-			     : "cc"                                                      \
-			     : below, equal);                                            \
-		COUNT(number, 0);                                                        \
-		COUNT(number + 1, 0);                                                    \
-		how = 2;                                                                 \
-		goto out;                                                                \
-below:                                                                                   \
-		COUNT(number, 1);                                                        \
-		how = 0;                                                                 \
-		goto out;                                                                \
-equal:                                                                                   \
-		COUNT(number, 0);                                                        \
-		COUNT(number + 1, 1);                                                    \
-		how = 1;                                                                 \
-out:                                                                                     \
-		how;                                                                     \
+#define GOES_TWICE(number, a, b)                                                        \
+	({                                                                              \
+		__label__ below, equal, out;                                            \
+		int how;                                                                \
+		__asm__ goto("cmp %1, %0\n77: jb %l[below]\n78: je %l[equal]\n"         \
+			     ".pushsection branch_table, \"a\"\n.balign 8\n"            \
+			     ".quad 77b - .\n.quad %c2\n.quad 78b - .\n.quad %c2 + 1\n" \
+			     ".popsection"                                              \
+			     :                                                          \
+			     : "r"((long)(a)), "r"((long)(b)), "i"(number)              \
+			     : "cc"                                                     \
+			     : below, equal);                                           \
+		COUNT(number, 0);                                                       \
+		COUNT(number + 1, 0);                                                   \
+		how = 2;                                                                \
+		goto out;                                                               \
+below:                                                                                  \
+		COUNT(number, 1);                                                       \
+		how = 0;                                                                \
+		goto out;                                                               \
+equal:                                                                                  \
+		COUNT(number, 0);                                                       \
+		COUNT(number + 1, 1);                                                   \
+		how = 1;                                                                \
+out:                                                                                    \
+		how;                                                                    \
 	})
 
 TRACED unsigned long hot(unsigned long n)
@@ -173,10 +174,9 @@ TRACED void in_handler(int number)
 
 PLAIN static unsigned long answer(unsigned long n)
 {
-	return hot(n % 13) + compare(n % 5, n % 3) + recurse(n % 9) + carry(n % 7 ? n % 7 : 1ul << 63, n % 11) +
-	       choose(n % 100) + dense(n % 40);
+	return hot(n % 13) + compare(n % 5, n % 3) + recurse(n % 9) +
+	       carry(n % 7 ? n % 7 : 1ul << 63, n % 11) + choose(n % 100) + dense(n % 40);
 }
-
 
 static volatile int stop;
 static unsigned long calls; /* to make; 0: until told to stop */
@@ -234,9 +234,10 @@ int main(void)
 		long us;
 
 		if (!strcmp(line, "table")) {
-			for (const struct entry *e = __start_branch_table;
-			     e != __stop_branch_table; e++)
-				say("%lu %ld", (unsigned long)&e->distance + (unsigned long)e->distance,
+			for (const struct entry *e = __start_branch_table; e != __stop_branch_table;
+			     e++)
+				say("%lu %ld",
+				    (unsigned long)&e->distance + (unsigned long)e->distance,
 				    e->number);
 			say("end");
 		} else if (!strcmp(line, "own")) {
