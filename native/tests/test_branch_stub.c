@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /** @file branch_stub.c: stubs that count branches, run on the processor with every condition. */
-#define _GNU_SOURCE
 #include <errno.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "check.h"
@@ -12,8 +10,6 @@
 #define AREA 0x10000000ull /* code page; counters and stub behind it */
 #define SITE_AT 0x100
 #define TARGET_AT 0x800
-#define STATUS_FLAGS 0x8d5ull /* of sf, zf, af, pf, cf; the top bit is of */
-#define OTHERS 14
 
 /* All registers before and behind the code under test, for the assembly below. */
 struct registers {

@@ -25,6 +25,7 @@ from textpoke._errors import (
 )
 from textpoke.branch_stubs import COUNTER_BYTES
 from textpoke.engine import run_request
+from textpoke.model import BranchRow
 from textpoke.modes import Mode
 from textpoke.plan import BranchPlan
 from textpoke.poke import Request, poke_of
@@ -45,37 +46,6 @@ if TYPE_CHECKING:
 _NOT_THE_FILES = "its bytes are not those of the file: somebody else has patched it"
 _RUN_S = 0.05
 _NEAR_BYTES = 4096  # sites closer than this are read together
-
-
-@dataclass(frozen=True, slots=True)
-class BranchRow:
-    """How often one branch was taken, and how often not.
-
-    Attributes:
-        address: Runtime address of the branch.
-        module: Name of its module.
-        function: Demangled name of its function.
-        offset: Bytes from the function's entry to the branch; a part that the compiler has split
-            off counts from its own begin.
-        file: Source file, "" where there is no debug information.
-        line: Line in it, 0 where there is none.
-        taken: Times that it went to its target.
-        not_taken: Times that it fell through.
-    """
-
-    address: int
-    module: str
-    function: str
-    offset: int
-    file: str
-    line: int
-    taken: int
-    not_taken: int
-
-    @property
-    def total(self) -> int:
-        """Times that it was executed."""
-        return self.taken + self.not_taken
 
 
 @dataclass(slots=True)

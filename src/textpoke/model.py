@@ -134,6 +134,37 @@ class Branch:
 
 
 @dataclass(frozen=True, slots=True)
+class BranchRow:
+    """How often one branch was taken, and how often not.
+
+    Attributes:
+        address: Runtime address of the branch.
+        module: Name of its module.
+        function: Demangled name of its function.
+        offset: Bytes from the function's entry to the branch; a part that the compiler has split
+            off counts from its own begin.
+        file: Source file, "" where there is no debug information.
+        line: Line in it, 0 where there is none.
+        taken: Times that it went to its target.
+        not_taken: Times that it fell through.
+    """
+
+    address: int
+    module: str
+    function: str
+    offset: int
+    file: str
+    line: int
+    taken: int
+    not_taken: int
+
+    @property
+    def total(self) -> int:
+        """Times that it was executed."""
+        return self.taken + self.not_taken
+
+
+@dataclass(frozen=True, slots=True)
 class BranchSite(Site):
     """Whole instructions that give way to one JMP, to count the branches among them.
 
