@@ -3,11 +3,11 @@
  * @file
  * Counts the branches of a program by stepping it, one instruction after the other: slow, and sure.
  *
- *     branch_steps MODULE FIRST COMMAND... <BRANCHES
+ *     branch_steps FD MODULE FIRST COMMAND... <BRANCHES
  *
  * MODULE is a file's path as in proc/PID/maps, FIRST the ELF address of its first byte in memory. BRANCHES
- * are lines "VADDR TARGET", hexadecimal. The command has the file that fd 3 is for its stdin; it is over
- * when it has waited for a second. Then lines "VADDR TAKEN NOT_TAKEN" are written.
+ * are lines "VADDR TARGET", hexadecimal. The command has FD for its stdin; it is over when it
+ * has waited for a second or two. Then lines "VADDR TAKEN NOT_TAKEN" are written.
  */
 #define _GNU_SOURCE
 #include <elf.h>
@@ -133,21 +133,21 @@ int main(int argc, char **argv)
 	const struct itimerval often = { { WAIT_S, 0 }, { WAIT_S, 0 } };
 	pid_t pid;
 
-	if (argc < 4)
+	if (argc < 5)
 		return 2;
 	read_branches();
 	sigaction(SIGALRM, &action, NULL);
 	pid = fork();
 	if (!pid) {
 		personality(ADDR_NO_RANDOMIZE);
-		dup2(3, 0);
+		dup2(atoi(argv[1]), 0);
 		ptrace(PTRACE_TRACEME, 0, NULL, NULL);
-		execv(argv[3], argv + 3);
+		execv(argv[4], argv + 4);
 		_exit(127);
 	}
 	waitpid(pid, NULL, 0);
 	setitimer(ITIMER_REAL, &often, NULL);
-	run(pid, argv[1], strtoul(argv[2], NULL, 16));
+	run(pid, argv[2], strtoul(argv[3], NULL, 16));
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
 	for (size_t i = 0; i < count; i++)
