@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from textpoke import functions
+from textpoke import elf, functions
 from textpoke._function_tables import FunctionTables
 from textpoke._native import ffi, lib
 from textpoke.model import Branch, BranchSite, SiteKind
@@ -20,7 +20,6 @@ from textpoke.model import Branch, BranchSite, SiteKind
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from textpoke import elf
     from textpoke.model import Module, Site
 
 REASONS: dict[int, str] = {
@@ -43,6 +42,7 @@ REASONS: dict[int, str] = {
 _BRANCH = struct.Struct("<QQIBBBx")  # struct tp_branch
 _WINDOW = struct.Struct("<QIBBBB")  # struct tp_branch_window
 _SITE_BYTES = 5
+_RESTARTABLE = "its function holds a restartable sequence, which the kernel knows by its place"
 _WHY_NOT_MAPPED = "its address is not in the module's code as it is mapped"
 
 
@@ -104,7 +104,8 @@ def find_branches(image: elf.Image, module: Module, entries: Mapping[int, Site])
         windows = bytes(ffi.buffer(raw.windows, size)) if size else b""
     finally:
         lib.tp_free_branches(raw)
-    return _found(known, module, names, rows, windows)
+    restartable = {known.last_before(vaddr) for vaddr in elf.pointers(image, "__rseq_cs")}
+    return _found(known, module, names, rows, windows, restartable)
 
 
 def _chosen(
@@ -128,7 +129,13 @@ def _found(
     names: Mapping[int, Site],
     rows: bytes,
     windows: bytes,
+    restartable: set[int],
 ) -> Found:
+    """Args as they come from the native side.
+
+    A thread that is preempted in a stub would not be sent to the abort handler of the sequence
+    (rseq(2)) that the stub's instructions come from.
+    """
     found = Found()
     bias = module.bias
     is_mapped = functions.mapped(module)
@@ -140,12 +147,14 @@ def _found(
             module.name,
             names[index].function,
             known.entry(index),
-            REASONS[reason] if reason else None,
+            _RESTARTABLE if index in restartable else REASONS[reason] if reason else None,
         )
         for vaddr, target, index, _, reason, _ in _BRANCH.iter_unpack(rows)
     ]
     owners = [row[2] for row in _BRANCH.iter_unpack(rows)]
     for vaddr, first, count, size, heads, live in _WINDOW.iter_unpack(windows):
+        if owners[first] in restartable:
+            continue
         if not is_mapped(vaddr + bias, size):
             for i in range(first, first + count):
                 branches[i] = _refused(branches[i], _WHY_NOT_MAPPED)

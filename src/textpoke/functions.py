@@ -143,6 +143,10 @@ class Functions:
         index = bisect.bisect_left(self._vaddrs, vaddr)
         return index if index < len(self) and self._vaddrs[index] == vaddr else -1
 
+    def last_before(self, vaddr: int) -> int:
+        """Return the index of the last function that begins at or before an address, or -1."""
+        return bisect.bisect_right(self._vaddrs, vaddr) - 1
+
     def entry(self, index: int) -> int:
         """Return the runtime address of the function's first byte."""
         return self._vaddrs[index] + self._module.bias

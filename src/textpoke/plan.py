@@ -194,7 +194,7 @@ class Planner:
         self._pads: dict[int, Site] = {}  # by the site's address
         self._islands: list[int] = []
         self._stubs: dict[tuple[int, bytes, SiteKind | None], SitePlan] = {}
-        self._branches: dict[tuple[int, bytes], BranchPlan] = {}
+        self._branches: dict[tuple[int, bytes, int], BranchPlan] = {}
         self._puns = 0
 
     def plan(
@@ -325,13 +325,13 @@ class Planner:
 
     def _plan_branches(self, sites: list[BranchSite], space: Space, plan: Plan) -> None:
         """Stubs and counters for sites that have none yet; a site keeps its counters."""
-        fresh = [s for s in sites if (s.address, s.displaced) not in self._branches]
+        fresh = [s for s in sites if (s.address, s.displaced, s.live) not in self._branches]
         for group in _stretches(fresh):
             self._place_branches(group, space, plan)
         for site in sites:
-            known = self._branches.get((site.address, site.displaced))
-            if known is not None:
-                plan.sites.append(known)
+            known = self._branches.get((site.address, site.displaced, site.live))
+            if known is not None:  # another module may have come to the very same place
+                plan.sites.append(known if known.site == site else replace(known, site=site))
 
     def _place_branches(self, group: list[BranchSite], space: Space, plan: Plan) -> None:
         wanted, size, refused = branch_stubs.measure(group)
@@ -355,7 +355,7 @@ class Planner:
         plan.refused.extend(unreached)
         for site, stub in placed:
             on = struct.pack("<Bi", _JMP, stub.address - (site.address + _CALL_BYTES))
-            self._branches[site.address, site.displaced] = BranchPlan(
+            self._branches[site.address, site.displaced, site.live] = BranchPlan(
                 site, Method.JMP, site.old, on, 0, stub.copies, 0, stub.counters
             )
 

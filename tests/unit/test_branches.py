@@ -19,6 +19,11 @@ int counter;
 __attribute__((noipa)) int work(int n)
 {
     int s = 0;
+#ifdef SEQUENCE
+    __asm__ volatile("1: nop\\n2: nop\\n3: nop\\n"
+                     ".pushsection __rseq_cs, \\"aw\\"\\n.balign 32\\n.long 0, 0\\n"
+                     ".quad 1b, 2b - 1b, 3b\\n.popsection");
+#endif
     for (int i = 0; i < n; i++) {
         switch (i % 9) {
         case 0: s += 3; break;
@@ -106,6 +111,16 @@ def test_windows_do_not_overlap_and_hold_the_files_bytes(tmp_path, flags):
     targets = {branch.target for branch in found.branches}
     interior = {site.address + i for site in found.sites for i in range(1, 5)}
     assert not targets & interior
+
+
+def test_functions_with_restartable_sequences_are_refused(tmp_path):
+    path = build(tmp_path, "-O2", "-DSEQUENCE")
+    found = find(path)
+    reasons = {b.reason for b in found.branches if b.function == "work"}
+    assert len(reasons) == 1
+    assert "restartable" in reasons.pop()
+    assert {site.function for site in found.sites}.isdisjoint({"work"})
+    assert "main" in {site.function for site in found.sites}
 
 
 def test_a_plan_has_a_stub_for_every_site_and_counters_for_every_branch(tmp_path):
