@@ -221,6 +221,94 @@ TEST(branches_of_functions_that_are_not_there_are_an_error)
 	tp_free_branches(&found);
 }
 
+static uint64_t next_random(uint64_t *seed)
+{
+	*seed ^= *seed << 13;
+	*seed ^= *seed >> 7;
+	*seed ^= *seed << 17;
+	return *seed;
+}
+
+/* Bytes of which many are branches, with some of everything else. */
+static void fill(uint8_t *code, size_t bytes, uint64_t *seed)
+{
+	static const uint8_t often[] = { 0x74, 0x75, 0x7f, 0xeb, 0x89, 0xc8, 0x85, 0xc0,
+					 0xc3, 0x90, 0x0f, 0x84, 0x48, 0xe3, 0xe8, 0x00 };
+
+	for (size_t i = 0; i < bytes; i++)
+		code[i] = next_random(seed) % 4 ? often[next_random(seed) % sizeof(often)] :
+						  (uint8_t)next_random(seed);
+}
+
+/* Every window lies in a function, behind the last, holds its branches, and can be moved. */
+static void check_windows(const uint8_t *text, const struct tp_function *all)
+{
+	uint64_t end = 0;
+
+	for (uint64_t i = 0; i < found.window_count; i++) {
+		const struct tp_branch_window *window = &found.windows[i];
+		struct tp_branch_site site = { .addr = window->vaddr,
+					       .counters = BASE,
+					       .bytes = window->bytes,
+					       .live = window->live };
+		const struct tp_branch *rows = &found.rows[window->first];
+		struct tp_branch_stub stub;
+
+		CHECK(window->vaddr >= end && window->bytes >= 5 && window->count);
+		CHECK(window->bytes <= TP_MOST_BRANCH_WINDOW);
+		CHECK(window->vaddr >= all[rows->function].vaddr);
+		end = window->vaddr + window->bytes;
+		for (unsigned int k = 0; k < window->count; k++) {
+			CHECK_EQ(rows[k].reason, TP_REFUSE_NOTHING);
+			CHECK(rows[k].vaddr >= window->vaddr && rows[k].vaddr < end);
+			CHECK(rows[k].target - window->vaddr - 1 >= 4); /* not into the JMP */
+		}
+		memcpy(site.window, text + (window->vaddr - BASE), window->bytes);
+		CHECK_EQ(tp_make_branch_stub(&site, BASE + 0x10000, &stub), 0);
+		for (unsigned int k = 1; k < 5; k++)
+			CHECK_EQ(!stub.head_at[k], !(window->heads >> k & 1));
+	}
+}
+
+TEST(branches_of_random_code_make_sound_windows)
+{
+	enum { BYTES = 4096, FUNCTIONS = 24 };
+	static uint8_t text[BYTES];
+	uint64_t seed = 88172645463325252ull, windows = 0;
+
+	for (int turn = 0; turn < 400; turn++) {
+		struct tp_function all[FUNCTIONS] = { 0 };
+		uint32_t indexes[FUNCTIONS];
+		uint64_t pads[16], vaddr = BASE;
+		const struct tp_piece piece = { BASE, text, BYTES - next_random(&seed) % 16 };
+		struct tp_survey survey = { .code = &piece,
+					    .code_count = 1,
+					    .targets = pads,
+					    .target_count = 16,
+					    .functions = all,
+					    .function_count = FUNCTIONS };
+
+		CHECK_NOTE("turn %d", turn);
+		fill(text, BYTES, &seed);
+		for (int i = 0; i < 16; i++)
+			pads[i] = BASE + next_random(&seed) % (BYTES + 64);
+		for (uint32_t i = 0; i < FUNCTIONS; i++) {
+			indexes[i] = i;
+			all[i].vaddr = vaddr;
+			all[i].bytes = next_random(&seed) % 300;
+			all[i].flags = next_random(&seed) % 4 ? 0 : TP_FUNCTION_COLD;
+			vaddr += 1 + next_random(&seed) % 250;
+		}
+		tp_free_branches(&found);
+		if (!CHECK_EQ(tp_find_branches(&survey, indexes, FUNCTIONS, &found), 0))
+			return;
+		check_windows(text, all);
+		windows += found.window_count;
+	}
+	tp_free_branches(&found);
+	CHECK(windows > 1000);
+}
+
 static int dead(const char *code, size_t bytes)
 {
 	return tp_flags_are_dead((const uint8_t *)code, bytes);

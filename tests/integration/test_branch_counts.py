@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,6 @@ from observe import ask, hear_until_end, tell, untouched
 import textpoke
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
 
     from conftest import Compile, Start
@@ -223,3 +224,25 @@ def test_what_has_no_branch_is_refused_by_name(program: Program) -> None:
             target.branches("nothing_like_this")
         with pytest.raises(textpoke.NotPatchable, match="none of its branches"):
             target.branches("_start")
+
+
+def test_the_own_process_counts_its_interpreters_branches() -> None:
+    code = """
+import json, sysconfig, textpoke
+shared = sysconfig.get_config_var("Py_ENABLE_SHARED")
+library = sysconfig.get_config_var("INSTSONAME") if shared else ""
+with textpoke.this_process() as target:
+    main = next(m.name for m in target.modules if m.is_main)
+    counts = target.branches(f"{library or main}!PyDict_*")
+    for _ in range(3):
+        with counts:
+            for _ in range(100):
+                json.loads(json.dumps({"a": [1, 2, 3]}))
+        assert counts.counts().sum() > 1000
+assert target.report.clean, target.report.residue
+print("right")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
