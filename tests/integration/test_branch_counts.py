@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from observe import ask, hear_until_end, tell, untouched
+from observe import ask, hear_until_end, tell, text_equals_files, untouched, wait_until
 
 import textpoke
 
@@ -246,3 +246,28 @@ print("right")
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=100
     )
     assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
+
+
+def test_a_killed_tool_leaves_a_right_program_and_its_own_text(program: Program) -> None:
+    process = program("O2")
+    code = f"""
+import time, textpoke
+with textpoke.attach({process.pid}) as target, target.branches():
+    print("on", flush=True)
+    time.sleep(100)
+"""
+    tool = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert tool.stdout is not None
+    assert tool.stdout.readline() == "on\n"
+    assert not text_equals_files(process.pid)
+    assert ask(process, "hot 2") == "hot"
+    tool.kill()
+    tool.communicate()
+    wait_until(lambda: text_equals_files(process.pid), "the agent has put everything back")
+    assert ask(process, "stop") == "stopped"
+    with textpoke.attach(process.pid) as target, target.branches("recurse") as counts:
+        assert ask(process, "phase 100 1") == "done"
+        assert counts.counts().sum() > 0
+    assert target.report is not None
+    assert target.report.clean
+    assert own(process)[WRONG] == (0, 0)
