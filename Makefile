@@ -59,6 +59,7 @@ bench: build ## measure toggling, one event, and an attach against the alternati
 	$(BIN)/python bench/event.py
 	$(BIN)/python bench/attach.py
 	$(BIN)/python bench/entries.py
+	$(BIN)/python bench/decode.py
 
 SECONDS ?= 600
 CYCLES ?= 1000

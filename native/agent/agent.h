@@ -13,11 +13,43 @@
 struct tpa_slot {
 	uint64_t fs_base;
 	struct tp_ring *ring;
+	struct tp_shadow *shadow;
+	uint64_t reserved;
 };
+
+/** Rings, and the gate that says whether threads write to them. The first set is the agent's own. */
+struct tpa_set {
+	struct tp_wire *wire; /* layout of the shared object, and its counters */
+	struct tpa_slot *slots;
+	struct tpa_slot **gate; /* alone in its page, which fork wipes */
+	int fd;
+	const void *captures; /* rich.c */
+	uint32_t profiled;    /* functions that a ring has rows for; 0: it holds events */
+};
+
+/**
+ * Registers of the program at a call or a return, as a thunk saves them for tpa_capture(). At a
+ * return @slot is where the return address was.
+ */
+struct tpa_regs {
+	union {
+		uint64_t gpr[16]; /* in the order of DWARF: TP_CAPTURE_GPR */
+		struct {
+			uint64_t rax, rdx, rcx, rbx, rsi, rdi, rbp, rsp;
+			uint64_t r8, r9, r10, r11, r12, r13, r14, r15;
+		};
+	};
+	uint64_t xmm[8]; /* their low halves */
+	uint64_t slot;	 /* address of the return address; the arguments on the stack follow it */
+};
+
+_Static_assert(offsetof(struct tpa_regs, xmm) == 128, "thunks know these offsets");
+_Static_assert(sizeof(struct tpa_regs) == 200, "thunks know these offsets");
 
 struct tpa_state {
 	struct tp_wire *wire;
-	struct tpa_slot *slots;
+	struct tpa_set sets[TP_MAX_SETS];
+	uint32_t set_count;
 	struct tp_engine engine;
 	int mem_fd;
 	int status_fd;
@@ -28,12 +60,13 @@ struct tpa_state {
 	int socket_fd;
 	int pid;
 	int ids_watched;
+	int is_filtered; /* a seccomp filter may kill a thread for a call that it did not expect */
 	uint32_t ids[6]; /* ruid euid suid rgid egid sgid of this thread */
 };
 
 extern struct tp_image tpa_image;
 extern struct tpa_state tpa;
-extern struct tpa_slot *tpa_gate;
+extern struct tpa_slot *tpa_gate; /* of the first set */
 
 /* main.c */
 void tpa_main(void) __attribute__((noreturn));
@@ -55,16 +88,59 @@ int tpa_a_handler_forbids_traps(int room);
 
 /* commands.c */
 int tpa_run_command(struct tp_wire *wire);
-int tpa_undo(uint32_t modes, enum tp_mode how, int room, uint64_t *strangers,
+int tpa_undo(uint32_t modes, enum tp_mode how, uint64_t flags, uint64_t *strangers,
 	     struct tp_outcome *outcome);
 int tpa_any_patched(uint32_t modes);
 
 /* ring_write.c */
-struct tp_ring *tpa_ring_claim(uint64_t fs_base);
-void tpa_init_rings(void);
-void tpa_set_limits(uint64_t waiting);
+struct tpa_slot *tpa_claim(uint64_t fs_base, struct tpa_set *set);
+void tpa_init_rings(const struct tpa_set *set);
+void tpa_set_limits(const struct tpa_set *set, uint64_t waiting);
 void tpa_retire_rings(void);
-struct tp_ring *tpa_ring(uint32_t i);
+struct tp_ring *tpa_ring(const struct tpa_set *set, uint32_t i);
+int tpa_holds(uint64_t at, uint64_t value);
+void tpa_write_long(struct tp_ring *ring, uint64_t word, uint64_t now, uint64_t ticks);
+
+/* sets.c */
+int tpa_add_set(struct tp_wire *wire, const uint64_t args[4]);
+int tpa_record(const uint64_t args[4]);
+void tpa_close_gates(void);
+int tpa_any_gate_open(void);
+
+/* shadow.c */
+int tpa_make_shadows(struct tp_wire *wire, const uint64_t args[4]);
+struct tp_shadow *tpa_shadow_claim(uint64_t fs_base, uint32_t tid);
+struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site);
+struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot);
+void tpa_lower_top(struct tp_shadow *shadow);
+int tpa_any_frames(void);
+
+static inline uint64_t tpa_trampoline(const struct tp_shadow *shadow, const struct tp_call *frame)
+{
+	return ((uint64_t)frame >> 2) + shadow->returns;
+}
+struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, uint64_t fs_base,
+			       struct tpa_set *set);
+
+/* rich.c */
+int tpa_set_captures(const void *request, const uint64_t args[4]);
+void tpa_rich_enter(const struct tpa_regs *regs, uint64_t site, const struct tp_probe_words *probe);
+void tpa_rich_leave(const struct tpa_regs *regs, const struct tp_probe_words *probe,
+		    struct tp_call *frame, struct tp_shadow *shadow);
+
+/* profile.c */
+struct tp_profile *tpa_profile_find(struct tp_ring *ring, uint64_t site);
+
+/* unwind.c */
+void tpa_unwind(uint64_t fs_base, uint64_t what, uint64_t slot, uint64_t argument);
+void tpa_redirect_again(struct tp_shadow *shadow, uint64_t rsp);
+
+/* commands.c */
+int tpa_note_region(uint64_t start, uint64_t bytes);
+
+/* capture.c */
+uint32_t tpa_capture(const struct tp_capture_op *ops, uint32_t count, const struct tpa_regs *regs,
+		     bool may_read, uint64_t *words, uint32_t room);
 
 /* watch.c */
 void tpa_drop_privileges(void);

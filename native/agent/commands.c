@@ -22,6 +22,7 @@ struct job {
 	struct tp_outcome outcome;
 	uint64_t bytes;
 	int room; /* on alternate stacks, for a trap: the caller answers for it */
+	int guards;
 	struct tp_poke pokes[] __attribute__((aligned(TP_LINE_BYTES))); /* one line each */
 };
 
@@ -34,8 +35,8 @@ struct table_block {
 static struct table_block *known_block;
 static struct job *spare_job; /* the last job's memory: its pages need no fault again */
 
-/* Memory that lives until the detach: the tool unmaps what stands in this list. */
-static int note_region(uint64_t start, uint64_t bytes)
+/** Memory that lives until the detach: the tool unmaps what stands in this list. */
+int tpa_note_region(uint64_t start, uint64_t bytes)
 {
 	uint64_t i = tpa_image.region_count;
 
@@ -68,7 +69,7 @@ static struct job *new_job(uint64_t count)
 	if (!job)
 		return NULL;
 	job->batch = (struct tp_batch){ 0 };
-	job->room = 0;
+	job->room = job->guards = 0;
 	job->outcome = (struct tp_outcome){ 0 };
 	job->batch.pokes = job->pokes;
 	job->batch.count = count;
@@ -81,7 +82,7 @@ static void end_job(struct job *job)
 	if (!job->outcome.undrained && !tpa.engine.broken)
 		spare_job = job;
 	else
-		note_region((uint64_t)job, job->bytes);
+		tpa_note_region((uint64_t)job, job->bytes);
 }
 
 /* Both are sorted: one walk along the table. */
@@ -118,7 +119,7 @@ static void publish_known(struct table_block *fresh)
 	if (old && tp_drain(&tpa.engine, DRAIN_NS))
 		tpa_unmap(old, old->bytes);
 	else if (old)
-		note_region((uint64_t)old, old->bytes);
+		tpa_note_region((uint64_t)old, old->bytes);
 }
 
 /* The table must hold a site before its first int3 is written: late traps are told by it. */
@@ -141,6 +142,18 @@ static int learn_sites(const struct job *job)
 	return 0;
 }
 
+/* Both are sorted; the batch's sites are all in the table. */
+static void mark_guards(const struct job *job)
+{
+	struct tp_known *entry = known_block->entries;
+
+	for (uint64_t i = 0; i < job->batch.count; i++) {
+		while (entry->addr != job->pokes[i].addr)
+			entry++;
+		entry->guard = 1;
+	}
+}
+
 static int run_job(struct job *job)
 {
 	int error;
@@ -155,6 +168,8 @@ static int run_job(struct job *job)
 	error = learn_sites(job);
 	if (error)
 		return error;
+	if (job->guards)
+		mark_guards(job);
 	tpa_image.known_generation++;
 	error = tp_run_batch(&tpa.engine, &job->batch);
 	tpa_image.known_generation++;
@@ -236,6 +251,7 @@ static int run_batch(struct tp_wire *wire, const uint64_t args[4])
 	job->batch.leave_busy = args[1] & TP_BATCH_LEAVE_BUSY;
 	job->batch.mode = (enum tp_mode)(args[1] >> TP_BATCH_MODE_SHIFT & 0xff);
 	job->room = (args[1] & TP_BATCH_ROOM) != 0;
+	job->guards = (args[1] & TP_BATCH_GUARDS) != 0;
 	job->batch.is_handled = (bool (*)(uint64_t))args[2];
 	job->batch.finish = (int (*)(const struct tp_poke *, void *))args[3];
 	error = args[1] & TP_BATCH_ONE_BY_ONE ? run_one_by_one(job) : run_job(job);
@@ -257,8 +273,8 @@ static struct tp_poke undo_of(const struct tp_known *entry, uint32_t index)
 	return poke;
 }
 
-/* Of the sites that were last written in one of @modes. */
-static struct job *undo_job(uint32_t modes)
+/* Of the sites that were last written in one of @modes; without guards where those must stay. */
+static struct job *undo_job(uint32_t modes, int keep_guards)
 {
 	uint64_t count = known_block ? known_block->table.count : 0, used = 0;
 	struct job *job = new_job(count);
@@ -266,7 +282,8 @@ static struct job *undo_job(uint32_t modes)
 	for (uint64_t i = 0; job && i < count; i++) {
 		const struct tp_known *entry = &known_block->entries[i];
 
-		if (!entry->patched || !(modes & 1u << entry->mode))
+		if (!entry->patched || !(modes & 1u << entry->mode) ||
+		    (entry->guard && keep_guards))
 			continue;
 		job->pokes[used] = undo_of(entry, (uint32_t)used);
 		used++;
@@ -286,22 +303,23 @@ static void forget_failed_site(const struct tp_outcome *outcome)
 }
 
 /**
- * Put the sites back that were last written in one of @modes (a bit each), in mode @how. Sites that
+ * Put the sites back that were last written in one of @modes (a bit each), in mode @how. @flags:
+ * TP_BATCH_ROOM as for a batch, TP_BATCH_GUARDS leaves the guards. Sites that
  * strangers have changed are left out: at most *@strangers, which then says how many it were.
  */
-int tpa_undo(uint32_t modes, enum tp_mode how, int room, uint64_t *strangers,
+int tpa_undo(uint32_t modes, enum tp_mode how, uint64_t flags, uint64_t *strangers,
 	     struct tp_outcome *outcome)
 {
 	uint64_t most = *strangers;
 
 	for (*strangers = 0;;) {
-		struct job *job = undo_job(modes);
+		struct job *job = undo_job(modes, (flags & TP_BATCH_GUARDS) != 0);
 		int error;
 
 		if (!job)
 			return -ENOMEM;
 		job->batch.mode = how;
-		job->room = room;
+		job->room = (flags & TP_BATCH_ROOM) != 0;
 		error = job->batch.count ? run_job(job) : 0;
 		*outcome = job->outcome;
 		if (!error || job->outcome.phase != TP_PHASE_VERIFY || *strangers >= most) {
@@ -323,20 +341,24 @@ static int restore_all(struct tp_wire *wire, const uint64_t args[4])
 
 	if (args[1] >= TP_MODES)
 		return -TP_EMODE;
-	error = tpa_undo(~0u, (enum tp_mode)args[1], args[2] == TP_BATCH_ROOM, &strangers,
+	error = tpa_undo(~0u, (enum tp_mode)args[1],
+			 (args[2] & TP_BATCH_ROOM) | (args[3] & TP_BATCH_GUARDS), &strangers,
 			 &outcome);
 	wire->outcome = outcome;
 	wire->args[0] = strangers;
 	return error;
 }
 
-/** Has any site, last written in one of @modes, other bytes than it had before us? */
+/** Has any site, last written in one of @modes, other bytes than it had before us? Guards count
+ * while they have nothing to guard. */
 int tpa_any_patched(uint32_t modes)
 {
+	int keep_guards = tpa_any_frames();
 	uint64_t count = known_block ? known_block->table.count : 0;
 
 	for (uint64_t i = 0; i < count; i++)
-		if (known_block->entries[i].patched && modes & 1u << known_block->entries[i].mode)
+		if (known_block->entries[i].patched && modes & 1u << known_block->entries[i].mode &&
+		    !(known_block->entries[i].guard && keep_guards))
 			return 1;
 	return 0;
 }
@@ -413,7 +435,7 @@ static int map_region(const uint64_t args[4])
 		return -EEXIST;
 	}
 	sys5(__NR_prctl, PR_SET_VMA_NR, 0, ret, (long)args[1], (long)TP_NAME);
-	return note_region(args[0], args[1]);
+	return tpa_note_region(args[0], args[1]);
 }
 
 static int quit(void)
@@ -423,14 +445,6 @@ static int quit(void)
 	if (spare_job)
 		tpa_unmap(spare_job, spare_job->bytes);
 	spare_job = NULL;
-	return 0;
-}
-
-static int record(const uint64_t args[4])
-{
-	if (args[0])
-		tpa_set_limits(args[1]);
-	__atomic_store_n(&tpa_gate, args[0] ? tpa.slots : NULL, __ATOMIC_SEQ_CST);
 	return 0;
 }
 
@@ -450,7 +464,13 @@ int tpa_run_command(struct tp_wire *wire)
 	case TP_CMD_RESTORE:
 		return restore_all(wire, args);
 	case TP_CMD_RECORD:
-		return record(args);
+		return tpa_record(args);
+	case TP_CMD_RINGS:
+		return tpa_add_set(wire, args);
+	case TP_CMD_CAPTURE:
+		return tpa_set_captures((const char *)wire + TP_PAGE_BYTES, args);
+	case TP_CMD_SHADOW:
+		return tpa_make_shadows(wire, args);
 	case TP_CMD_KEEP:
 		tpa_image.keep = args[0] != 0;
 		return 0;

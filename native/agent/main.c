@@ -21,16 +21,44 @@
 #define FAR_BYTES (16ull << 30)
 #define WATCH_NS 250000000
 
-void tpa_thunk_function(void);
-void tpa_thunk_function_end(void);
+#define DECLARE_PROBE(name)     \
+	void name(void);        \
+	void name##_tail(void); \
+	void name##_words(void);
+#define PROBE(name, at_exit, calls, others)                                       \
+	{ (uint64_t)(name),	    (uint64_t)(name##_tail), (uint64_t)(at_exit), \
+	  (uint64_t)(name##_words), (uint64_t)(calls),	     (uint64_t)(others) }
+
+DECLARE_PROBE(tpa_thunk_function)
+DECLARE_PROBE(tpa_graph)
+DECLARE_PROBE(tpa_profile)
+DECLARE_PROBE(tpa_unwind_probe)
+DECLARE_PROBE(tpa_rich)
+void tpa_rich_exit(void);
+void tpa_graph_exit(void);
+void tpa_profile_exit(void);
+void tpa_return(void);
+void tpa_return_words(void);
 
 struct tp_image tpa_image __attribute__((section(".tp_image"), aligned(TP_PAGE_BYTES))) = {
 	.magic = TP_WIRE_MAGIC,
 	.version = TP_WIRE_VERSION,
-	.thunk_function = (uint64_t)tpa_thunk_function,
-	.thunk_function_end = (uint64_t)tpa_thunk_function_end,
+	.templates = {
+		[TP_PROBE_FUNCTION] = PROBE(tpa_thunk_function, 0, 0, 0),
+		[TP_PROBE_GRAPH] = PROBE(tpa_graph, tpa_graph_exit, tpa_write_long, 0),
+		[TP_PROBE_PROFILE] = PROBE(tpa_profile, tpa_profile_exit, tpa_profile_find, 0),
+		[TP_PROBE_UNWIND] = PROBE(tpa_unwind_probe, 0, tpa_unwind, 0),
+		[TP_PROBE_RICH] =
+			PROBE(tpa_rich, tpa_rich_exit, tpa_rich_enter, tpa_rich_leave),
+	},
+	.return_start = (uint64_t)tpa_return,
+	.return_words = (uint64_t)tpa_return_words,
 	.gate = (uint64_t)&tpa_gate,
-	.ring_claim = (uint64_t)tpa_ring_claim,
+	.set = (uint64_t)&tpa.sets[0],
+	.claim = (uint64_t)tpa_claim,
+	.sweep = (uint64_t)tpa_shadow_sweep,
+	.check = (uint64_t)tpa_shadow_check,
+	.pop = (uint64_t)tpa_shadow_pop,
 };
 struct tpa_state tpa = { .mem_fd = -1,
 			 .status_fd = -1,
@@ -111,7 +139,6 @@ static void map_shared(void)
 	step(sys3(__NR_madvise, at, (long)bytes, MADV_DONTDUMP_NR));
 	tpa.wire = (struct tp_wire *)at;
 	fill_wire(tpa.wire, bytes);
-	tpa_init_rings();
 	tpa_image.shared_fd = tpa.shared_fd;
 	tpa_image.shared_base = (uint64_t)at;
 	tpa_image.shared_bytes = bytes;
@@ -120,9 +147,12 @@ static void map_shared(void)
 static void map_slots(void)
 {
 	tpa_image.slots_bytes = TPA_SLOT_COUNT * sizeof(struct tpa_slot);
-	tpa.slots = tpa_map_private(tpa_image.slots_bytes);
-	step(tpa.slots ? 0 : -12); /* ENOMEM */
-	tpa_image.slots_base = (uint64_t)tpa.slots;
+	tpa.sets[0] = (struct tpa_set){ .wire = tpa.wire, .gate = &tpa_gate, .fd = tpa.shared_fd };
+	tpa.sets[0].slots = tpa_map_private(tpa_image.slots_bytes);
+	step(tpa.sets[0].slots ? 0 : -12); /* ENOMEM */
+	tpa.set_count = 1;
+	tpa_init_rings(&tpa.sets[0]);
+	tpa_image.slots_base = (uint64_t)tpa.sets[0].slots;
 	step(sys3(__NR_madvise, (long)&tpa_gate, TP_PAGE_BYTES, MADV_WIPEONFORK_NR));
 }
 

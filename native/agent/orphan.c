@@ -130,23 +130,24 @@ static int no_thread_blocks_sigtrap(void)
 static void turn_off(void)
 {
 	uint64_t strangers = STRANGERS;
+	uint64_t flags = tpa_any_frames() ? TP_BATCH_GUARDS : 0; /* only a tool can let frames go */
 	struct tp_outcome outcome;
 
-	if (tpa_gate)
+	if (tpa_any_gate_open())
 		tpa_image.orphaned++;
-	__atomic_store_n(&tpa_gate, NULL, __ATOMIC_SEQ_CST);
+	tpa_close_gates();
 	if (tpa_any_patched(IS(TP_MODE_DIRECT)))
-		tpa_undo(IS(TP_MODE_DIRECT), TP_MODE_DIRECT, 0, &strangers, &outcome);
+		tpa_undo(IS(TP_MODE_DIRECT), TP_MODE_DIRECT, flags, &strangers, &outcome);
 	strangers = STRANGERS;
 	if (tpa_any_patched(IS(TP_MODE_INT3)) && no_thread_blocks_sigtrap())
-		tpa_undo(IS(TP_MODE_INT3), TP_MODE_INT3, 0, &strangers, &outcome);
+		tpa_undo(IS(TP_MODE_INT3), TP_MODE_INT3, flags, &strangers, &outcome);
 }
 
 /** Called now and then by the agent's thread. */
 void tpa_watch_tool(void)
 {
 	if (tpa_image.keep || tpa.engine.broken || tpa.mem_fd < 0 ||
-	    (!tpa_gate && !tpa_any_patched(IS(TP_MODE_DIRECT) | IS(TP_MODE_INT3))))
+	    (!tpa_any_gate_open() && !tpa_any_patched(IS(TP_MODE_DIRECT) | IS(TP_MODE_INT3))))
 		return;
 	if (sys_failed(sys2(__NR_flock, tpa.shared_fd, LOCK_EX_NB)))
 		return; /* a tool is there */

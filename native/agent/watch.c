@@ -157,7 +157,8 @@ void tpa_watch(void)
 
 	if (known && alone(text)) /* who leaves last gives the whole process its status (5.19) */
 		sys1(__NR_exit, leader_status());
-	if (known && is_filtered(text))
+	tpa.is_filtered = known && is_filtered(text);
+	if (tpa.is_filtered)
 		return;
 	tpa_retire_rings();
 	tpa_watch_tool();

@@ -65,3 +65,22 @@ int tp_make_stub(const uint8_t *window, uint64_t window_bytes, uint64_t from, ui
 	append(stub, moved.code, moved.bytes);
 	return 0;
 }
+
+/**
+ * The trampolines of @count redirected returns: `push $number`, then a jump to the code that stands
+ * @before bytes before the first one. The number is the frame's.
+ */
+void tp_make_returns(uint8_t *code, uint64_t count, uint32_t before)
+{
+	for (uint64_t i = 0; i < count; i++) {
+		uint8_t *at = code + i * TP_RETURN_BYTES;
+		uint32_t number = (uint32_t)i;
+		int32_t distance = -(int32_t)(before + i * TP_RETURN_BYTES + 10);
+
+		memset(at, TP_INT3, TP_RETURN_BYTES);
+		at[0] = 0x68;
+		memcpy(at + 1, &number, sizeof(number));
+		at[5] = 0xe9;
+		memcpy(at + 6, &distance, sizeof(distance));
+	}
+}

@@ -197,6 +197,53 @@ static int put_back(const struct tp_leave *in, struct tp_left *out)
 	return 0;
 }
 
+static int read_at(const struct tp_leave *in, uint64_t at, void *to, size_t bytes)
+{
+	return pread(in->mem_fd, to, bytes, (off_t)at) == (ssize_t)bytes ? 0 : -EFAULT;
+}
+
+/* Where its trampoline still stands on a stack, the return address does again. */
+static int let_go(const struct tp_leave *in, uint64_t at, uint64_t returns)
+{
+	struct tp_call frame;
+	uint64_t word;
+	int error = read_at(in, at, &frame, sizeof(frame));
+
+	if (error || frame.state != TP_FRAME_LIVE || read_at(in, frame.slot, &word, sizeof(word)) ||
+	    word != at / 4 + returns)
+		return error;
+	return pwrite(in->mem_fd, &frame.real, sizeof(frame.real), (off_t)frame.slot) ==
+			       sizeof(frame.real) ?
+		       0 :
+		       -EFAULT;
+}
+
+/* From the newest on: a function left by a jump has its trampoline in the next one's frame. */
+static int let_frames_go(const struct tp_leave *in)
+{
+	for (uint64_t i = 0; i < in->shadow_count; i++) {
+		uint64_t at = in->shadow_heads + i * sizeof(struct tp_shadow);
+		struct tp_shadow shadow;
+		int error = read_at(in, at, &shadow, sizeof(shadow));
+
+		if (error)
+			return error;
+		if (!shadow.state || shadow.top < shadow.base ||
+		    shadow.top - shadow.base > TP_SHADOW_DEPTH * sizeof(struct tp_call))
+			continue;
+		for (uint64_t top = shadow.top; !error && top > shadow.base;) {
+			top -= sizeof(struct tp_call);
+			error = let_go(in, top, shadow.returns);
+		}
+		if (error)
+			return error;
+		shadow.top = shadow.base;
+		if (pwrite(in->mem_fd, &shadow, sizeof(shadow), (off_t)at) != sizeof(shadow))
+			return -EFAULT;
+	}
+	return 0;
+}
+
 /* May have to be tried again: so before anything else is given up. */
 static int leave_jit_list(const struct tp_leave *in)
 {
@@ -208,7 +255,7 @@ static int leave(const void *request, void *result)
 {
 	const struct tp_leave *in = request;
 	struct tp_left *out = result;
-	struct tp_world world = { .pid = in->pid };
+	struct tp_world world = { .pid = in->pid, .spared = in->spared };
 	struct tp_held *held = NULL;
 	int error;
 
@@ -217,6 +264,8 @@ static int leave(const void *request, void *result)
 	out->threads = world.count;
 	if (!error)
 		error = find_busy(in, &world, out);
+	if (!error)
+		error = let_frames_go(in);
 	if (!error)
 		error = put_back(in, out);
 	if (!error && in->unmap)

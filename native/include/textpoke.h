@@ -94,7 +94,10 @@ struct tp_leave {
 	int mem_fd;
 	const struct tp_known *known; /* what to put back first: sites that no agent can any more */
 	uint64_t known_count;
-	int unmap;		 /* 0: look only */
+	uint64_t shadow_heads; /* struct tp_shadow[]: their frames are let go; 0: there are none */
+	uint64_t shadow_count;
+	int unmap;		 /* 0: look only, and let frames go */
+	int spared;		 /* the agent's thread, while there is one; or 0 */
 	uint64_t jit_descriptor; /* where our entry is in gdb's list; 0: in none */
 	uint64_t jit_entry;
 };
@@ -313,6 +316,7 @@ struct tp_stub {
 	uint32_t back_at;
 };
 
+void tp_make_returns(uint8_t *code, uint64_t count, uint32_t before);
 int tp_make_stub(const uint8_t *window, uint64_t window_bytes, uint64_t from, uint64_t at,
 		 uint64_t thunk, struct tp_stub *stub);
 
@@ -484,6 +488,78 @@ uint64_t tp_most_functions(const struct tp_tables *in);
 int tp_find_functions(const struct tp_tables *in, struct tp_found *out);
 int tp_read_targets(const struct tp_tables *in, uint64_t *targets, uint64_t room, uint64_t *count);
 
+/* pair.c: calls from entries and exits, read from a capture */
+
+/** Turns ticks into nanoseconds; without a known rate they stay ticks. */
+struct tp_pair_clock {
+	uint64_t start_tsc;
+	double ns_per_tick;
+	int is_known;
+};
+
+/** How many words follow the entries and exits of a site. */
+struct tp_shape {
+	uint8_t entry_words;
+	uint8_t exit_words;
+	uint8_t is_threshold; /* no entries; the exit's first word is the duration in ticks */
+};
+
+/** Columns with a row for each call; all NULL: only sums are wanted. */
+struct tp_calls {
+	int32_t *site;
+	int64_t *start_ns;
+	int64_t *end_ns; /* -1: unfinished */
+	int64_t *self_ns;
+	uint32_t *depth;
+	int64_t *parent;     /* -1: none */
+	int64_t *entry_data; /* index in words; -1: none */
+	int64_t *exit_data;
+	uint64_t *words;
+	uint64_t room;
+	uint64_t word_room;
+	uint64_t count; /* rows so far */
+	uint64_t word_count;
+};
+
+enum { TP_BUCKETS_PER_OCTAVE = 32, TP_BUCKETS = 60 * 32 };
+
+/** The calls of one function. */
+struct tp_call_sum {
+	uint64_t calls; /* finished */
+	uint64_t unfinished;
+	uint64_t total_ns; /* of those that are not inside of another call of the same function */
+	uint64_t self_ns;
+	int64_t min_ns;
+	int64_t max_ns;
+	double sum; /* of all durations */
+	double squares;
+	uint32_t *histogram; /* TP_BUCKETS of them; NULL without calls */
+};
+
+struct tp_pair_counts {
+	uint64_t finished;
+	uint64_t unfinished;	 /* entries whose exits did not come */
+	uint64_t orphans;	 /* exits whose entries did not come */
+	uint64_t long_calls;	 /* of the finished: recorded at their exits alone */
+	uint64_t short_payloads; /* some words are missing */
+	uint64_t stray_data;	 /* words that belong to nothing */
+};
+
+/** The open calls of a thread, and the sums of all. */
+struct tp_pairing;
+
+struct tp_pairing *tp_pairing_create(const struct tp_pair_clock *clock,
+				     const struct tp_shape *shapes, uint32_t site_count,
+				     int with_sums);
+void tp_pairing_destroy(struct tp_pairing *pairing);
+int tp_pair(struct tp_pairing *pairing, const struct tp_event *events, const int32_t *sites,
+	    uint64_t count, struct tp_calls *calls);
+void tp_pair_end_thread(struct tp_pairing *pairing);
+void tp_pair_counts(const struct tp_pairing *pairing, struct tp_pair_counts *counts);
+const struct tp_call_sum *tp_pair_sums(const struct tp_pairing *pairing);
+int tp_call_depths(const int64_t *parent, uint32_t *depth, uint64_t count);
+uint32_t tp_bucket(uint64_t ns);
+
 uint64_t tp_rdtsc(void);
 const char *tp_error_text(int code);
 
@@ -493,6 +569,8 @@ _Static_assert(sizeof(struct tp_branch) == 24, "branches.py unpacks it");
 _Static_assert(sizeof(struct tp_branch_window) == 16, "branches.py unpacks it");
 _Static_assert(sizeof(struct tp_branch_site) == 56, "branch_stubs.py packs it");
 _Static_assert(sizeof(struct tp_branch_placed) == 16, "branch_stubs.py unpacks it");
+_Static_assert(sizeof(struct tp_shape) == 3, "a column of numpy's");
+_Static_assert(sizeof(struct tp_call_sum) == 72, "a column of numpy's");
 #endif
 
 #endif

@@ -21,6 +21,14 @@ enum {
 	TP_INT3 = 0xcc,
 	TP_MAX_REGIONS = 256,
 	TP_EVENT_ENTRY = 1,
+	TP_EVENT_EXIT = 2,
+	TP_EVENT_DATA = 3, /* 8 bytes of payload of the ENTRY or EXIT before it */
+	TP_DATA_OF_EXIT = 1
+		<< 16,		/* in the place of its instruction pointer; index and count below */
+	TP_SHADOW_DEPTH = 1024, /* frames a thread, the first of them never used: probe.inc */
+	TP_RETURN_BYTES = 16,	/* of a frame's trampoline */
+	TP_MAX_SETS = 16,
+	TP_PROFILE_BUCKETS = 112,
 	TP_LAP_MASK = 0xfff,
 	TP_HANDED_FDS = 4, /* mem, status, stat, task directory */
 };
@@ -118,7 +126,8 @@ struct tp_known {
 	uint8_t written; /* ever; until then nothing but a batch's word says what its first bytes are */
 	uint8_t mode;  /* enum tp_mode of the last batch: how it may be undone */
 	uint8_t heads; /* bit i: a batch has had an int3 i bytes into the site, too */
-	uint8_t reserved[3];
+	uint8_t guard; /* TP_BATCH_GUARDS: goes last, after the frames that it guards */
+	uint8_t reserved[2];
 	uint64_t handler; /* while the site is an int3 for good: where a trapped thread goes on */
 };
 
@@ -134,10 +143,13 @@ enum tp_command {
 	TP_CMD_FDS, /* take the files from the socket, or open them here; arg0 = 1: they were sent; arg1 = 1: the tool counts users as the target does; arg2: the agent's thread id as the sent directory has it */
 	TP_CMD_MAP, /* map arg1 bytes of private memory at arg0; arg2 = enum tp_map_kind */
 	TP_CMD_BATCH, /* run arg0 pokes of the request area; arg1 = enum tp_batch_flags; arg2 = is_handled, arg3 = finish */
-	TP_CMD_RESTORE, /* put every known site back; arg0 = strangers to leave out at most, arg1 = enum tp_mode, arg2 = TP_BATCH_ROOM or 0 */
+	TP_CMD_RESTORE, /* put every known site back; arg0 = strangers to leave out at most, arg1 = enum tp_mode, arg2 = TP_BATCH_ROOM or 0, arg3 = TP_BATCH_GUARDS: all but the guards */
 	TP_CMD_KEEP,	/* arg0: 1 = keep everything when the tool is gone, 0 = then turn it off */
-	TP_CMD_RECORD, /* arg0: 1 = thunks write events, 0 = they return at once; arg1 = events that may wait in a ring */
-	TP_CMD_QUIT, /* leave: the agent's thread ends, memory stays for the tool to unmap */
+	TP_CMD_RECORD, /* arg0: 1 = thunks write events, 0 = they return at once; arg1 = events that may wait in a ring; arg2 = set */
+	TP_CMD_RINGS, /* another set of rings: arg0 of arg1 bytes; arg2 = functions to profile, or 0. Its number is the result; args become fd, gate, address of the set. With arg3 = its number + 1: close that fd */
+	TP_CMD_SHADOW, /* shadow stacks for arg0 threads, whose trampolines stand at arg1; args become heads, frames */
+	TP_CMD_CAPTURE, /* what is captured where: arg0 bytes of the request area hold struct tp_capture_head, its sites, its operations; arg1 = set */
+	TP_CMD_QUIT,	/* leave: the agent's thread ends, memory stays for the tool to unmap */
 };
 
 enum tp_batch_flags {
@@ -147,7 +159,8 @@ enum tp_batch_flags {
 		<< 2, /* the caller answers for alternate stacks: they have room for a trap */
 	TP_BATCH_LEAVE_BUSY = 1
 		<< 3, /* leave out sites that a thread is inside of; else they fail the batch */
-	TP_BATCH_MODE_SHIFT = 8, /* enum tp_mode stands in the byte above */
+	TP_BATCH_GUARDS = 1 << 4, /* probes that unwinders need while returns are redirected */
+	TP_BATCH_MODE_SHIFT = 8,  /* enum tp_mode stands in the byte above */
 };
 
 /** How a batch is written. */
@@ -178,6 +191,95 @@ struct tp_jit_entry {
 	uint64_t object_bytes;
 };
 
+/** What stands at the end of a copy of a probe's code (probe.inc). */
+struct tp_probe_words {
+	uint64_t gate;
+	uint64_t claim;
+	uint64_t set;
+	uint64_t
+		offset; /* from the place of the probe's return address to that of the function's */
+	uint64_t exit;
+	uint64_t threshold; /* ticks */
+	uint64_t depth;	    /* bytes of frames */
+	uint64_t sweep;
+	uint64_t check;
+	uint64_t pop;
+	uint64_t call;
+	uint64_t other;
+	uint64_t argument;
+};
+
+enum tp_probe {
+	TP_PROBE_FUNCTION,
+	TP_PROBE_GRAPH,
+	TP_PROBE_PROFILE,
+	TP_PROBE_UNWIND,
+	TP_PROBE_RICH,
+	TP_PROBES,
+};
+
+/** What functions that a TP_PROBE_UNWIND stands at do to the stack. */
+enum tp_unwind {
+	TP_UNWIND_BEGINS, /* it reads return addresses and leaves frames: exceptions, cancellation */
+	TP_UNWIND_WALKS,  /* it reads them and comes back: backtrace */
+	TP_UNWIND_CAUGHT, /* an exception has arrived: __cxa_begin_catch */
+	TP_UNWIND_JUMPS,  /* longjmp and its kin: arg1 is the jmp_buf */
+};
+
+/** Where a probe's template is in the agent. */
+struct tp_template {
+	uint64_t start;
+	uint64_t tail;	/* the RET of its entry part */
+	uint64_t exit;	/* what runs at a redirected return; 0: nothing */
+	uint64_t words; /* struct tp_probe_words; the code ends there */
+	uint64_t call;	/* what only this probe calls */
+	uint64_t other; /* likewise, at a return */
+};
+
+/** A call whose return is redirected (shadow.c). Private memory of the target. */
+struct tp_call {
+	uint64_t real; /* the return address */
+	uint64_t slot; /* where it stood, and stands again when the call is let go */
+	uint64_t word; /* of the EXIT event */
+	uint64_t tsc;
+	uint64_t exit;
+	uint64_t aux;	/* the ring, or the row of the profile */
+	uint64_t child; /* ticks in calls below */
+	uint64_t state; /* enum tp_frame_state */
+};
+
+enum tp_frame_state {
+	TP_FRAME_FREE,
+	TP_FRAME_LIVE,	   /* its trampoline stands in the slot, or soon will */
+	TP_FRAME_RESTORED, /* the return address does: somebody is unwinding */
+	TP_FRAME_DEAD,	   /* nobody will return, but frames above it are in use */
+};
+
+/** A thread's shadow stack; frames from base to top are in use. */
+struct tp_shadow {
+	uint64_t top;
+	uint64_t limit;
+	uint64_t base;
+	uint64_t fs_base;
+	uint64_t returns; /* a frame's trampoline stands at frame / 4 + returns */
+	uint32_t tid;
+	uint32_t state;	 /* 0: free, 1: in use */
+	uint64_t end;	 /* what limit is, but while somebody walks the stack */
+	uint64_t walker; /* where the return address of that somebody stands; or 0 */
+};
+
+/** A function's row in a profile; times in ticks. */
+struct tp_profile {
+	uint64_t site; /* return address of the site */
+	uint64_t hits;
+	uint64_t total;
+	uint64_t self;
+	uint64_t max;
+	uint64_t squares[2];		      /* sum of squares of times, low word first */
+	uint64_t overruns;		      /* calls without a frame: not counted above */
+	uint32_t buckets[TP_PROFILE_BUCKETS]; /* of times; four to an octave: profile.S */
+};
+
 /**
  * The head of the agent's writable image. The tool fills the first half before the thread is
  * born; a later tool reads the second half through the mem file to find out what is in place.
@@ -194,10 +296,16 @@ struct tp_image {
 	uint32_t tid_offset; /* of the thread id behind the fs base; 0: unknown */
 	uint32_t step;	     /* start-up steps that succeeded: names the one that failed */
 	/* in the image's file: the tool copies the thunk to where the sites can reach it */
-	uint64_t thunk_function;
-	uint64_t thunk_function_end; /* its last two words are addresses: gate, ring_claim */
+	struct tp_template templates[TP_PROBES];
+	uint64_t
+		return_start; /* of the code before the trampolines; ends with two words: heads, frames */
+	uint64_t return_words;
 	uint64_t gate;
-	uint64_t ring_claim;
+	uint64_t set;
+	uint64_t claim;
+	uint64_t sweep;
+	uint64_t check;
+	uint64_t pop;
 	/* filled by the agent */
 	uint32_t state; /* enum tp_agent_state, a futex */
 	int32_t error;	/* -errno of a failed start */
@@ -209,8 +317,12 @@ struct tp_image {
 	uint64_t shared_bytes;
 	uint64_t slots_base; /* table of rings by fs base, private */
 	uint64_t slots_bytes;
-	uint64_t known_base;  /* struct tp_known[known_count] */
-	uint64_t known_bytes; /* of the whole mapping, which begins in the same page */
+	uint64_t shadow_heads;	/* struct tp_shadow[shadow_count] */
+	uint64_t shadow_frames; /* struct tp_call[TP_SHADOW_DEPTH] of each */
+	uint64_t shadow_count;
+	uint64_t shadow_returns; /* the first trampoline */
+	uint64_t known_base;	 /* struct tp_known[known_count] */
+	uint64_t known_bytes;	 /* of the whole mapping, which begins in the same page */
 	uint64_t known_count;
 	uint64_t known_generation; /* odd while the table changes */
 	uint64_t restorer;
@@ -222,6 +334,8 @@ struct tp_image {
 	uint64_t jit_descriptor; /* of gdb's JIT interface, when our entry is in its list; else 0 */
 	struct tp_jit_entry jit_entry;
 	uint64_t old_action[4]; /* struct kernel_sigaction of whoever handled SIGTRAP before */
+	uint64_t set_count; /* shared objects of further sets of rings: a forked child lacks them */
+	struct tp_region sets[TP_MAX_SETS];
 	uint64_t region_count;
 	struct tp_region regions[TP_MAX_REGIONS];
 };
@@ -243,8 +357,9 @@ struct tp_ring {
 	uint64_t tid_at;  /* address that holds the owner's tid */
 	uint64_t dropped; /* events that found the ring full */
 	uint32_t tid;
-	uint32_t shift; /* log2(events) */
-	uint64_t padding0[2];
+	uint32_t rows; /* of a profile, in use */
+	uint64_t tid_copy;
+	uint64_t overruns; /* calls that found no frame: too deep, or no shadow stack */
 	/* the reader's line */
 	uint64_t tail; /* events read, ever */
 	uint64_t dropped_seen;
@@ -253,6 +368,7 @@ struct tp_ring {
 	uint32_t state; /* enum tp_ring_state */
 	uint32_t generation;
 	uint64_t fs_base;
+	uint64_t bytes; /* of events, or of the profile */
 };
 
 /** First page of the shared memory object. */
@@ -284,11 +400,73 @@ struct tp_wire {
 	int32_t look_result; /* 0: busy sites are marked in the request area; or -errno */
 };
 
+/** Where the value of a capture begins. */
+enum tp_capture_source {
+	TP_CAPTURE_GPR,	  /* register @number, counted as DWARF does: rax rdx rcx rbx rsi rdi ... */
+	TP_CAPTURE_XMM,	  /* low half of xmm0 to xmm7 */
+	TP_CAPTURE_STACK, /* address of the @number'th word behind the return address */
+	TP_CAPTURE_CALLER, /* the return address */
+};
+
+/** What is kept of it: of the value itself, or of what lies at the last offset from it. */
+enum tp_capture_what {
+	TP_CAPTURE_VALUE,  /* the value plus the last offset */
+	TP_CAPTURE_LOAD,   /* @size bytes there */
+	TP_CAPTURE_STRING, /* the C string there, @bytes of it at most */
+};
+
+enum {
+	TP_CAPTURE_MOST_LOADS = 4,
+	TP_CAPTURE_MOST_BYTES = 256,
+	TP_CAPTURE_MOST_OPS = 32,
+	TP_CAPTURE_MOST_WORDS = 64, /* of all operations at an ENTRY, or at an EXIT */
+	TP_CAPTURE_SIGNED = 1,	    /* flags: the field's highest bit is its sign */
+};
+
+/**
+ * One value to capture: @loads times the 8 bytes at offsets[i] from the value become the value, then
+ * @what decides. Gives one word, a string as many as its @bytes need.
+ */
+struct tp_capture_op {
+	uint8_t source; /* enum tp_capture_source */
+	uint8_t number;
+	uint8_t loads;
+	uint8_t what;  /* enum tp_capture_what */
+	uint8_t size;  /* 1, 2, 4, 8 */
+	uint8_t shift; /* the field within the word: how many bits stand below it */
+	uint8_t width; /* bits of the field, 1 to 64 */
+	uint8_t flags;
+	uint16_t bytes;
+	uint16_t reserved;
+	int32_t offsets[5]; /* TP_CAPTURE_MOST_LOADS, and the last */
+};
+
+/** What is captured at a site; operations are counted from the first of all. */
+struct tp_capture_site {
+	uint64_t site; /* return address */
+	uint32_t entry;
+	uint32_t entry_count;
+	uint32_t exit;
+	uint32_t exit_count;
+};
+
+/** Sites, sorted by address, then operations. */
+struct tp_capture_head {
+	uint64_t sites;
+	uint64_t ops;
+};
+
 #ifndef TP_CDEF
+_Static_assert(sizeof(struct tp_capture_site) == 24, "wire layout");
+_Static_assert(sizeof(struct tp_capture_op) == 32, "wire layout");
 _Static_assert(sizeof(struct tp_poke) == 64, "wire layout");
 _Static_assert(sizeof(struct tp_known) == 56, "wire layout");
 _Static_assert(sizeof(struct tp_event) == 16, "wire layout");
-_Static_assert(sizeof(struct tp_ring) == 144, "wire layout");
+_Static_assert(sizeof(struct tp_ring) == 152, "wire layout");
+_Static_assert(sizeof(struct tp_call) == 64, "wire layout");
+_Static_assert(sizeof(struct tp_shadow) == 64, "wire layout");
+_Static_assert(sizeof(struct tp_profile) == 512, "wire layout");
+_Static_assert(sizeof(struct tp_probe_words) == 104, "wire layout");
 _Static_assert(sizeof(struct tp_wire) <= TP_PAGE_BYTES, "wire layout");
 _Static_assert(sizeof(struct tp_image) <= 2 * TP_PAGE_BYTES, "wire layout");
 #endif

@@ -24,8 +24,12 @@ if TYPE_CHECKING:
         AgentFailed,
         AgentTimeout,
         AgentVersion,
+        ArgumentSpec,
         AttachDenied,
         BadElf,
+        BadExpression,
+        BadFilter,
+        BadTrigger,
         BatchFailed,
         BatchRefused,
         BytesDiffer,
@@ -33,7 +37,12 @@ if TYPE_CHECKING:
         CaptureExists,
         CaptureFormat,
         CaptureWrite,
+        ControlBusy,
+        ControlError,
+        ControlFailed,
+        ControlUnsafe,
         ModuleUnavailable,
+        NobodyRecords,
         NoSites,
         NoSuchTarget,
         NotPatchable,
@@ -50,6 +59,7 @@ if TYPE_CHECKING:
     from textpoke.bp import TextPokeIter, text_poke_bp, text_poke_bp_list
     from textpoke.capture import Capture
     from textpoke.engine import Batch
+    from textpoke.filters import FilterSet, Threads
     from textpoke.leave import DetachReport
     from textpoke.model import Module, Site, SiteKind
     from textpoke.modes import Choice, Mode
@@ -66,6 +76,8 @@ _HOME = {
     "Batch": "engine",
     "Capture": "capture",
     "DetachReport": "leave",
+    "FilterSet": "filters",
+    "Threads": "filters",
     "Trace": "trace",
 }
 
@@ -74,8 +86,12 @@ __all__ = [
     "AgentFailed",
     "AgentTimeout",
     "AgentVersion",
+    "ArgumentSpec",
     "AttachDenied",
     "BadElf",
+    "BadExpression",
+    "BadFilter",
+    "BadTrigger",
     "Batch",
     "BatchFailed",
     "BatchRefused",
@@ -86,12 +102,18 @@ __all__ = [
     "CaptureFormat",
     "CaptureWrite",
     "Choice",
+    "ControlBusy",
+    "ControlError",
+    "ControlFailed",
+    "ControlUnsafe",
     "DetachReport",
+    "FilterSet",
     "Mode",
     "Module",
     "ModuleUnavailable",
     "NoSites",
     "NoSuchTarget",
+    "NobodyRecords",
     "NotPatchable",
     "Outcome",
     "Poke",
@@ -105,6 +127,7 @@ __all__ = [
     "TargetExited",
     "TextPokeIter",
     "TextpokeError",
+    "Threads",
     "Trace",
     "UnknownFunction",
     "UnsupportedTarget",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from textpoke._errors import CaptureFormat
+from textpoke.payload import Field, Layout, count_words
 
 _T = TypeVar("_T")
 _MAX_U64 = (1 << 64) - 1
@@ -41,12 +42,14 @@ class Meta:
         pid: Process id of the target.
         exe: Path of its program.
         command: Its command line.
-        tracer: Name of the tracer, "function".
+        tracer: Name of the tracer, such as "function".
         mode: What a full ring did: "drop" new events or "overwrite" old ones.
         clock: Taken when tracing was switched on.
         sites: Names of all return addresses.
         cpus: CPUs of the machine; 0 when not recorded.
         version: Of the textpoke that recorded.
+        layouts: By return address, the payload of calls there; few sites have any.
+        enums: Labels of the enumerations that layouts name: name to value to label.
         raw: The whole JSON object.
     """
 
@@ -59,6 +62,8 @@ class Meta:
     sites: list[SiteName]
     cpus: int
     version: str
+    layouts: dict[int, Layout]
+    enums: dict[str, dict[int, str]]
     raw: dict[str, object]
 
 
@@ -135,6 +140,26 @@ class JsonBlock:
         rows = self._typed("sites", self.data.get("sites"), list)
         return [self._site(row) for row in rows]
 
+    def layouts(self) -> dict[int, Layout]:
+        """The layouts by return address in field "layouts"; none when absent."""
+        found: dict[int, Layout] = {}
+        for key, value in self._typed("layouts", self.data.get("layouts", {}), dict).items():
+            sides = self._typed("layouts", value, dict)
+            found[self._key("layouts", key, 0)] = Layout(
+                self._fields(sides.get("entry", [])), self._fields(sides.get("exit", []))
+            )
+        return found
+
+    def enums(self) -> dict[str, dict[int, str]]:
+        """The labels by name and value in field "enums"; none when absent."""
+        found: dict[str, dict[int, str]] = {}
+        for name, labels in self._typed("enums", self.data.get("enums", {}), dict).items():
+            found[name] = {
+                self._key("enums", value, -(1 << 63)): self._typed("enums", label, str)
+                for value, label in self._typed("enums", labels, dict).items()
+            }
+        return found
+
     def thread_names(self) -> dict[int, str]:
         """The whole object as thread id to name."""
         names: dict[int, str] = {}
@@ -151,6 +176,27 @@ class JsonBlock:
         if type(address) is int and type(module) is str and type(function) is str:
             return SiteName(self._int("sites", address, _MAX_U64), module, function)
         raise self.bad("field 'sites' holds something else than [address, module, function]")
+
+    def _fields(self, rows: object) -> tuple[Field, ...]:
+        fields: list[Field] = []
+        for row in self._typed("layouts", rows, list):
+            if not isinstance(row, list) or [type(item) for item in row] != [str, str]:
+                raise self.bad("field 'layouts' holds something else than [name, kind]")
+            fields.append(Field(*row))
+        try:
+            count_words(fields)
+        except ValueError as exc:
+            raise self.bad(f"field 'layouts': {exc}") from None
+        return tuple(fields)
+
+    def _key(self, name: str, key: str, least: int) -> int:
+        # JSON has no numbers for names; enumerations have negative values.
+        digits = key.removeprefix("-")
+        if not (digits.isascii() and digits.isdecimal() and len(digits) <= 20):
+            raise self.bad(f"field {name!r}: {key[:24]!r} is not a number")
+        if not least <= int(key) <= _MAX_U64:
+            raise self.bad(f"field {name!r}: {key} is not a number that fits")
+        return int(key)
 
     def _typed(self, name: str, value: object, kind: type[_T]) -> _T:
         if not isinstance(value, kind):
@@ -175,6 +221,8 @@ def load_meta(block: JsonBlock) -> Meta:
         sites=block.sites(),
         cpus=block.number("cpus", default=0),
         version=block.text("textpoke"),
+        layouts=block.layouts(),
+        enums=block.enums(),
         raw=block.data,
     )
 

@@ -26,6 +26,7 @@ _DELETED = " (deleted)"
 _CRC_BYTES = 4
 _CHUNK_BYTES = 1 << 20
 _LONGEST_NAME = 255
+_MOST_LINK_BYTES = 4096
 _NOTE_HEADER_BYTES = 16
 _MOST_UNPACKED_BYTES = 128 << 20
 _UNPACKER_MEMORY_BYTES = 128 << 20  # xz -9 asks for 65 MiB
@@ -55,6 +56,29 @@ def debug_file(image: elf.Image, path: str, build_id: bytes) -> elf.Image | None
             return found
         if found:
             found.close()
+    return None
+
+
+def supplement(image: elf.Image) -> elf.Image | None:
+    """Open what dwz has taken out of several debug files; the caller closes it.
+
+    Args:
+        image: The file with the debug information, opened by its path.
+    """
+    for section in image.sections:
+        if section.name == ".gnu_debugaltlink" and section.size <= _MOST_LINK_BYTES:
+            name, _, build_id = image.contents(section).partition(b"\0")
+            places = [
+                os.path.join(os.path.dirname(os.path.realpath(image.path)), os.fsdecode(name))
+            ]
+            digits = build_id.hex()
+            places.append(f"{DEBUG_ROOT}/.build-id/{digits[:2]}/{digits[2:]}.debug")
+            for place in places:
+                found = _open(place)
+                if found and build_id and _build_id(found) == build_id:
+                    return found
+                if found:
+                    found.close()
     return None
 
 

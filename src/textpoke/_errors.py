@@ -14,6 +14,7 @@
     |   |-- UnknownFunction    LookupError          .pattern .near
     |   |-- NoSites            LookupError          .where .hint
     |   `-- NotPatchable                            .site .reason
+    |-- ArgumentSpec           ValueError           .text .column .problem
     |-- PokeError
     |   |-- BatchRefused                            .reason .fail_count .fail_addr
     |   |   `-- BytesDiffer                         .address .symbol .expected .found .owner
@@ -26,6 +27,16 @@
     |   |-- CaptureFormat      ValueError           .path .offset .problem
     |   |-- CaptureExists      FileExistsError      .path
     |   `-- CaptureWrite       OSError              .path .errno
+    |-- BadExpression          ValueError           .text .column .problem
+    |   |-- BadFilter          ValueError           .text .column .problem
+    |   `-- BadTrigger         ValueError           .text .column .problem
+    |-- ControlError
+    |   |-- NobodyRecords      LookupError          .pid
+    |   |-- ControlBusy                             .pid .owner
+    |   |-- ControlUnsafe      PermissionError      .path .reason
+    |   `-- ControlFailed                           .verb .problem .kind
+    |-- TraceExists                                 .pid .name
+    |-- UnknownTracer          ValueError           .name .known
     `-- ViewError              OSError              .path .reason
 
 A message says the cause, the value read and the cure, in one line.
@@ -127,6 +138,27 @@ class UnsupportedTarget(TargetError):
         self.detail = detail
 
 
+class UnknownTracer(TextpokeError, ValueError):
+    """There is no tracer of that name."""
+
+    exit_code = 2
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"no tracer is called {name!r}: there are {', '.join(known)}")
+        self.name = name
+        self.known = list(known)
+
+
+class TraceExists(TextpokeError):
+    """A trace of this name is running on the target already."""
+
+    def __init__(self, pid: int, name: str) -> None:
+        shown = f"the trace {name!r}" if name else "a trace without a name"
+        super().__init__(f"{shown} is running on pid {pid} already: give this one another name")
+        self.pid = pid
+        self.name = name
+
+
 class SiteError(TextpokeError):
     """Sites could not be found or chosen."""
 
@@ -177,6 +209,19 @@ class NotPatchable(SiteError):
         super().__init__(f"{site} at {site.address:#x} cannot be patched: {reason}")
         self.site = site
         self.reason = reason
+
+
+class ArgumentSpec(TextpokeError, ValueError):
+    """What to capture of calls was asked for in a way that cannot be done.
+
+    `column` counts the characters of `text` from 1; the problem begins there.
+    """
+
+    def __init__(self, text: str, column: int, problem: str) -> None:
+        super().__init__(f"{text!r}, column {column}: {problem}")
+        self.text = text
+        self.column = column
+        self.problem = problem
 
 
 class PokeError(TextpokeError):
@@ -296,6 +341,78 @@ class CaptureWrite(CaptureError, OSError):
         super().__init__(f"cannot write {path}: {_errno_text(errno)}")
         self.path = path
         self.errno = errno
+
+
+class BadExpression(TextpokeError, ValueError):
+    """A line that the user wrote makes no sense; `column` counts from 1."""
+
+    exit_code = 2
+
+    def __init__(self, text: str, column: int, problem: str) -> None:
+        super().__init__(f"{text!r}, column {column}: {problem}")
+        self.text = text
+        self.column = column
+        self.problem = problem
+
+    @property
+    def caret(self) -> str:
+        """Two lines, as in ftrace's error_log: the text, and a caret below the place."""
+        return f"{self.text}\n{' ' * (self.column - 1)}^"
+
+
+class BadFilter(BadExpression):
+    """An expression of the filter language (`filters`)."""
+
+
+class BadTrigger(BadExpression):
+    """An expression of the trigger language (`triggers`)."""
+
+
+class ControlError(TextpokeError):
+    """Another textpoke could not be spoken to, or would not do what it was asked."""
+
+
+class NobodyRecords(ControlError, LookupError):
+    """No textpoke that could be asked is attached to this process."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(
+            f"no textpoke is recording pid {pid}: start one with textpoke record -p {pid}"
+        )
+        self.pid = pid
+
+
+class ControlBusy(ControlError):
+    """Another textpoke (`owner`) answers for this target already."""
+
+    def __init__(self, pid: int, owner: str) -> None:
+        super().__init__(f"{owner} answers for pid {pid} already")
+        self.pid = pid
+        self.owner = owner
+
+
+class ControlUnsafe(ControlError, PermissionError):
+    """The place of the control socket is not ours alone."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"will not use {path} for control: {reason}; remove it")
+        self.path = path
+        self.reason = reason
+        self.errno = _errno.EPERM
+
+
+class ControlFailed(ControlError):
+    """The tool that is attached said no; `kind` is the class of its error, "" for none.
+
+    `exit_code` is that of its error.
+    """
+
+    def __init__(self, verb: str, problem: str, kind: str = "", exit_code: int = 1) -> None:
+        super().__init__(problem)
+        self.verb = verb
+        self.problem = problem
+        self.kind = kind
+        vars(self)["exit_code"] = exit_code
 
 
 class ViewError(TextpokeError, OSError):

@@ -18,9 +18,39 @@ _PT_LOAD, _PT_DYNAMIC = 1, 2
 _PF_W = 2
 _DT_RELA, _DT_RELASZ = 7, 8
 _R_X86_64_RELATIVE = 8
+_JMP = struct.Struct("<Bi")
+_JMP_OPCODE = 0xE9
+_FRAME_BYTES = ffi.sizeof("struct tp_call")
+ANY_DEPTH = 1 << 32
+"""Deeper than any stack of calls."""
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """What the code at a site does; the fields of struct tp_probe_words.
+
+    Attributes:
+        kind: One of enum tp_probe.
+        ring_set: Address of the set of rings; 0: that of the agent itself.
+        gate: Address of its gate; 0: likewise.
+        offset: Bytes from the return address of the probe to that of the function: 8 behind a CALL.
+        threshold: Shorter calls leave no event, in ticks; 0: all do.
+        depth: Calls that are followed below each other.
+        argument: Special to the kind.
+        returns: It waits for the return, where its kind can.
+    """
+
+    kind: int
+    ring_set: int = 0
+    gate: int = 0
+    offset: int = 8
+    threshold: int = 0
+    depth: int = ANY_DEPTH
+    argument: int = 0
+    returns: bool = True
+
+
+@dataclass(frozen=True)
 class AgentImage:
     """What `agent` loads into a target; offsets are relative to the image's base.
 
@@ -38,11 +68,38 @@ class AgentImage:
     entry_offset: int
     relocations: tuple[tuple[int, int], ...]
 
-    def thunk(self, base: int) -> bytes:
-        """The code that patched sites call, good at any address, for an image at `base`."""
-        start, end = self._pointer("thunk_function"), self._pointer("thunk_function_end")
-        addresses = (base + self._pointer(name) for name in ("gate", "ring_claim"))
-        return self.data[start : end - 16] + struct.pack("<2Q", *addresses)
+    def probe(self, base: int, probe: Probe, at: int, after: int = 0) -> bytes:
+        """The code that patched sites call, for an image at `base`.
+
+        Args:
+            base: Where the agent's image is.
+            probe: What is wanted.
+            at: Where the copy will stand; without redirected returns it is good anywhere.
+            after: The copy of another probe to go on to; 0 returns to the site.
+        """
+        start, tail, leave, words, call, other = self._template(probe.kind)
+        code = bytearray(self.data[start:words])
+        if after:
+            place = tail - start
+            distance = after - (at + place + _JMP.size)
+            code[place : place + _JMP.size] = _JMP.pack(_JMP_OPCODE, distance)
+        filled = ffi.new("struct tp_probe_words *")
+        for name in ("claim", "sweep", "check", "pop"):
+            setattr(filled, name, base + self._pointer(name))
+        filled.gate = probe.gate or base + self._pointer("gate")
+        filled.set = probe.ring_set or base + self._pointer("set")
+        filled.offset = probe.offset
+        filled.exit = at + leave - start if leave and probe.returns else 0
+        filled.threshold, filled.depth = probe.threshold, probe.depth * _FRAME_BYTES
+        filled.call = base + call if call else 0
+        filled.other = base + other if other else 0
+        filled.argument = probe.argument
+        return bytes(code) + bytes(ffi.buffer(filled))
+
+    def returns(self, heads: int, frames: int) -> bytes:
+        """The code that stands before the trampolines of redirected returns."""
+        start, words = self._pointer("return_start"), self._pointer("return_words")
+        return self.data[start:words] + struct.pack("<2Q", heads, frames)
 
     def frames(self, base: int) -> list[cfi.Frame]:
         """Unwind rows of all code of an image at `base`: of what the file's .eh_frame has."""
@@ -54,15 +111,24 @@ class AgentImage:
                 replace(frame, start=base + frame.start) for frame in UnwindTable(image).frames()
             ]
 
-    def thunk_frame(self) -> cfi.Frame:
-        """Unwind rows of the thunk as the file has it; every copy has the same."""
-        start = self._pointer("thunk_function")
+    def probe_frame(self, kind: int) -> cfi.Frame:
+        """Unwind rows of a probe as the file has it; every copy has the same."""
+        start = self._template(kind)[0]
         return next(frame for frame in self.frames(0) if frame.start == start)
+
+    def _template(self, kind: int) -> tuple[int, ...]:
+        """Start, tail, exit, words, call, other of struct tp_template, relative to the base."""
+        at = ffi.offsetof("struct tp_image", "templates") + kind * ffi.sizeof("struct tp_template")
+        places = (self.head_offset + at + 8 * i for i in range(6))
+        return tuple(self._targets.get(place, 0) for place in places)
 
     def _pointer(self, field: str) -> int:
         """What a field of struct tp_image points to, relative to the base."""
-        at = self.head_offset + ffi.offsetof("struct tp_image", field)
-        return dict(self.relocations)[at]
+        return self._targets[self.head_offset + ffi.offsetof("struct tp_image", field)]
+
+    @functools.cached_property
+    def _targets(self) -> dict[int, int]:
+        return dict(self.relocations)
 
 
 def image_path() -> str:

@@ -53,10 +53,13 @@ class Found:
     Attributes:
         branches: All of them, in address order within a function.
         sites: Where those that can be counted are patched.
+        owners: For each site, the first byte of the function that was asked for: parts of it that
+            the compiler has split off have an entry of their own.
     """
 
     branches: list[Branch] = field(default_factory=list)
     sites: list[BranchSite] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
 
     @property
     def countable(self) -> int:
@@ -73,6 +76,7 @@ class Found:
         """Take those of another module."""
         self.branches += other.branches
         self.sites += other.sites
+        self.owners += other.owners
 
 
 def find_branches(image: elf.Image, module: Module, entries: Mapping[int, Site]) -> Found:
@@ -161,6 +165,7 @@ def _found(
             continue
         owner = names[owners[first]]
         content = known.code_at(vaddr, size)
+        found.owners.append(owner.entry)
         found.sites.append(
             BranchSite(
                 vaddr + bias,

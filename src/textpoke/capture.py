@@ -48,6 +48,7 @@ class Capture:
         clocks: Clock points after the one in `meta`, in file order, END's included.
         end: Totals and outcomes; None when the capture was cut off.
         events: The EVENTS blocks in file order.
+        notes: The JSON of META, SITES and END blocks in file order, for what others put there.
         cut_off: None for a whole capture, else one line that says where it stops.
 
     Raises:
@@ -68,6 +69,7 @@ class Capture:
             self._check_file()
             blocks = self._scan()
             self.meta: Meta = load_meta(self._json(self._first(blocks)))
+            self.notes: list[dict[str, object]] = [self.meta.raw]
             self._load(blocks[1:])
         except BaseException:
             self.close()
@@ -158,9 +160,13 @@ class Capture:
             self.clocks.append(data.clock(data.data))
         elif block.type is BlockType.SITES:
             self.meta.sites.extend(data.sites())
+            self.meta.layouts.update(data.layouts())
+            self.meta.enums.update(data.enums())
+            self.notes.append(data.data)
         elif block.type is BlockType.END:
             self.end = load_end(data)
             self.clocks.append(self.end.clock)
+            self.notes.append(data.data)
         else:
             raise self._bad(block.offset - HEADER_BYTES, "a second META block")
 
@@ -196,6 +202,15 @@ class CaptureWriter:
             self._discard()
             raise CaptureWrite(self.path, exc.errno or 0) from exc
 
+    @classmethod
+    def of(cls, fd: int) -> Self:
+        """A writer for a file that somebody else has made, open behind its header."""
+        writer = cls.__new__(cls)
+        writer.path, writer.fd = f"/proc/self/fd/{fd}", fd
+        with contextlib.suppress(OSError):
+            writer.path = os.readlink(writer.path)
+        return writer
+
     def __enter__(self) -> Self:
         return self
 
@@ -219,9 +234,13 @@ class CaptureWriter:
         """Write a clock point, so that a capture that is cut off still has a time scale."""
         self._block(BlockType.CLOCK, point)
 
-    def sites(self, rows: Sequence[Sequence[object]]) -> None:
-        """Write names of return addresses besides those of META."""
-        self._block(BlockType.SITES, {"sites": rows})
+    def sites(
+        self,
+        rows: Sequence[Sequence[object]],
+        notes: Mapping[str, object] | None = None,
+    ) -> None:
+        """Write names of return addresses, besides those of META, and what else is to be told."""
+        self._block(BlockType.SITES, {"sites": rows, **(notes or {})})
 
     def end(self, data: Mapping[str, object]) -> None:
         """Write END, the last block."""

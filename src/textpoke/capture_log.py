@@ -34,7 +34,7 @@ class CaptureLog:
     """The capture of one running trace.
 
     Args:
-        path: The file.
+        path: The file, or one that is open and empty.
         pid: The target.
         force: Overwrite an existing capture.
 
@@ -42,8 +42,10 @@ class CaptureLog:
         CaptureExists, CaptureWrite: From every method: it cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], pid: int, *, force: bool) -> None:
-        self._writer = CaptureWriter(path, force=force)
+    def __init__(
+        self, path: str | os.PathLike[str] | CaptureWriter, pid: int, *, force: bool
+    ) -> None:
+        self._writer = path if isinstance(path, CaptureWriter) else CaptureWriter(path, force=force)
         self._pid = pid
         self._names: dict[int, str] = {}
         self._next_note = 0.0
@@ -52,6 +54,11 @@ class CaptureLog:
     def fd(self) -> int:
         """Where the ring reader appends blocks of events."""
         return self._writer.fd
+
+    @property
+    def thread_names(self) -> dict[int, str]:
+        """Names of the threads that there were so far."""
+        return dict(self._names)
 
     def begin(self, meta: Mapping[str, object]) -> None:
         """Write the first block, and the names of the threads that there are."""
@@ -69,9 +76,16 @@ class CaptureLog:
             self._note_threads()
             self._writer.clock(clock_point())
 
-    def more_sites(self, rows: Sequence[Sequence[object]]) -> None:
-        """Name sites that were switched on later: [return address, module, function] each."""
-        self._writer.sites(rows)
+    def more_sites(
+        self, rows: Sequence[Sequence[object]], notes: Mapping[str, object] | None = None
+    ) -> None:
+        """Name sites that were switched on later: [return address, module, function] each.
+
+        Args:
+            rows: The names.
+            notes: Further fields of the block: layouts of what calls there carry, and the like.
+        """
+        self._writer.sites(rows, notes)
 
     def failed(self, code: int) -> CaptureWrite:
         """The error to raise after a block of events could not be written; cuts the file back."""

@@ -6,13 +6,14 @@ Importing this module costs numpy's import (about 100 ms); nothing here loops ov
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from textpoke._capture_format import EVENT_BYTES
 from textpoke._site_lookup import SiteLookup
+from textpoke.payload import MOST_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,12 +23,17 @@ if TYPE_CHECKING:
     from textpoke._capture_format import Block
     from textpoke.capture import Capture
 
-FUNCTION_ENTRY = 1
+ENTRY = 1
 """Event type: a function was entered."""
+EXIT = 2
+"""Event type: it was left."""
+DATA = 3
+"""Event type: eight bytes that belong to the ENTRY or EXIT before them in the same ring."""
 
 _CHUNK_EVENTS = 1 << 16
 """One MiB of events and their columns stay in the cache: measured best of 2**14 to 2**20."""
 _MIN_PIECE_EVENTS = 512
+_NO_WORDS = np.empty(0, np.uint64)
 _MIN_NS_PER_TICK, _MAX_NS_PER_TICK = 0.05, 20.0
 """20 GHz to 50 MHz; anything else is not a TSC."""
 
@@ -48,10 +54,11 @@ class Events:
     Attributes:
         ts_ns: int64, nanoseconds since the capture's first clock point.
         tid: uint32, thread id.
-        site: int32, index into `capture.meta.sites`; -1 where the address is in no table or
-            the type is not known.
-        type: uint8, `FUNCTION_ENTRY`.
+        site: int32, index into `capture.meta.sites`; -1 where the address is in no table, the
+            type is not known, or the event is DATA.
+        type: uint8, `ENTRY`, `EXIT` or `DATA`; DATA has the time of the event that it belongs to.
         losses: Where events are missing, by time.
+        words: uint64, the payload of DATA, 0 elsewhere; empty when no event is DATA.
     """
 
     ts_ns: NDArray[np.int64]
@@ -59,14 +66,21 @@ class Events:
     site: NDArray[np.int32]
     type: NDArray[np.uint8]
     losses: tuple[Loss, ...] = ()
+    words: NDArray[np.uint64] = field(default_factory=lambda: _NO_WORDS)
 
     def __len__(self) -> int:
         return len(self.ts_ns)
 
     @property
+    def has_data(self) -> bool:
+        """Whether some events are DATA."""
+        return len(self.words) > 0
+
+    @property
     def unknown(self) -> int:
-        """How many events have no site."""
-        return int(np.count_nonzero(self.site < 0))
+        """How many events have no site and should have one."""
+        unknown = int(np.count_nonzero(self.site < 0))
+        return unknown - int(np.count_nonzero(self.type == DATA)) if self.has_data else unknown
 
 
 class Clock:
@@ -109,7 +123,10 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A part of an EVENTS block, small enough to be read at once."""
+    """A part of an EVENTS block, small enough to be read at once.
+
+    `is_rest`: only DATA, of an event at the end of the ring's block before.
+    """
 
     offset: int
     count: int
@@ -117,6 +134,7 @@ class _Piece:
     ring: int
     lost_before: int
     lost_after: int
+    is_rest: bool = False
 
 
 class Decoder:
@@ -148,6 +166,23 @@ class Decoder:
         for batch in _batches(self._pieces(self._blocks[tid], _CHUNK_EVENTS)):
             yield self._columns(batch, last_ns)
 
+    def raw(self, tid: int) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int32]]]:
+        """Events of one thread as they stand in the file, (n, 2) words, with their sites.
+
+        A chunk is valid until the next one is asked for.
+
+        Raises:
+            KeyError: no such thread.
+            CaptureFormat: the file changed while it was read.
+        """
+        for batch in _batches(self._pieces(self._blocks[tid], _CHUNK_EVENTS)):
+            raw = self._read(batch)
+            yield raw, self._lookup.find(raw[:, 1] >> np.uint64(16))
+
+    def event_count(self, tid: int) -> int:
+        """How many events of a thread there are."""
+        return sum(block.payload_bytes for block in self._blocks[tid]) // EVENT_BYTES
+
     def merged(self) -> Iterator[Events]:
         """The events of all threads by time, in chunks.
 
@@ -174,17 +209,45 @@ class Decoder:
         return _join(list(self.merged()))
 
     def _pieces(self, blocks: Iterable[Block], most: int) -> Iterator[_Piece]:
-        # Cut to at most `most` events. A full ring drops what comes after the events it holds;
-        # a ring that overwrites has lost what came before them.
+        # A full ring drops what comes after the events it holds; a ring that overwrites has
+        # lost what came before them.
         older = self._capture.meta.mode == "overwrite"
         for block in blocks:
             count = block.payload_bytes // EVENT_BYTES
-            for start in range(0, max(count, 1), most):
-                stop = min(start + most, count)
+            for start, stop, is_rest in self._cuts(block, count, most):
                 before = block.lost if older and not start else 0
                 after = block.lost if not older and stop == count else 0
                 offset = block.offset + start * EVENT_BYTES
-                yield _Piece(offset, stop - start, block.tid, block.ring, before, after)
+                yield _Piece(offset, stop - start, block.tid, block.ring, before, after, is_rest)
+
+    def _cuts(self, block: Block, count: int, most: int) -> Iterator[tuple[int, int, bool]]:
+        # Parts of some `most` events. DATA stays with its event; where that is in the block
+        # before, it is a part of its own.
+        start = 0
+        rest = self._data_at(block, 0, count)
+        if rest:
+            yield 0, rest, True
+            start = rest
+            if start == count:
+                return
+        while True:
+            stop = min(start + most, count)
+            stop += self._data_at(block, stop, count)
+            yield start, stop, False
+            if stop == count:
+                return
+            start = stop
+
+    def _data_at(self, block: Block, index: int, count: int) -> int:
+        # How many events from this one on are DATA; there are none without layouts.
+        most = min(count - index, MOST_WORDS)
+        if not self._capture.meta.layouts or not most:
+            return 0
+        raw = bytearray(most * EVENT_BYTES)
+        self._capture.read_into(block.offset + index * EVENT_BYTES, memoryview(raw))
+        kinds = np.frombuffer(raw, np.uint8)[8::EVENT_BYTES] & np.uint8(15)
+        others = np.flatnonzero(kinds != DATA)
+        return int(others[0]) if len(others) else most
 
     def _pieces_by_time(self) -> tuple[list[_Piece], list[int]]:
         blocks = self._capture.events
@@ -194,7 +257,7 @@ class Decoder:
         times_ns = self.clock.ns(self._first_ticks(pieces)).tolist()
         latest_ns: dict[int, int] = {}
         for index, piece in enumerate(pieces):
-            if not piece.count:  # a loss only: it stays behind the events of its ring
+            if not piece.count or piece.is_rest:  # it stays behind the events of its ring
                 times_ns[index] = latest_ns.get(piece.ring, 0)
             latest_ns[piece.ring] = times_ns[index]
         order = sorted(range(len(pieces)), key=times_ns.__getitem__)
@@ -213,10 +276,16 @@ class Decoder:
         counts = [piece.count for piece in pieces]
         kind = raw.view(np.uint8)[:, 8] & np.uint8(15)
         site = self._lookup.find(raw[:, 1] >> np.uint64(16))
-        site[kind != FUNCTION_ENTRY] = -1
+        site[kind - np.uint8(ENTRY) > np.uint8(EXIT - ENTRY)] = -1
         ts_ns = self.clock.ns(raw[:, 0])
+        is_data = kind == DATA
+        words = _NO_WORDS
+        if is_data.any():
+            words = np.where(is_data, raw[:, 0], np.uint64(0))
+            ts_ns = _owners_times(pieces, ts_ns, is_data, last_ns)
         return Events(
             ts_ns=ts_ns,
+            words=words,
             tid=np.repeat(np.array([piece.tid for piece in pieces], dtype=np.uint32), counts),
             site=site,
             type=kind,
@@ -236,6 +305,28 @@ class Decoder:
             self._capture.read_into(piece.offset, view[start:stop])
             start = stop
         return raw
+
+
+def _owners_times(
+    pieces: list[_Piece],
+    ts_ns: NDArray[np.int64],
+    is_data: NDArray[np.bool_],
+    last_ns: dict[int, int],
+) -> NDArray[np.int64]:
+    # The times, with DATA's taken from the last event before it that has one.
+    rows = np.arange(len(ts_ns))
+    owner = np.maximum.accumulate(np.where(is_data, -1, rows))
+    found: NDArray[np.int64] = ts_ns[owner]
+    ring_ns = dict(last_ns)
+    start = 0
+    for piece in pieces:
+        stop = start + piece.count
+        if piece.count:
+            orphans = start + int(np.searchsorted(owner[start:stop], start))
+            found[start:orphans] = ring_ns.get(piece.ring, 0)
+            ring_ns[piece.ring] = int(found[stop - 1])
+        start = stop
+    return found
 
 
 def _losses(
@@ -271,12 +362,18 @@ def _join(parts: list[Events]) -> Events:
     if not parts:
         none = np.empty(0, np.int64)
         return Events(none, none.astype(np.uint32), none.astype(np.int32), none.astype(np.uint8))
+    words = _NO_WORDS
+    if any(part.has_data for part in parts):
+        words = np.concatenate(
+            [part.words if part.has_data else np.zeros(len(part), np.uint64) for part in parts]
+        )
     return Events(
         np.concatenate([part.ts_ns for part in parts]),
         np.concatenate([part.tid for part in parts]),
         np.concatenate([part.site for part in parts]),
         np.concatenate([part.type for part in parts]),
         tuple(loss for part in parts for loss in part.losses),
+        words,
     )
 
 
@@ -293,5 +390,10 @@ def _split(events: Events, limit_ns: int | None) -> tuple[Events, Events]:
 
 def _take(events: Events, rows: NDArray[np.intp], losses: list[Loss]) -> Events:
     return Events(
-        events.ts_ns[rows], events.tid[rows], events.site[rows], events.type[rows], tuple(losses)
+        events.ts_ns[rows],
+        events.tid[rows],
+        events.site[rows],
+        events.type[rows],
+        tuple(losses),
+        events.words[rows] if events.has_data else _NO_WORDS,
     )

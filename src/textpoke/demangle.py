@@ -119,7 +119,7 @@ def main() -> None:
 
 def is_cxx(symbol: str) -> bool:
     """Tell whether a symbol is mangled by C++'s rules and not one of Rust's legacy names."""
-    return symbol.startswith("_Z") and not _RUST_HASH.search(symbol)
+    return symbol.startswith("_Z") and not ("17h" in symbol and _RUST_HASH.search(symbol))
 
 
 def without_parameters(function: str) -> str:
@@ -130,6 +130,9 @@ def without_parameters(function: str) -> str:
     >>> without_parameters("unsigned long ns::pick<int>(int)")
     'ns::pick<int>'
     """
+    start, end = function.rfind("("), function.rfind(")")
+    if 0 <= start < end == function.find(")", start):  # nothing is nested in it: nearly all names
+        return _without_return_type(function[:start])
     depth = 0
     for bracket in reversed(list(_BRACKETS.finditer(function))):
         depth += 1 if bracket[0] == ")" else -1

@@ -62,6 +62,7 @@ class _How:
     one_by_one: bool = False
     callbacks: tuple[int, int] = (0, 0)
     room: bool = False
+    guards: bool = False
 
     def flags(self, mode: Mode) -> int:
         """The second argument of the command (enum tp_batch_flags)."""
@@ -70,11 +71,12 @@ class _How:
             | self.leave_busy * lib.TP_BATCH_LEAVE_BUSY
             | self.one_by_one * lib.TP_BATCH_ONE_BY_ONE
             | self.room * lib.TP_BATCH_ROOM
+            | self.guards * lib.TP_BATCH_GUARDS
             | mode.number << lib.TP_BATCH_MODE_SHIFT
         )
 
 
-def run_request(
+def run_request(  # noqa: PLR0913 - a caller names the few that it wants
     agent: Agent,
     request: Request,
     *,
@@ -84,6 +86,7 @@ def run_request(
     leave_busy: bool = False,
     one_by_one: bool = False,
     callbacks: tuple[int, int] = (0, 0),
+    guards: bool = False,
 ) -> Outcome:
     """Run one batch in the target.
 
@@ -97,6 +100,7 @@ def run_request(
         one_by_one: A protocol run a site (for measurement).
         callbacks: Addresses in the target of two C functions, or 0: `bool is_handled(uint64_t ip)`
             and `int finish(const struct tp_poke *, void *)`.
+        guards: These probes stay as long as returns are redirected.
 
     Raises:
         BatchRefused, BytesDiffer: Nothing was written.
@@ -104,7 +108,7 @@ def run_request(
         UnsupportedTarget: The mode, or any, is impossible: `reason` and `detail` say why.
     """
     room = mode is Mode.INT3  # who asks for it answers for the program's alternate stacks
-    how = _How(all_or_nothing, leave_busy, one_by_one, callbacks, room)
+    how = _How(all_or_nothing, leave_busy, one_by_one, callbacks, room, guards)
     try:
         return _run_choices(agent, request, _choices(agent, request, mode, one_mode=one_mode), how)
     except UnsupportedTarget as exc:
@@ -263,7 +267,12 @@ def run_stopped(agent: Agent, command: int, words: Sequence[int], look: _Look) -
 
 
 def restore_all(
-    agent: Agent, patched: Request, *, strangers: int = 1000, no_traps: str = ""
+    agent: Agent,
+    patched: Request,
+    *,
+    strangers: int = 1000,
+    no_traps: str = "",
+    keep_guards: bool = False,
 ) -> tuple[Outcome, int]:
     """Put every site that was ever poked back to its first bytes.
 
@@ -272,6 +281,7 @@ def restore_all(
         patched: The batch that does it, for the choice of the mode.
         strangers: How many sites may be left alone.
         no_traps: A reason against traps that is known already.
+        keep_guards: All but the guards of redirected returns.
 
     Returns:
         The outcome, and the number of sites that were left alone because somebody else has
@@ -279,7 +289,7 @@ def restore_all(
     """
     choice = modes.choose_one(agent, patched, no_traps=no_traps)
     try:
-        return _restore(agent, patched, choice, strangers)
+        return _restore(agent, patched, choice, strangers, keep_guards=keep_guards)
     except UnsupportedTarget as exc:
         if exc.reason not in (_TAKEN, _MASKED):
             raise
@@ -289,16 +299,18 @@ def restore_all(
             raise
         no_traps = _NOT_EMULATED  # poked with a handler, which an undo does not have
     choice = modes.choose_one(agent, patched, no_traps=no_traps)
-    return _restore(agent, patched, choice, strangers)
+    return _restore(agent, patched, choice, strangers, keep_guards=keep_guards)
 
 
-def _restore(agent: Agent, patched: Request, choice: Choice, strangers: int) -> tuple[Outcome, int]:
+def _restore(
+    agent: Agent, patched: Request, choice: Choice, strangers: int, *, keep_guards: bool
+) -> tuple[Outcome, int]:
     wire = agent.wire
     if wire is None:
         raise AgentFailed("undoing on a closed connection", errno.EBADF)
     # The own process answers for its alternate stacks: it must get rid of int3 sites without help.
     room = lib.TP_BATCH_ROOM if agent.pid == os.getpid() else 0
-    words = (strangers, choice.mode.number, room)
+    words = (strangers, choice.mode.number, room, keep_guards * lib.TP_BATCH_GUARDS)
     look = _Look(agent, patched)
     code, hold_ns = _command(agent, lib.TP_CMD_RESTORE, words, choice.mode, look)
     if code < 0:

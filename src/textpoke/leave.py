@@ -30,7 +30,7 @@ from textpoke.agent import Agent, error_text, open_target
 from textpoke.engine import restore_all, run_request
 from textpoke.modes import require_unfiltered
 from textpoke.poke import MODES, Outcome, Poke, Request
-from textpoke.unload import Removal, remove, remove_remains
+from textpoke.unload import Removal, let_frames_go, remove, remove_remains
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 _CHUNK = 1 << 20
-_KNOWN = struct.Struct("<Q16s16sBBBBB3xQ")  # struct tp_known
+_KNOWN = struct.Struct("<Q16s16sBBBBBB2xQ")  # struct tp_known
 _TRIES = 60
 _PAUSE_S = 0.01
 
@@ -48,7 +48,8 @@ _PAUSE_S = 0.01
 class KnownSite:
     """A site that was ever poked: its address, first bytes, the bytes we last wrote, and how.
 
-    Where it is an int3 for good, `handler` is where a thread that traps there goes on.
+    Where it is an int3 for good, `handler` is where a thread that traps there goes on. A `guard` is
+    what unwinders need while returns are redirected.
     """
 
     address: int
@@ -57,6 +58,7 @@ class KnownSite:
     patched: bool
     mode: str
     handler: int = 0
+    guard: bool = False
 
 
 @dataclass(slots=True)
@@ -165,12 +167,14 @@ def why_no_traps(known: Sequence[KnownSite]) -> str:
 
 
 def _known(row: tuple[Any, ...]) -> KnownSite:
-    address, original, current, size, patched, _, mode, _, handler = row
+    address, original, current, size, patched, _, mode, _, guard, handler = row
     handler = handler if current[:1] == b"\xcc" else 0
     if handler:
         size = 1
     how = MODES[mode] if mode < len(MODES) else "?"
-    return KnownSite(address, original[:size], current[:size], bool(patched), how, handler)
+    return KnownSite(
+        address, original[:size], current[:size], bool(patched), how, handler, bool(guard)
+    )
 
 
 def compare_text(agent: Agent) -> TextCheck:
@@ -266,29 +270,60 @@ def _detach(agent: Agent) -> DetachReport:
     agent.record(on=False)
     for thread in target.read_threads(agent.pid):
         require_unfiltered(agent, thread)
+    report.outcome, report.left_alone, why = put_all_back(agent)
+    if why:
+        report.residue.append(why)
     known = known_sites(agent)
-    left_on = undo_request(known)
-    if left_on.pokes:
-        report.outcome, report.left_alone = _restore(agent, left_on, why_no_traps(known))
-    known = known_sites(agent)
-    report.sites = len(known)
+    report.sites = len(_of_program(agent, known))
     if agent.held is not None:
         agent.release()
     _put_back_what_came_back(agent, known)
-    if _check_text(agent, known, report):
+    if _check_text(agent, known, report) and not why:
         _remove_agent(agent, known, report)
     return report
 
 
-def _restore(agent: Agent, left_on: Request, no_traps: str) -> tuple[Outcome, int]:
+def put_all_back(agent: Agent) -> tuple[Outcome | None, int, str]:
+    """Put every site back; the guards of redirected returns last, when those are let go.
+
+    Returns:
+        The outcome; the number of sites that others hold or whose module is gone; "" or why
+        redirected returns, and with them the guards, had to stay.
+    """
+    outcome, left_alone, why = None, 0, ""
+    for guards in (False, True):
+        known = [site for site in known_sites(agent) if site.guard <= guards]
+        if guards and agent.image().shadow_count:
+            why = let_frames_go(agent)
+        left_on = undo_request(known)
+        if not left_on.pokes or why:
+            continue
+        done, alone = _restore(agent, left_on, why_no_traps(known), keep_guards=not guards)
+        outcome = done if outcome is None else outcome.plus(done)
+        left_alone += alone
+    return outcome, left_alone, why
+
+
+def _of_program(agent: Agent, known: Sequence[KnownSite]) -> list[KnownSite]:
+    """Without what stands in code of ours."""
+    head = agent.image()
+    ours = [
+        (r.start, r.start + r.bytes) for r in (head.regions[i] for i in range(head.region_count))
+    ]
+    return [s for s in known if not any(start <= s.address < end for start, end in ours)]
+
+
+def _restore(
+    agent: Agent, left_on: Request, no_traps: str, *, keep_guards: bool
+) -> tuple[Outcome, int]:
     """Put all sites back; again where a module was closed in the middle of it."""
     for _ in range(_TRIES):
         try:
-            return restore_all(agent, left_on, no_traps=no_traps)
+            return restore_all(agent, left_on, no_traps=no_traps, keep_guards=keep_guards)
         except BatchFailed as exc:
             if not exc.recovered:
                 raise
-    return restore_all(agent, left_on, no_traps=no_traps)
+    return restore_all(agent, left_on, no_traps=no_traps, keep_guards=keep_guards)
 
 
 def _put_back_what_came_back(agent: Agent, known: list[KnownSite]) -> None:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from textpoke import cfi, stubs
+from textpoke._native import lib
+from textpoke.agent_image import Probe
 from textpoke.code_object import Symbol, plain_name
 from textpoke.plan import PAGE
 from textpoke.unwind_tables import rows_of_prologue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from textpoke.agent_image import AgentImage
     from textpoke.model import Site
@@ -45,17 +47,21 @@ class PlacedCode:
         image: The agent's.
         base: Where it lies.
         planner: Knows what was placed.
+        copies: Address and kind of the probes that it did not place.
     """
 
     image: AgentImage
     base: int
     planner: Planner
+    copies: Sequence[tuple[int, int]] = ()
 
     def symbols(self) -> list[Symbol]:
         """A name for every piece, in address order."""
-        size = len(self.image.thunk(self.base))
+        sizes = {
+            kind: len(self.image.probe(self.base, Probe(kind), 0)) for kind in range(lib.TP_PROBES)
+        }
         named = [Symbol(self.base, self.image.head_offset, AGENT)]
-        named += [Symbol(at, size, THUNK) for at in self.planner.thunks]
+        named += [Symbol(at, sizes[kind], THUNK) for at, kind in self._copies()]
         named += [
             Symbol(at, _JMP_BYTES, plain_name(PAD + site.function))
             for at, site in self.planner.pads()
@@ -73,13 +79,18 @@ class PlacedCode:
             find_table: The unwind table of a site's module; None where it has none.
         """
         found = self.image.frames(self.base)
-        thunk = self.image.thunk_frame()
-        found += [cfi.Frame(at, thunk.size, thunk.rows) for at in self.planner.thunks]
+        rows = {kind: self.image.probe_frame(kind) for _, kind in self._copies()}
+        found += [cfi.Frame(at, rows[kind].size, rows[kind].rows) for at, kind in self._copies()]
         found += [
             cfi.Frame(start, end - start, ((0, cfi.AT_ENTRY),)) for start, end in self._pad_runs()
         ]
         found += [stub_frame(at, site, find_table(site)) for at, site in self.planner.stubs()]
         return sorted(found, key=lambda frame: frame.start)
+
+    def _copies(self) -> list[tuple[int, int]]:
+        """Address and kind of every copy of a probe."""
+        usual = [(at, int(lib.TP_PROBE_FUNCTION)) for at in self.planner.thunks]
+        return [*usual, *self.copies]
 
     def _pad_runs(self) -> list[tuple[int, int]]:
         """[start, end) of pads that stand together: with nothing but pads between them."""

@@ -35,11 +35,11 @@ _AnySite = TypeVar("_AnySite", bound=Site)
 PAGE = 4096
 PAD_DISTANCE = 0x6F6F6F6B
 MERGED_NOP = b"\x66\x66\x66\x66\x90"
-_CALL, _JMP = 0xE8, 0xE9
-_CALL_BYTES = 5
-_CS_PREFIX = b"\x2e"  # ignored on CALL in 64-bit mode: fills a longer NOP with one instruction
+CALL, JMP = 0xE8, 0xE9
+CALL_BYTES = 5
+CS_PREFIX = b"\x2e"  # ignored on CALL in 64-bit mode: fills a longer NOP with one instruction
 _INT3 = 0xCC
-_REACH = 0x7FFF0000
+REACH = 0x7FFF0000
 _LOWEST = 0x10000  # vm.mmap_min_addr
 _HIGHEST = 0x7FFF_FFFF_0000
 _STACK_GROWTH = 64 << 20
@@ -79,6 +79,7 @@ class SitePlan:
         return_address: Where the CALL returns to; events carry it.
         copies: Of an entry of several instructions: where those begin in the stub (`Poke.copies`).
         handler: Where a thread goes on that meets an int3 that stays; 0 for none.
+        lead: The probe that it comes to as planned.
     """
 
     site: Site
@@ -88,6 +89,7 @@ class SitePlan:
     return_address: int
     copies: bytes = b""
     handler: int = 0
+    lead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +170,12 @@ class Space:
         Below mappings, nearest first: above them the heap grows.
         """
         starts = [start for start, _ in self._taken]
-        below = [s for s in starts if s <= high and high - (s - size) < _REACH]
-        above = [s for s in starts if s > high and s - low < _REACH]
+        below = [s for s in starts if s <= high and high - (s - size) < REACH]
+        above = [s for s in starts if s > high and s - low < REACH]
         for apart in dict.fromkeys((self._apart, 0)):
             for start in [*reversed(below), *above]:
                 page = (start - size - apart) // PAGE * PAGE
-                if self.is_free(page, page + size) and high - page < _REACH:
+                if self.is_free(page, page + size) and high - page < REACH:
                     return page
         return None
 
@@ -191,7 +193,7 @@ class Planner:
     def __init__(self, thunk: bytes) -> None:
         self._thunk = thunk
         self.thunks: list[int] = []
-        self._pads: dict[int, Site] = {}  # by the site's address
+        self._pads: dict[int, tuple[Site, int]] = {}  # by the site's address: with its island
         self._islands: list[int] = []
         self._stubs: dict[tuple[int, bytes, SiteKind | None], SitePlan] = {}
         self._branches: dict[tuple[int, bytes, int], BranchPlan] = {}
@@ -223,16 +225,17 @@ class Planner:
         ]
         for site in runs:
             if site.address in padded:
-                on = bytes([_CALL]) + site.old[1:]
-                end = site.address + _CALL_BYTES
-                plan.sites.append(SitePlan(site, Method.FLIP, site.old, on, end))
+                on = bytes([CALL]) + site.old[1:]
+                end = site.address + CALL_BYTES
+                lead = self._pads[site.address][1]
+                plan.sites.append(SitePlan(site, Method.FLIP, site.old, on, end, lead=lead))
         self._plan_calls(calls, space, plan)
         plan.sites.sort(key=lambda planned: planned.site.address)
         return plan
 
     def pads(self) -> list[tuple[int, Site]]:
         """Address and site of every landing pad."""
-        return [(address - PAD_DISTANCE, site) for address, site in self._pads.items()]
+        return [(address - PAD_DISTANCE, site) for address, (site, _) in self._pads.items()]
 
     def stubs(self) -> list[tuple[int, Site]]:
         """Address and site of every stub."""
@@ -259,12 +262,12 @@ class Planner:
         pads = [site.address - PAD_DISTANCE for site in group.sites]
         # Between pads of an older region there may be others, in use: leave their bytes alone.
         plan.code.extend(_pad_code(pads, island, fill_below=0 if owned else PAGE))
-        self._pads.update((site.address, site) for site in group.sites)
+        self._pads.update((site.address, (site, island)) for site in group.sites)
 
     def _island_for(self, low: int, high: int, space: Space, plan: Plan) -> int | None:
         """An island within reach: a page with a copy of the thunk."""
         for island in self._islands:
-            if abs(island - low) < _REACH and abs(island - high) < _REACH:
+            if abs(island - low) < REACH and abs(island - high) < REACH:
                 return island
         page = space.room_near(low, high)
         if page is None:
@@ -285,10 +288,10 @@ class Planner:
             end = site.address + site.length
             merge = site.kind is SiteKind.NOP_RUN
             off = MERGED_NOP if merge else site.old
-            on = _CS_PREFIX * (site.length - _CALL_BYTES)
-            on += struct.pack("<Bi", _CALL, island - end)
+            on = CS_PREFIX * (site.length - CALL_BYTES)
+            on += struct.pack("<Bi", CALL, island - end)
             method = Method.MERGE if merge else Method.CALL
-            plan.sites.append(SitePlan(site, method, off, on, end))
+            plan.sites.append(SitePlan(site, method, off, on, end, lead=island))
 
     def _plan_entries(self, entries: list[Site], space: Space, plan: Plan) -> None:
         """Stubs for entries that have none yet, for each stretch of text in one region."""
@@ -309,7 +312,7 @@ class Planner:
         first = stubs.room(len(self._thunk))
         size = first + sum(stubs.room(length) for _, length in measured)
         size = -(-size // PAGE) * PAGE
-        start = space.room_near(group[0].address, group[-1].address + _CALL_BYTES, size)
+        start = space.room_near(group[0].address, group[-1].address + CALL_BYTES, size)
         if start is None:
             plan.refused.extend((site, _NO_ROOM) for site, _ in measured)
             return
@@ -321,7 +324,7 @@ class Planner:
         self.thunks.append(start)
         plan.refused.extend(refused)
         for site, stub in placed:
-            self._stubs[site.address, site.displaced, site.kind] = _way_to(stub, site)
+            self._stubs[site.address, site.displaced, site.kind] = _way_to(stub, site, start)
 
     def _plan_branches(self, sites: list[BranchSite], space: Space, plan: Plan) -> None:
         """Stubs and counters for sites that have none yet; a site keeps its counters."""
@@ -342,7 +345,7 @@ class Planner:
         counter_bytes = sum(len(site.branches) for site in wanted) * branch_stubs.COUNTER_BYTES
         counter_bytes = -(-counter_bytes // PAGE) * PAGE
         both = code_bytes + counter_bytes
-        start = space.room_near(group[0].address, group[-1].address + _CALL_BYTES, both)
+        start = space.room_near(group[0].address, group[-1].address + CALL_BYTES, both)
         if start is None:
             plan.refused.extend((site, _NO_ROOM) for site in wanted)
             return
@@ -354,9 +357,9 @@ class Planner:
         plan.code.append((start, code))
         plan.refused.extend(unreached)
         for site, stub in placed:
-            on = struct.pack("<Bi", _JMP, stub.address - (site.address + _CALL_BYTES))
+            on = struct.pack("<Bi", JMP, stub.address - (site.address + CALL_BYTES))
             self._branches[site.address, site.displaced, site.live] = BranchPlan(
-                site, Method.JMP, site.old, on, 0, stub.copies, 0, stub.counters
+                site, Method.JMP, site.old, on, 0, stub.copies, counters=stub.counters
             )
 
     def _plan_rest(
@@ -393,8 +396,8 @@ class Planner:
         return True
 
     def _place_pun(self, site: Site, space: Space, plan: Plan) -> SitePlan | None:
-        on = bytes([_JMP]) + site.old[1:]
-        at = site.address + _CALL_BYTES + int.from_bytes(on[1:], "little", signed=True)
+        on = bytes([JMP]) + site.old[1:]
+        at = site.address + CALL_BYTES + int.from_bytes(on[1:], "little", signed=True)
         sized, _ = stubs.measure([site])
         if not sized:
             return None
@@ -414,23 +417,26 @@ class Planner:
         plan.code += [(thunk, self._thunk), (at, code)]
         self.thunks.append(thunk)
         stub = placed[0][1]
-        return SitePlan(site, Method.PUN, site.old, on, stub.return_address, stub.copies)
+        back = stub.return_address
+        return SitePlan(site, Method.PUN, site.old, on, back, stub.copies, lead=thunk)
 
 
-def _way_to(stub: Stub, site: Site) -> SitePlan:
-    """How a thread comes from the site to its stub."""
+def _way_to(stub: Stub, site: Site, thunk: int) -> SitePlan:
+    """How a thread comes from the site to its stub, which calls `thunk`."""
+    back = stub.return_address
     if site.kind is SiteKind.TRAP:
         int3 = bytes([_INT3])
-        back = stub.return_address
-        return SitePlan(site, Method.TRAP, site.old, int3, back, handler=stub.address)
-    jump = struct.pack("<Bi", _JMP, stub.address - (site.address + _CALL_BYTES))
-    return SitePlan(site, Method.JMP, site.old, jump, stub.return_address, stub.copies)
+        way = SitePlan(site, Method.TRAP, site.old, int3, back, handler=stub.address)
+    else:
+        jump = struct.pack("<Bi", JMP, stub.address - (site.address + CALL_BYTES))
+        way = SitePlan(site, Method.JMP, site.old, jump, back, stub.copies)
+    return replace(way, lead=thunk)
 
 
 def _stub_of(planned: SitePlan) -> int:
     """Where a thread comes to from the site: by its JMP, or by the trap handler."""
-    distance = int.from_bytes(planned.on[1:_CALL_BYTES], "little", signed=True)
-    return planned.handler or planned.site.address + _CALL_BYTES + distance
+    distance = int.from_bytes(planned.on[1:CALL_BYTES], "little", signed=True)
+    return planned.handler or planned.site.address + CALL_BYTES + distance
 
 
 @dataclass(slots=True)
@@ -459,7 +465,7 @@ def _page_groups(sites: list[Site]) -> list[_Group]:
     for site in sites:
         pad = site.address - PAD_DISTANCE
         start = pad // PAGE * PAGE
-        end = (pad + _CALL_BYTES - 1) // PAGE * PAGE + PAGE
+        end = (pad + CALL_BYTES - 1) // PAGE * PAGE + PAGE
         if groups and start <= groups[-1].end:
             groups[-1].end = max(end, groups[-1].end)
             groups[-1].sites.append(site)
@@ -487,7 +493,7 @@ def _pad_code(pads: list[int], island: int, *, fill_below: int) -> list[tuple[in
     pieces: list[tuple[int, bytearray]] = []
     pack = struct.Struct("<Bi").pack
     for pad in pads:
-        jump = pack(_JMP, island - (pad + _CALL_BYTES))
+        jump = pack(JMP, island - (pad + CALL_BYTES))
         if pieces and pad - (pieces[-1][0] + len(pieces[-1][1])) < fill_below:
             start, data = pieces[-1]
             data.extend(bytes([_INT3]) * (pad - start - len(data)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from textpoke import modes
@@ -40,6 +40,7 @@ class Poke:
         copies: Where those instructions are in what the JMP goes to, as four bytes. Without heads:
             b"" for a site that may hold several, else the caller knows that it holds one.
         back: The several instructions are `new`: they come back.
+        part_of: Of code of ours: the site that leads there, which decides how it may be written.
     """
 
     address: int
@@ -50,6 +51,7 @@ class Poke:
     heads: int = 0
     copies: bytes = b""
     back: bool = False
+    part_of: int = 0
 
     @property
     def is_permanent(self) -> bool:
@@ -61,7 +63,15 @@ class Poke:
         back = bool(self.heads) and not self.back
         handler = self.handler if _INT3 in (self.old, self.new) else 0
         return Poke(
-            self.address, self.new, self.old, handler, self.name, self.heads, self.copies, back
+            self.address,
+            self.new,
+            self.old,
+            handler,
+            self.name,
+            self.heads,
+            self.copies,
+            back,
+            self.part_of,
         )
 
     def pack(self, index: int) -> bytes:
@@ -162,8 +172,8 @@ class Request:
 
     @functools.cached_property
     def addresses(self) -> list[int]:
-        """Of the sites."""
-        return [poke.address for poke in self.pokes]
+        """Of the sites; of code of ours, those that lead there."""
+        return [poke.part_of or poke.address for poke in self.pokes]
 
     @functools.cached_property
     def span(self) -> tuple[int, int]:
@@ -251,6 +261,14 @@ def poke_of(planned: SitePlan, *, on: bool) -> Poke:
         site.address, planned.off, planned.on, planned.handler, str(site), heads, planned.copies
     )
     return poke if on else poke.reversed()
+
+
+def joined(first: Outcome, second: Outcome, count: int) -> Outcome:
+    """Of two batches that were one request, the second from position `count` on."""
+    choices = tuple(
+        replace(choice, indexes=[count + i for i in choice.indexes]) for choice in second.choices
+    )
+    return first.plus(replace(second, choices=choices))
 
 
 def name_of(poke: Poke) -> str:

@@ -15,6 +15,7 @@ from textpoke._native import ffi, lib
 
 if TYPE_CHECKING:
     from textpoke.agent import Agent
+    from textpoke.ring_sets import RingSet
 
 OVERWRITE = 1 << 62
 _BLOCK_HEADER_BYTES = 48
@@ -56,10 +57,10 @@ class Drained:
 
 
 class RingReader:
-    """Drains all rings of one agent; keep it until the trace has ended.
+    """Drains all rings of one set; keep it until the trace has ended.
 
     Args:
-        agent: The connection; its shared memory must stay mapped.
+        rings: The set; its shared memory must stay mapped.
         fd: The capture; -1 counts events and throws them away.
         overwrite: Full rings overwrite their oldest events instead of dropping new ones.
 
@@ -71,9 +72,9 @@ class RingReader:
         AgentFailed: The layout of the shared memory makes no sense.
     """
 
-    def __init__(self, agent: Agent, fd: int, *, overwrite: bool = False) -> None:
-        wire, layout = agent.wire, agent.layout
-        if agent.shared is None or wire is None or layout is None:
+    def __init__(self, rings: RingSet | Agent, fd: int, *, overwrite: bool = False) -> None:
+        wire, layout = rings.wire, rings.layout
+        if rings.shared is None or wire is None or layout is None:
             raise AgentFailed("reading rings of a closed connection", errno.EBADF)
         self._wire = wire
         self._no_ring_before = int(wire.events_without_ring)
@@ -83,7 +84,7 @@ class RingReader:
         self._keep = [ffi.new("uint64_t[]", self.count) for _ in range(3)]
         self._buffer = ffi.new("uint8_t[]", layout.ring_bytes + _BLOCK_HEADER_BYTES)
         self._rings.map = ffi.cast("uint8_t *", wire)
-        self._rings.map_bytes = len(agent.shared)
+        self._rings.map_bytes = len(rings.shared)
         for name in ("ring_offset", "ring_count", "ring_stride", "ring_bytes"):
             setattr(self._rings, name, getattr(layout, name))
         self._rings.fd = fd

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from textpoke import modes
+from textpoke import modes, profile, tracers
 from textpoke._errors import (
     AgentFailed,
-    BatchRefused,
     NoSuchTarget,
     PokeError,
     SiteError,
@@ -23,71 +22,120 @@ from textpoke._errors import (
 )
 from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
-from textpoke.engine import run_request
+from textpoke.captures import Captures
 from textpoke.modes import Mode
-from textpoke.poke import Outcome, Request, poke_of
+from textpoke.records import Wants
 from textpoke.ring import Drained, RingReader
-from textpoke.switching import held, settle, switch_off
+from textpoke.tracer_names import BLK, BRANCH, FUNCTION, LIBC, PROFILE
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
-    from textpoke.model import Module, Site
+    from textpoke.arguments import Spec
+    from textpoke.branch_counting import BranchCounting
+    from textpoke.capture import CaptureWriter
+    from textpoke.model import BranchRow, Module, Site
     from textpoke.plan import Plan, SitePlan
-    from textpoke.poke import Poke
+    from textpoke.poke import Outcome
+    from textpoke.profile_rows import ProfileRow
+    from textpoke.records import Switched
+    from textpoke.ring_sets import RingSet
     from textpoke.tracer import Target
 
 _DRAIN_S = 0.002
 _FINAL_DRAINS = 50
 _LOOK_S = 0.1  # between looks for new modules
+_COUNTS_S = 0.05  # between looks at branches
 
 
-@dataclass(slots=True)
 class Trace:
-    """One recording of function entries; a context manager that switches it on and off.
+    """One recording; a context manager that switches it on and off.
+
+    Made by `Target.trace`. Several can run on one target at a time, each with its own tracer,
+    functions and rings: ftrace's instances.
 
     Attributes:
         target: Where it runs.
+        name: Tells it from others on the same target.
         chosen: The sites that are traced.
         find_in: Chooses sites of modules that come later; None: nothing is looked for.
         traps: An int3 may stay where nothing else is possible.
         plan: How the sites are patched; None before it was made.
-        refused: (site, reason) of chosen sites for which no room was found.
+        refused: (site, reason) of chosen sites that are not traced.
         totals: Everything drained so far.
         on: Outcome of the batch that switched it on; `off` likewise.
         switched_on: When the batch was done, on the clock of time.perf_counter().
         left_alone: Sites that were not switched off: their module is gone, or somebody else has
             changed them meanwhile.
         merged: Outcome of the batch that made runs of NOPs one instruction, if one was needed.
+        last: Outcome of the last batch.
     """
 
-    target: Target
-    chosen: list[Site]
-    output: str | os.PathLike[str] | None = None
-    overwrite: bool = False
-    force: bool = False
-    command: Sequence[str] = ()
-    mode: Mode = Mode.AUTO
-    find_in: Callable[[Sequence[Module]], list[Site]] | None = None
-    traps: bool = False
-    refused: list[tuple[Site, str]] = field(default_factory=list)
-    totals: Drained = field(default_factory=Drained)
-    on: Outcome | None = None
-    off: Outcome | None = None
-    merged: Outcome | None = None
-    left_alone: int = 0
-    timings_ms: dict[str, float] = field(default_factory=dict)
-    reason: str = "stopped"
-    switched_on: float = 0.0
-    plan: Plan | None = None
-    _reader: RingReader | None = None
-    _log: CaptureLog | None = None
-    _off: dict[int, Poke] = field(default_factory=dict)  # by address
-    _seen: set[tuple[str, int, int]] = field(default_factory=set)
-    _next_look: float = 0.0
-    _lost_no_ring: int = 0
+    def __init__(  # noqa: PLR0913 - Target.trace names them
+        self,
+        target: Target,
+        chosen: list[Site],
+        output: str | os.PathLike[str] | CaptureWriter | None = None,
+        *,
+        overwrite: bool = False,
+        force: bool = False,
+        command: Sequence[str] = (),
+        mode: Mode = Mode.AUTO,
+        find_in: Callable[[Sequence[Module]], list[Site]] | None = None,
+        traps: bool = False,
+        tracer: str = FUNCTION,
+        options: tracers.Options | None = None,
+        arguments: Sequence[Spec] = (),
+        name: str = "",
+        sample: int = 1,
+        functions: Callable[[], list[Site]] | None = None,
+    ) -> None:
+        self.target = target
+        self.chosen = chosen
+        self.output = output
+        self.overwrite = overwrite
+        self.force = force
+        self.command = command
+        self.mode = mode
+        self.find_in = find_in
+        self.traps = traps
+        self.name = name
+        self.refused: list[tuple[Site, str]] = []
+        self.totals = Drained()
+        self.on: Outcome | None = None
+        self.off: Outcome | None = None
+        self.last: Outcome | None = None
+        self.merged: Outcome | None = None
+        self.left_alone = 0
+        self.timings_ms: dict[str, float] = {}
+        self.reason = "stopped"
+        self.switched_on = 0.0
+        self.plan: Plan | None = None
+        self._tracer = tracers.known(tracer)
+        self._options = options or tracers.Options()
+        self._arguments = tuple(arguments)
+        self._captures = Captures()  # what calls carry
+        self._plans: dict[int, SitePlan] = {}  # of what is chosen, by address
+        self._prepared: dict[int, SitePlan] = {}  # and of what was before
+        self._wants: dict[str, Wants] = {}  # by tracer
+        self._events: RingSet | None = None
+        self._profile: RingSet | None = None
+        self._measured: dict[str, object] = {}  # for the end of the capture
+        self._reader: RingReader | None = None
+        self._log: CaptureLog | None = None
+        self._seen: set[tuple[str, int, int]] = set()
+        self._next_look = self._next_counts = 0.0
+        self._lost_no_ring = 0
+        self._overruns = 0
+        self._tap = -1
+        self._tell: Callable[[int], None] = lambda _fd: None
+        self._clock: dict[str, int] = {}
+        self._sample = max(sample, 1)
+        self._functions = functions  # what was chosen, with entries that cannot be patched
+        self._branches: BranchCounting | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -120,6 +168,76 @@ class Trace:
         """Events taken so far."""
         return self.totals.events
 
+    @property
+    def is_on(self) -> bool:
+        """True between `start` and `stop`."""
+        return self._reader is not None
+
+    @property
+    def tracer(self) -> str:
+        """Name of the tracer (`tracers.TRACERS`); set it to switch, while the program runs.
+
+        One batch leads every site from one probe to the other: no call goes unseen in between.
+        Raises as `start`; then the old one stays.
+        """
+        return self._tracer
+
+    @tracer.setter
+    def tracer(self, name: str) -> None:
+        before, self._tracer = self._tracer, tracers.known(name)
+        if not self.is_on:
+            return
+        try:
+            self._switch()
+        except BaseException:
+            self._tracer = before
+            raise
+
+    @property
+    def sample(self) -> int:
+        """One of so many calls of a function is recorded, by each thread; 1 for all."""
+        return self._sample
+
+    @sample.setter
+    def sample(self, number: int) -> None:
+        if number != self._sample:
+            self._sample = number
+            self._wants.clear()
+
+    def filter(self, include: str | Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+        """Trace other functions from now on: one batch switches what differs.
+
+        Args:
+            include: As for `Target.trace`.
+            exclude: The same; wins.
+
+        Raises:
+            UnknownFunction, NoSites, NotPatchable: Nothing was changed.
+            BatchRefused, BatchFailed, UnsupportedTarget: The batch could not be run.
+        """
+        if self._tracer == BRANCH:
+            functions = self.target.functions(include, exclude)
+            sites = [site for site in functions if site.patchable]
+        else:
+            sites = self.target.sites(include, exclude, traps=self.traps)
+        self._choose(sites, lambda: self.target.functions(include, exclude))
+
+    def choose(self, sites: Sequence[Site]) -> None:
+        """As `filter`, with the sites themselves."""
+        self._choose(sites, None)
+
+    def _choose(self, sites: Sequence[Site], functions: Callable[[], list[Site]] | None) -> None:
+        self.chosen, self._functions = list(sites), functions
+        if not self.is_on:
+            return
+        fresh = [site for site in self.chosen if site.address not in self._prepared]
+        if fresh:
+            self._prepare(fresh)
+        addresses = [site.address for site in self.chosen]
+        self._plans = {a: self._prepared[a] for a in addresses if a in self._prepared}
+        self._wants.clear()
+        self._switch()
+
     def start(self) -> None:
         """Plan, map what is needed, open the capture, switch on in one batch.
 
@@ -127,59 +245,172 @@ class Trace:
             CaptureExists, CaptureWrite: The output cannot be written; nothing was switched on.
             BatchRefused, BatchFailed, UnsupportedTarget: The batch could not be run.
         """
-        agent = self.target.agent
         started = time.perf_counter()
-        self._seen = {module.key for module in self.target.modules}
-        plan = self.target.prepare(self.chosen, traps=self.traps)
-        self.refused = plan.refused
-        planned = time.perf_counter()
-        self._reader = RingReader(agent, -1, overwrite=self.overwrite)
-        if self.output is not None:
-            self._log = CaptureLog(self.output, self.target.pid, force=self.force)
-            self._log.begin(self._meta(plan))
-            self._reader.write_to(self._log.fd)
-        agent.record(on=True, waiting=self._reader.waiting)
-        ready = time.perf_counter()
+        self.target.add_trace(self)
         try:
+            self._seen = {module.key for module in self.target.modules}
+            self.on, self.refused = None, []
+            self.plan = plan = self.target.prepare(self.chosen, traps=self.traps)
+            self.refused += plan.refused
+            self._plans = {p.site.address: p for p in plan.sites}
+            self._prepared = dict(self._plans)
+            self._wants.clear()
+            self._captures.of_arguments(self.target, self._arguments, self.chosen)
+            self._prepare_libc()
+            planned = time.perf_counter()
+            self._open()
+            ready = time.perf_counter()
             self.merged = self.target.merge(plan, self.mode)
-            self.on = None
-            self.plan = plan = self._switch_on(plan)
-            self._off = {p.site.address: poke_of(p, on=False) for p in plan.sites}
-            self.switched_on = time.perf_counter()
-            self.timings_ms = {
-                "plan": (planned - started) * 1e3,
-                "open": (ready - planned) * 1e3,
-                "batch": (self.switched_on - ready) * 1e3,
-            }
-        except BaseException as exc:
-            if not isinstance(exc, TextpokeError):  # an interrupt: what the batch did is not known
-                self._take_back(plan.sites)
+            self._switch()
+        except BaseException:
             self._abandon()
             raise
+        self.switched_on = time.perf_counter()
+        self.timings_ms = {
+            "plan": (planned - started) * 1e3,
+            "open": (ready - planned) * 1e3,
+            "batch": (self.switched_on - ready) * 1e3,
+        }
 
-    def _switch_on(self, plan: Plan) -> Plan:
-        """Switch on; what is on then. Int3s that stay come last: the rest can do without."""
-        usual = [p for p in plan.sites if not p.handler]
-        staying = [p for p in plan.sites if p.handler]
-        request = Request.of(poke_of(planned, on=True) for planned in usual)
-        agent = self.target.agent
-        outcome = run_request(agent, request, mode=self.mode, leave_busy=True)
-        plan, busy = settle(agent, replace(plan, sites=usual), outcome, self.mode)
-        self.refused += busy
-        if staying:
-            try:
-                more = run_request(agent, Request.of(poke_of(p, on=True) for p in staying))
-            except (UnsupportedTarget, BatchRefused) as exc:
-                self.refused += [(p.site, str(exc)) for p in staying]
-            except TextpokeError:
-                self._take_back(usual)
-                raise
-            else:
-                outcome = _joined(outcome, more, len(usual))
-                sites = sorted(plan.sites + staying, key=lambda p: p.site.address)
-                plan = replace(plan, sites=sites)
-        self.on = self.on or outcome
-        return plan
+    def _open(self) -> None:
+        """Take rings and open the capture."""
+        self._events = self.target.ring_sets.take()
+        self._reader = RingReader(self._events, -1, overwrite=self.overwrite)
+        if self.output is not None:
+            self._log = CaptureLog(self.output, self.target.pid, force=self.force)
+            self._log.begin(self._meta())
+            self._reader.write_to(self._log.fd)
+        if self._tap >= 0:
+            self.divert(self._tap, self._tell)
+        self._events.record(on=True, waiting=self._reader.waiting)
+
+    def _rings_of(self, tracer: str) -> RingSet:
+        if tracer != PROFILE and self._events is not None:
+            return self._events
+        if self._profile is None:
+            self._profile = self.target.ring_sets.take(profiled=len(self._plans))
+            profile.clear(self._profile)
+            self._profile.record(on=True)
+        return self._profile
+
+    def _switch(self) -> None:
+        """Let what the tracer wants be in place, and nothing else of ours: one batch."""
+        if self._tracer in tracers.REDIRECTING:
+            self.target.make_ready_for_returns(self.mode)
+        self._prepare_libc()
+        rings = self._rings_of(self._tracer)
+        self._captures.upload(rings, self._tracer, self._prepared)
+        wanted = self._wants.get(self._tracer)
+        if wanted is None:
+            wanted = self._wants[self._tracer] = self._wanted(rings)
+        with self._counting(wanted):
+            self._note(self.target.records.switch(self.name, wanted, self.mode))
+
+    def _wanted(self, rings: RingSet) -> Wants:
+        if self._tracer == BRANCH:
+            return self._wanted_branches()
+        options = replace(self._options, sample=self._sample)
+        wish = tracers.Wish(self._tracer, rings, options, self.target.returns.why_not)
+        return wish.of(self._traced(), self._captures.programs(self._tracer))
+
+    def _wanted_branches(self) -> Wants:
+        """The sites that count the branches of what is chosen."""
+        if self._branches is None:
+            from textpoke.branch_counting import (
+                BranchCounting,
+            )  # here: numpy takes 100 ms to import
+
+            self._branches = BranchCounting(self.target)
+        functions = {site.entry: site for site in self.chosen}
+        if self._functions is not None:
+            with suppress(SiteError):  # of modules that are gone
+                functions |= {site.entry: site for site in self._functions()}
+        wanted = self._branches.choose(list(functions.values()))
+        self.refused += self._branches.take_refused()
+        return wanted
+
+    def _counting(self, wanted: Wants) -> AbstractContextManager[None]:
+        """While sites are switched: branches count from now on, or do not any more."""
+        if self._branches is None:
+            return nullcontext()
+        return self._branches.turned(wanted if wanted.alone else None)
+
+    def branch_counts(self, *, lines: bool = True) -> list[BranchRow]:
+        """What the branch tracer has counted so far, by branch; nothing is stopped.
+
+        Args:
+            lines: Look up source files and lines, which takes a while the first time.
+        """
+        return self._branches.rows(lines=lines) if self._branches else []
+
+    def _traced(self) -> list[SitePlan]:
+        """What the tracer looks at: what was chosen, but blk; and its functions of libc."""
+        libc = self._captures.libc(self._tracer)
+        own = {} if self._tracer == BLK else self._plans
+        return [*(p for a, p in own.items() if a not in libc)] + [
+            self._prepared[address] for address in libc if address in self._prepared
+        ]
+
+    def _prepare_libc(self) -> None:
+        """Plan the functions of libc that the tracer stands on, once."""
+        if self._tracer not in LIBC or self._captures.libc(self._tracer):
+            return
+        found = self.target.libc_sites(self._tracer)
+        self.refused += [(site, site.reason or "") for site, _ in found if not site.patchable]
+        good = {site.address: function for site, function in found if site.patchable}
+        fresh = [site for site, _ in found if site.patchable and site.address not in self._prepared]
+        self._captures.of_libc(self._tracer, good)
+        if fresh:
+            self._prepare(fresh)
+
+    def _note(self, done: Switched) -> None:
+        self.refused += done.refused
+        self.left_alone += done.left_alone
+        self.last = done.outcome
+        self.on = self.on or done.outcome
+
+    @property
+    def return_addresses(self) -> dict[int, int]:
+        """What events call each site that is traced: its return address, by its own."""
+        return {address: p.return_address for address, p in self._prepared.items()}
+
+    def sites_by_return(self) -> list[tuple[Site, int]]:
+        """The same with the sites themselves."""
+        return [(p.site, p.return_address) for p in self._prepared.values()]
+
+    @property
+    def durations(self) -> dict[int, int]:
+        """In threshold mode: where the duration stands in an EXIT's data, by return address."""
+        if not self._options.threshold_ticks:
+            return {}
+        return dict.fromkeys(self.return_addresses.values(), 0)
+
+    @property
+    def overruns(self) -> int:
+        """Calls whose return was not waited for: too deep, or a thread without a shadow stack."""
+        sets = (self._events, self._profile)
+        return sum(rings.overruns() for rings in sets if rings is not None) or self._overruns
+
+    def divert(self, fd: int, tell: Callable[[int], None]) -> None:
+        """Let events go to `fd`; `tell` is told where the capture is, for who sends them on."""
+        self._tap, self._tell = fd, tell
+        if self._reader is not None:
+            self._reader.write_to(fd)
+            tell(self._log.fd if self._log is not None else -1)
+
+    def note(self, fields: Mapping[str, object]) -> None:
+        """Put a note into the capture."""
+        if self._log is not None:
+            self._log.more_sites([], fields)
+
+    def snapshot_fields(self) -> tuple[dict[str, object], dict[int, str], dict[str, object]]:
+        """META, names of threads and END's clock for a capture of a part of this one."""
+        threads = self._log.thread_names if self._log is not None else {}
+        return {**self._meta(), "clock": self._clock}, threads, {"clock": clock_point()}
+
+    def profile(self) -> dict[int, ProfileRow]:
+        """What the profile tracer has counted so far, by return address; nothing is stopped."""
+        return profile.read(self._profile) if self._profile else {}
 
     def drain(self) -> Drained:
         """Take what the rings hold to the capture; call it every few milliseconds.
@@ -191,6 +422,7 @@ class Trace:
         """
         if self._reader is not None:
             self._look_for_modules()
+            self._look_at_branches()
         if self._reader is None or self.overwrite:
             return Drained()
         if self._log is not None:
@@ -216,9 +448,15 @@ class Trace:
         except NoSuchTarget as exc:
             raise TargetExited(self.target.pid, "the recording") from exc
 
+    def _look_at_branches(self) -> None:
+        """What a program has counted is gone with it: remember it now and then."""
+        if self._tracer == BRANCH and self._branches and time.monotonic() >= self._next_counts:
+            self._next_counts = time.monotonic() + _COUNTS_S
+            self._branches.look()
+
     def _drop_unsafe_traps(self) -> None:
         """What was opened since may block SIGTRAP: int3s that stay must not meet that."""
-        staying = [poke.address for poke in self._off.values() if poke.handler]
+        staying = [address for address, p in self._plans.items() if p.handler]
         if not staying:
             return
         try:
@@ -228,10 +466,9 @@ class Trace:
             unsafe = dict.fromkeys(staying, exc.detail)
         if not unsafe:
             return
-        run_request(self.target.agent, Request.of(self._off[address] for address in unsafe))
-        self.refused += [(s, unsafe[s.address]) for s in self.chosen if s.address in unsafe]
-        for address in unsafe:
-            del self._off[address]
+        self.refused += [(self._plans.pop(address).site, unsafe[address]) for address in unsafe]
+        self._wants.clear()
+        self._switch()
 
     def _trace_in(
         self, find_in: Callable[[Sequence[Module]], list[Site]], fresh: Sequence[Module]
@@ -244,16 +481,29 @@ class Trace:
         except (PokeError, SiteError, AgentFailed, UnsupportedTarget) as exc:
             # It was closed again meanwhile, perhaps.
             self.refused += [(site, str(exc)) for site in found]
+            for site in found:
+                self._plans.pop(site.address, None)
+            self._wants.clear()
 
     def _switch_on_more(self, found: list[Site]) -> None:
-        plan = self.target.prepare(found, traps=self.traps)
+        self.target.records.forget(site.address for site in found)
+        if self._branches is not None:
+            self._branches.forget(found)
+        plan = self._prepare(found)
+        self.chosen += found
+        self._plans |= {p.site.address: p for p in plan.sites}
+        self._wants.clear()
+        self._switch()
+
+    def _prepare(self, fresh: Sequence[Site]) -> Plan:
+        plan = self.target.prepare(fresh, traps=self.traps)
         self.target.merge(plan, self.mode)
         self.refused += plan.refused
-        plan = self._switch_on(plan)
-        self.chosen += found
-        self._off |= {p.site.address: poke_of(p, on=False) for p in plan.sites}
+        self._prepared |= {p.site.address: p for p in plan.sites}
         if self._log is not None:
-            self._log.more_sites(_names(plan))
+            captures = self._captures.notes(self._tracer, plan.sites, self._options)
+            self._log.more_sites(_names(plan.sites), captures)
+        return plan
 
     def run(self, seconds: float | None = None, stop: threading.Event | None = None) -> None:
         """Drain until the time is over, `stop` is set or the target has ended."""
@@ -265,33 +515,57 @@ class Trace:
             self.target.agent.require_alive("the recording")
             time.sleep(_DRAIN_S)
 
-    def stop(self) -> None:
-        """Switch off in one batch, take the rest, finish the capture."""
+    def stop(self, before_end: Callable[[], Mapping[str, object]] | None = None) -> None:
+        """Switch off in one batch, take the rest, finish the capture.
+
+        Args:
+            before_end: Called when all events have been taken; gives further fields for the end.
+        """
         if self._reader is None:
             return
         failure: TextpokeError | None = None
+        self._measured = self._captures.at_end(self.target.pid, self._tracer)
         try:
             self._switch_off()
-            self.target.agent.record(on=False)
         except (TargetExited, NoSuchTarget):
             self.reason = "target exited"
         except TextpokeError as exc:
             failure = exc
+        if self._profile is not None:
+            self._measured["profile"] = profile.as_json(self._profile)
+        if self._branches is not None:
+            self._measured["branch"] = self._branches.as_json()
         try:
             self._drain_rest()
+            if before_end is not None:
+                self._measured |= before_end()
             if self._log is not None:
                 self._log.finish(self._end())
         finally:
             self._log = None
-            self._lost_no_ring = self._reader.lost_no_ring
-            self._reader = None
+            self._close()
         if failure is not None:
             raise failure
 
     def _switch_off(self) -> None:
-        """Put the sites back; those whose module is gone, or that others hold now, are left."""
-        self.off, left = switch_off(self.target.agent, self._off.values(), self.mode)
-        self.left_alone += left
+        with self._counting(Wants()):
+            done = self.target.records.switch(self.name, Wants(), self.mode)
+        self.left_alone += done.left_alone
+        self.off = done.outcome
+        for rings in (self._events, self._profile):
+            if rings is not None:
+                rings.record(on=False)
+
+    def _close(self) -> None:
+        self._overruns = self.overruns
+        if self._reader is not None:
+            self._lost_no_ring = self._reader.lost_no_ring
+        self._reader = None
+        for rings in (self._events, self._profile):
+            if rings is not None:
+                self.target.ring_sets.give_back(rings)
+        self._events = self._profile = None
+        self.target.remove_trace(self)
 
     def _drain(self, *, final: bool) -> Drained:
         if self._reader is None:
@@ -314,18 +588,22 @@ class Trace:
             time.sleep(_DRAIN_S)
         self._drain(final=True)
 
-    def _meta(self, plan: Plan) -> dict[str, object]:
+    def _meta(self) -> dict[str, object]:
+        self._clock = self._clock or clock_point()
+        plans = list(self._prepared.values())
         return {
             "pid": self.target.pid,
             "exe": self.target.exe,
             "command": list(self.command) or self.target.command_line,
-            "tracer": "function",
+            "tracer": self._tracer,
             "mode": "overwrite" if self.overwrite else "drop",
-            "clock": clock_point(),
-            "sites": _names(plan),
+            "clock": self._clock,
+            "sites": _names(plans),
             "modules": [[m.name, m.path, m.bias] for m in self.target.modules],
             "cpus": os.cpu_count() or 0,
             "textpoke": __version__,
+            **self._captures.notes(self._tracer, plans, self._options),
+            **self._captures.at_start(self.target.pid, self._tracer),
         }
 
     def _end(self) -> dict[str, object]:
@@ -334,36 +612,23 @@ class Trace:
             "events": self.totals.events,
             "lost": self.totals.lost,
             "lost_no_ring": self.lost_no_ring,
+            "overruns": self.overruns,
             "reason": self.reason,
             "on": self.on.as_dict() if self.on else None,
             "off": self.off.as_dict() if self.off else None,
             "hold_ns": self.target.agent.timings.hold_ns,
+            **self._measured,
         }
-
-    def _take_back(self, sites: Sequence[SitePlan]) -> None:
-        agent = self.target.agent
-        with suppress(TextpokeError):
-            pokes = [poke_of(planned, on=True) for planned in sites]
-            there = [poke for poke in pokes if held(agent, poke) == poke.new]
-            self._off = {poke.address: poke.reversed() for poke in there}
-            self._switch_off()
 
     def _abandon(self) -> None:
         """Nothing was switched on: leave no capture that would say otherwise."""
         with suppress(TextpokeError):
-            self.target.agent.record(on=False)
+            self._switch_off()
         if self._log is not None:
             self._log.discard()
-        self._reader = self._log = None
+        self._log = None
+        self._close()
 
 
-def _joined(first: Outcome, second: Outcome, count: int) -> Outcome:
-    """Of two batches that were one request, the second from position `count` on."""
-    choices = tuple(
-        replace(choice, indexes=[count + i for i in choice.indexes]) for choice in second.choices
-    )
-    return first.plus(replace(second, choices=choices))
-
-
-def _names(plan: Plan) -> list[list[object]]:
-    return [[p.return_address, p.site.module, p.site.function] for p in plan.sites]
+def _names(plans: Iterable[SitePlan]) -> list[list[object]]:
+    return [[p.return_address, p.site.module, p.site.function] for p in plans]

@@ -7,47 +7,49 @@ This module wires the others together and holds no logic of its own.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import signal
-import time
 from typing import TYPE_CHECKING, Self
 
-from textpoke import elf, leave, modes, process_sites, startup, target
+from textpoke import clock, leave, libc_sites, process_sites, startup, target, tracers
 from textpoke._errors import (
     AgentFailed,
     NotPatchable,
     SiteError,
     TargetExited,
+    TraceExists,
     UnsupportedTarget,
     ViewError,
 )
 from textpoke._native import ffi, lib
 from textpoke.agent import error_text
-from textpoke.agent_image import load_image
-from textpoke.engine import Batch, restore_all, run_request
+from textpoke.agent_image import Probe, load_image
+from textpoke.engine import Batch
 from textpoke.inject import DEFAULT_RING_BYTES, DEFAULT_RINGS, load
-from textpoke.modes import Mode, require_holds
-from textpoke.plan import MERGED_NOP, Method, Plan, Planner, Space
-from textpoke.poke import Outcome, Poke, Request
+from textpoke.modes import Mode
+from textpoke.placing import Placing
+from textpoke.records import Records
+from textpoke.redirection import Redirection
+from textpoke.returns import Returns
+from textpoke.ring_sets import RingSets
 from textpoke.trace import Trace
-from textpoke.unload import interior_sites
+from textpoke.tracer_names import BLK, BRANCH, FUNCTION
 
 if TYPE_CHECKING:
     from collections import abc
-    from collections.abc import Callable, Sequence
+    from collections.abc import Collection, Sequence
     from types import TracebackType
 
     from textpoke.agent import Agent
+    from textpoke.arguments import Captures, Resolver, Spec
     from textpoke.branch_counts import BranchCounts
+    from textpoke.capture import CaptureWriter
     from textpoke.code_views import CodeViews
+    from textpoke.libc_calls import Function
     from textpoke.model import Mapping, Module, Site
-
-_LOOKS = 50
-_LOOK_S = 0.002
-_MAP_TRIES = 10
-_APART = 64 << 20
+    from textpoke.plan import Plan
+    from textpoke.poke import Outcome
 
 
 class Target:
@@ -82,9 +84,17 @@ class Target:
             for everything in (False, True)
             for traps in (False, True)
         }
-        self._planner = Planner(load_image().thunk(agent.base))
-        self._merged: set[int] = set()  # runs that are one instruction now
-        self._settled: set[int] = set()  # those of them that no thread is inside of
+        default = Probe(lib.TP_PROBE_FUNCTION)
+        self.placing = Placing(agent, default)
+        self.records = Records(agent, self.placing.probes, default)
+        self.placing.forget = self.records.forget_leads
+        self.ring_sets = RingSets(agent)
+        self.redirection = Redirection(agent, self.placing, self.records)
+        self.traces: dict[str, Trace] = {}
+        self.counting: set[int] = set()  # who counts branches now
+        self.counting_turns = 0  # how often somebody began or ended that
+        self._resolver: Resolver | None = None
+        self._returns: tuple[frozenset[tuple[str, int, int]], Returns] | None = None
         self._repair()
 
     def __enter__(self) -> Self:
@@ -190,8 +200,13 @@ class Target:
         force: bool = False,
         command: Sequence[str] = (),
         mode: Mode | str = Mode.AUTO,
+        tracer: str = FUNCTION,
+        depth: int = 0,
+        threshold_us: float = 0.0,
+        arguments: Sequence[Spec] = (),
+        name: str = "",
     ) -> Trace:
-        """A function trace of the chosen sites; nothing happens before it is entered.
+        """A trace of the chosen sites; nothing happens before it is entered.
 
         Args:
             include: As for `sites`.
@@ -204,17 +219,103 @@ class Target:
             force: Overwrite an existing capture.
             command: Words to note in the capture as the traced command.
             mode: How sites are written: "auto", "int3", "direct" or "stop" (`Mode`).
+            tracer: What is recorded (`tracers.TRACERS`); `Trace.tracer` switches it later.
+            depth: With function_graph: calls below each other that are followed; 0 for all.
+            threshold_us: With function_graph: shorter calls leave no event, in microseconds.
+            arguments: What calls shall tell of their arguments and results (`arguments.parse`).
+            name: Tells it from other traces of this target that run at the same time.
 
         Raises:
             UnknownFunction, NoSites: As `sites`.
+            UnknownTracer: There is no such tracer.
         """
-        chosen = self.sites(include, exclude, everything=everything, traps=traps)
         finder = self._finders[everything, traps]
+        if tracer == BLK and not include:
+            chosen = []  # it looks at libc alone
+        elif tracer == BRANCH:  # functions whose entries cannot be patched have branches, too
+            self.functions(include, exclude)
+            chosen = self._sites_in(self.modules, include, exclude, finder)
+        else:
+            chosen = self.sites(include, exclude, everything=everything, traps=traps)
 
         def find_in(modules: Sequence[Module]) -> list[Site]:
             return self._sites_in(modules, include, exclude, finder)
 
-        return Trace(self, chosen, output, overwrite, force, command, Mode(mode), find_in, traps)
+        return Trace(
+            self,
+            chosen,
+            output,
+            overwrite=overwrite,
+            force=force,
+            command=command,
+            mode=Mode(mode),
+            find_in=find_in,
+            functions=lambda: self.functions(include, exclude),
+            traps=traps,
+            tracer=tracer,
+            options=tracers.Options(depth, _ticks(threshold_us)),
+            arguments=arguments,
+            name=name,
+        )
+
+    def trace_of(
+        self,
+        chosen: Sequence[Site],
+        output: str | os.PathLike[str] | CaptureWriter | None,
+        *,
+        tracer: str = FUNCTION,
+        name: str = "",
+    ) -> Trace:
+        """As `trace`, of sites that are chosen already."""
+        return Trace(self, list(chosen), output, tracer=tracer, name=name)
+
+    def sites_of(self, modules: Collection[str]) -> list[Site]:
+        """All sites of the modules of these names, refused ones too."""
+        finder = self._finders[False, False]
+        return [s for m in self.modules if m.name in modules for s in finder.of_module(m)]
+
+    def add_trace(self, trace: Trace) -> None:
+        """A trace begins. Raises TraceExists when one of that name is running."""
+        if trace.name in self.traces:
+            raise TraceExists(self.pid, trace.name)
+        self.traces[trace.name] = trace
+
+    def remove_trace(self, trace: Trace) -> None:
+        """It has ended."""
+        if self.traces.get(trace.name) is trace:
+            del self.traces[trace.name]
+
+    @property
+    def returns(self) -> Returns:
+        """Which returns can be redirected, of the modules that are mapped now."""
+        keys = frozenset(module.key for module in self.modules)
+        if self._returns is None or self._returns[0] != keys:
+            self._returns = keys, Returns(self.pid, self.modules)
+        return self._returns[1]
+
+    def libc_sites(self, tracer: str) -> list[tuple[Site, Function]]:
+        """Where the functions are that blk, wakeup_rt or irqsoff stands on. Raises NoSites."""
+        return libc_sites.find(self.pid, self.modules, self._finders[True, False], tracer)
+
+    def captures(self, specs: Sequence[Spec], sites: Sequence[Site]) -> Captures:
+        """What to capture at `sites`, as `arguments.parse` has read it.
+
+        Raises:
+            ArgumentSpec, UnknownFunction: As `Resolver.programs`.
+        """
+        from textpoke.arguments import Resolver  # here: most recordings do without
+
+        if self._resolver is None:
+            self._resolver = Resolver(lambda module: target.open_module(self.pid, module))
+        return self._resolver.programs(specs, sites, self.modules)
+
+    def make_ready_for_returns(self, mode: Mode) -> None:
+        """Whatever must be in place before returns are redirected. Raises as `Redirection`."""
+        self.redirection.make_ready(self.modules, self._finders[True, False], mode)
+
+    def merge(self, plan: Plan, mode: Mode = Mode.AUTO) -> Outcome | None:
+        """Make planned runs of NOPs one instruction (`Placing.merge`)."""
+        return self.placing.merge(plan, self.modules, mode)
 
     def branches(
         self,
@@ -236,23 +337,27 @@ class Target:
             UnknownFunction, NoSites: As `sites`.
             ModuleUnavailable, BadElf: A module's file cannot be read.
         """
-        from textpoke.branch_counts import BranchCounts  # here: only this tracer needs them
-        from textpoke.branches import Found, entries_of, find_branches
+        from textpoke.branch_counts import BranchCounts  # here: only this tracer needs numpy
 
+        functions = self.functions(include, exclude)
+        counts = BranchCounts(self, functions, Mode(mode))
+        if not counts.found.sites:
+            raise NotPatchable(functions[0], "none of its branches can be counted")
+        return counts
+
+    def functions(
+        self, include: str | Sequence[str] = (), exclude: Sequence[str] = ()
+    ) -> list[Site]:
+        """A site of every function by pattern, those that cannot be patched too.
+
+        Raises:
+            UnknownFunction, NoSites: As `sites`.
+        """
         patterns = [include] if isinstance(include, str) else list(include)
         where = f"pid {self.pid} ({os.path.basename(self.exe)})"
-        modules = self.modules
-        chosen = self._finders[True, False].choose(modules, patterns, list(exclude), where)
-        self.agent.require_alive("the search for branches")
-        found = Found()
-        for module in modules:
-            entries = entries_of(module, chosen)
-            if entries:
-                with elf.Image.open(target.open_module(self.pid, module)) as image:
-                    found.add(find_branches(image, module, entries))
-        if not found.sites:
-            raise NotPatchable(chosen[0], "none of its branches can be counted")
-        return BranchCounts(self, found, Mode(mode))
+        chosen = self._finders[True, False].choose(self.modules, patterns, list(exclude), where)
+        self.agent.require_alive("the search for functions")
+        return chosen
 
     def _sites_in(
         self,
@@ -273,25 +378,9 @@ class Target:
     def prepare(self, chosen: Sequence[Site], *, traps: bool = False) -> Plan:
         """Plan CALLs to the thunk at `chosen` sites and map the code that they need.
 
-        Args:
-            chosen: The sites.
-            traps: An int3 may stay where nothing else is possible.
-
-        Raises:
-            NotPatchable: A site was refused by the planner and it was the only one.
-            AgentFailed: The target has no room where it was planned.
+        Raises as `Placing.prepare`.
         """
-        for attempt in range(_MAP_TRIES):
-            try:
-                plan = self._map_plan(chosen, attempt, traps=traps)
-            except AgentFailed as exc:
-                # The program has mapped something there since we looked: look again.
-                if exc.errno != errno.EEXIST or attempt == _MAP_TRIES - 1:
-                    raise
-            else:
-                break
-        if not plan.sites and plan.refused:
-            raise NotPatchable(*plan.refused[0])
+        plan = self.placing.prepare(chosen, traps=traps)
         if self.views is not None:
             try:
                 self._refresh_views(self.views)
@@ -331,95 +420,9 @@ class Target:
     def _refresh_views(self, views: CodeViews) -> None:
         from textpoke.placed import PlacedCode
 
-        views.refresh(PlacedCode(load_image(), self.agent.base, self._planner), self.modules)
-
-    def _map_plan(self, chosen: Sequence[Site], attempt: int, *, traps: bool) -> Plan:
-        head = self.agent.image()
-        owned = [(r.start, r.bytes) for r in (head.regions[i] for i in range(head.region_count))]
-        wanted, refused = self._without_windows(chosen)
-        # What is mapped meanwhile, by our own planning in the own process, is near the rest.
-        steps = attempt + (self.pid == os.getpid())
-        space = Space(target.read_maps(self.pid), owned, _APART * steps)
-        plan = self._planner.plan(wanted, space, traps=self._why_no_trap() if traps else None)
-        plan.refused += refused
-        try:
-            for start, size in plan.regions:
-                self.agent.map_code(start, size)
-            for start, size in plan.counters:
-                self.agent.map_counters(start, size)
-            self.agent.fill_code(plan.code)
-        except BaseException:
-            # The planner counts on pads that are not there: let the next plan begin anew.
-            self._planner = Planner(load_image().thunk(self.agent.base))
-            raise
-        return plan
-
-    def _why_no_trap(self) -> Callable[[Site], str]:
-        why = modes.why_no_trap_stays(self.agent)
-        return lambda site: why(site.address)
-
-    def _without_windows(
-        self, chosen: Sequence[Site]
-    ) -> tuple[Sequence[Site], list[tuple[Site, str]]]:
-        """Leave out sites of several instructions where nobody can look who stands among them."""
-        inside = [site for site in chosen if site.heads]
-        if inside:
-            try:
-                require_holds(self.agent)
-            except UnsupportedTarget as exc:
-                return [s for s in chosen if not s.heads], [(s, exc.detail) for s in inside]
-        return chosen, []
-
-    def merge(self, plan: Plan, mode: Mode = Mode.AUTO) -> Outcome | None:
-        """Make planned runs of NOPs one instruction, once, where a flip has no room.
-
-        Every mix of the two is NOPs, so threads may be anywhere while it is written; but nobody
-        may still be inside when a CALL comes, so look where everybody is and wait.
-
-        Raises:
-            UnsupportedTarget: ("no-helper") Nobody can look at the threads of the own process.
-            AgentFailed: A thread does not leave a run.
-        """
-        self._forget_reloaded(plan)
-        fresh = [
-            p
-            for p in plan.sites
-            if p.method is Method.MERGE and p.site.address not in self._settled
-        ]
-        if not fresh:
-            return None
-        require_holds(self.agent)
-        pokes = [
-            Poke(p.site.address, p.site.old, MERGED_NOP, 0, str(p.site))
-            for p in fresh
-            if p.site.address not in self._merged
-        ]
-        outcome = run_request(self.agent, Request.of(pokes), mode=mode)
-        self._merged.update(poke.address for poke in pokes)
-        self._wait_outside([p.site.address for p in fresh])
-        self._settled.update(p.site.address for p in fresh)
-        return outcome
-
-    def _forget_reloaded(self, plan: Plan) -> None:
-        """A module may have been closed and opened again: its runs are not merged any more."""
-        main = {module.name for module in self.modules if module.is_main}
-        for p in plan.sites:
-            if p.method is Method.MERGE and p.site.module not in main:
-                with contextlib.suppress(AgentFailed):
-                    if self.agent.read(p.site.address, p.site.length) == p.site.old:
-                        self._merged.discard(p.site.address)
-                        self._settled.discard(p.site.address)
-
-    def _wait_outside(self, addresses: list[int]) -> None:
-        if self.agent.held is not None:
-            return  # launched and not yet running: its one thread stands at the entry point
-        for _ in range(_LOOKS):
-            inside = interior_sites(self.agent, addresses, len(MERGED_NOP))
-            if not inside:
-                return
-            addresses = sorted(inside)
-            time.sleep(_LOOK_S)
-        raise AgentFailed(f"waiting for a thread to leave {addresses[0]:#x}", 11)
+        placing = self.placing
+        placed = PlacedCode(load_image(), self.agent.base, placing.planner, placing.copies.placed)
+        views.refresh(placed, self.modules)
 
     def release(self) -> None:
         """Let a launched program run."""
@@ -454,11 +457,10 @@ class Target:
             self.agent.keep(on=True)
         if kept:
             return
-        known = leave.known_sites(self.agent)
-        left_on = leave.undo_request(known)
+        left_on = leave.undo_request(leave.known_sites(self.agent))
         if left_on.pokes:
             self.agent.record(on=False)
-            restore_all(self.agent, left_on, no_traps=leave.why_no_traps(known))
+            leave.put_all_back(self.agent)
             self.repaired = len(left_on.pokes)
 
 
@@ -551,6 +553,11 @@ def _target(agent: Agent, *, keep: bool = False) -> Target:
     except BaseException:
         leave.quietly(agent)
         raise
+
+
+def _ticks(us: float) -> int:
+    """Microseconds in ticks of the time stamp counter."""
+    return round(us * 1e3 / clock.ns_per_tick()) if us else 0
 
 
 def _exe(pid: int) -> str:

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from textpoke.model import Mapping
 
 _SHARED = f"/memfd:{NAME}"
+_RINGS = "/memfd:tp-rings"
 _SYSCALL = b"\x0f\x05"
 _KNOWN_ADDRESS = struct.Struct(f"<Q{wire.KNOWN_BYTES - 8}x")  # of struct tp_known
 _PIECE = 1 << 20
 _MOST_SEARCHED = 1 << 26
 _TRIES = 60
+_MOST_SHADOWS = 4096
 _PAUSE_S = 0.01
 _BUSY = {
     lib.TP_BUSY_RIP: "runs in our code",
@@ -94,6 +96,8 @@ def our_ranges(head: Pointer, maps: Sequence[Mapping]) -> list[tuple[int, int]]:
     the shared object, and may have something of its own in its place.
     """
     shared = any(m.start == head.shared_base and _SHARED in m.path for m in maps)
+    ring_maps = {m.start for m in maps if _RINGS in m.path}
+    sets = [head.sets[i] for i in range(head.set_count)]
     ranges = [
         (region.start, region.start + region.bytes)
         for region in (head.regions[i] for i in range(head.region_count))
@@ -104,6 +108,7 @@ def our_ranges(head: Pointer, maps: Sequence[Mapping]) -> list[tuple[int, int]]:
         (head.shared_base, head.shared_bytes if shared else 0),
         (head.slots_base, head.slots_bytes),
         (known, head.known_bytes),
+        *((rings.start, rings.bytes) for rings in sets if rings.start in ring_maps),
     )
     # What the target has made of these numbers must at least be a range.
     kept = [(start, size) for start, size in data if size and wire.is_range(start, size)]
@@ -140,6 +145,23 @@ def remove(agent: Agent, head: Pointer, sites: list[int], known: bytes = b"") ->
     return Removal(
         bool(left.handler_restored), left.unmapped, left.hold_ns / 1e6, residue, left.put_back
     )
+
+
+def let_frames_go(agent: Agent) -> str:
+    """Put the return addresses of all redirected calls back; "" or why that could not be done.
+
+    Nobody may be on the way into a probe: the sites must be off.
+    """
+    head = agent.image()
+    for attempt in range(_TRIES):
+        left = ffi.new("struct tp_left *")
+        error = _remove_once(agent, head, [], b"", left, unmap=False)
+        if error != -errno.EAGAIN:
+            break
+        time.sleep(_PAUSE_S * (1 + attempt / 10))
+    if error == -errno.ESTALE:
+        raise TargetExited(agent.pid, "detach: it has executed another program")
+    return "" if error == 0 else _why_left(agent.pid, error, left, installed=False)
 
 
 def remove_remains(agent: Agent) -> Removal | None:
@@ -180,7 +202,15 @@ def _why_left(pid: int, error: int, left: Pointer, *, installed: bool) -> str:
     return f"agent pages stay: {error_text(-error)}"
 
 
-def _remove_once(agent: Agent, head: Pointer, sites: list[int], known: bytes, left: Pointer) -> int:
+def _remove_once(
+    agent: Agent,
+    head: Pointer,
+    sites: list[int],
+    known: bytes,
+    left: Pointer,
+    *,
+    unmap: bool = True,
+) -> int:
     maps = target.read_maps(agent.pid)
     ranges = our_ranges(head, maps)
     stacks = writable(m for m in maps if not _inside(ranges, m.start))
@@ -196,7 +226,11 @@ def _remove_once(agent: Agent, head: Pointer, sites: list[int], known: bytes, le
     if head.jit_descriptor and wire.is_range(head.jit_descriptor, lib.TP_PAGE_BYTES):
         request.jit_descriptor = head.jit_descriptor
         request.jit_entry = agent.image_at + _offset_of("jit_entry")
-    request.unmap = 1
+    request.unmap = unmap
+    request.spared = 0 if unmap else agent.tid
+    count = min(head.shadow_count, _MOST_SHADOWS)
+    if wire.is_range(head.shadow_heads, count * ffi.sizeof("struct tp_shadow")):
+        request.shadow_heads, request.shadow_count = head.shadow_heads, count
     raw = bytes(ffi.buffer(request))
     parts = (raw, pairs(ranges), words(sites), pairs(stacks), known)
     code, found = helper.perform(agent, Work.LEAVE, *parts)

@@ -83,7 +83,10 @@ def read_image(data: bytes, base: int) -> Pointer:
     ffi.memmove(head, data, len(data))
     if head.magic != MAGIC or head.base != base or head.region_count > lib.TP_MAX_REGIONS:
         raise overwritten("image")
-    regions = (head.regions[i] for i in range(head.region_count))
+    if head.set_count > lib.TP_MAX_SETS:
+        raise overwritten("image")
+    regions = [head.regions[i] for i in range(head.region_count)]
+    regions += [head.sets[i] for i in range(head.set_count)]
     ranges = [(region.start, region.bytes) for region in regions]
     ranges += [
         (head.base, head.image_bytes),

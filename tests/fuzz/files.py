@@ -18,12 +18,16 @@ from mutate import mutate, text
 from textpoke import proc
 from textpoke._capture_format import HEADER_BYTES, BlockType, fnv1a32
 from textpoke.capture import Capture
+from textpoke.payload import Field, Layout, layouts_json
 from textpoke.report.counts import count
+from textpoke.report.graph import GraphOptions, graph
 from textpoke.report.names import escape
-from textpoke.report.records import records
-from textpoke.report.summary import summary
-from textpoke.report.table import table
+from textpoke.report.records import records, times_records
+from textpoke.report.summary import pair_notes, summary
+from textpoke.report.table import table, times_table
 from textpoke.report.text import text as text_report
+from textpoke.report.times import times
+from textpoke.report.tree import call_tree, tree
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "unit"))
 
@@ -32,24 +36,55 @@ import captures
 if TYPE_CHECKING:
     import random
 
+Seed = tuple[bytes, list[tuple[int, int]]]
 _MAGIC = struct.pack("<I", 0x4B425054)
 
 
+def _graph_recipe() -> captures.Recipe:
+    layouts = {
+        captures.SET: Layout(
+            (Field("key", "str:2"), Field("at", "caller")),
+            (Field("ret", "enum:e:32"), Field("x", "f64")),
+        ),
+        captures.INFLATE: Layout((), (Field("took", "duration"),)),
+    }
+    rows = [
+        (0, captures.SET, 1),
+        *captures.data(False, [1, 2, 3]),
+        (30, captures.GET, 1),
+        (60, captures.GET, 2),
+        (70, captures.INFLATE, 2),
+        *captures.data(True, [20]),
+        (90, captures.SET, 2),
+        *captures.data(True, [1, 2]),
+    ]
+    meta = captures.meta(
+        tracer="function_graph", layouts=layouts_json(layouts), enums={"e": {"1": "ONE"}}
+    )
+    return captures.Recipe([captures.Ring(rows), captures.Ring(rows, tid=101, ring=1)], meta=meta)
+
+
 @functools.cache
-def seeds() -> list[tuple[bytes, list[tuple[int, int]]]]:
+def seeds() -> list[Seed]:
     """Small captures, each with the places of its block headers and events."""
     recipes = (
         captures.SMALL,
         captures.Recipe(meta=captures.meta(mode="overwrite", sites=[]), clocks=[captures.clock(9)]),
         captures.Recipe([captures.Ring([(5, captures.SET)], lost=3)], end=None),
+        _graph_recipe(),
+        _graph_recipe(),
     )
-    made = []
     with tempfile.TemporaryDirectory() as directory:
-        for i, recipe in enumerate(recipes):
-            data = captures.write(Path(directory) / str(i), recipe).read_bytes()
-            hot = [(at, at + HEADER_BYTES) for at in heads(data)]
-            made.append((data, [*hot, *_events(data) * 6, (0, len(data))]))
-    return made
+        return [
+            seed(captures.write(Path(directory) / str(i), recipe).read_bytes())
+            for i, recipe in enumerate(recipes)
+        ]
+
+
+def seed(data: bytes) -> Seed:
+    """A capture with the places of its block headers and events."""
+    hot = [(at, at + HEADER_BYTES) for at in heads(data)]
+    return data, [*hot, *_events(data) * 6, (0, len(data))]
 
 
 def _events(data: bytes) -> list[tuple[int, int]]:
@@ -73,10 +108,10 @@ def scratch() -> int:
     return os.memfd_create("case", os.MFD_CLOEXEC)
 
 
-def damaged(rng: random.Random) -> bytes:
+def damaged(rng: random.Random, of: list[Seed]) -> bytes:
     """A damaged capture, mostly with the checks of its block headers made right again."""
-    seed, hot = rng.choice(seeds())
-    data = mutate(rng, seed, hot)
+    whole, hot = rng.choice(of)
+    data = mutate(rng, whole, hot)
     if rng.random() < 0.3:
         data = _other_number(rng, data)
     if rng.random() < 0.8:
@@ -95,7 +130,8 @@ def _other_number(rng: random.Random, data: bytearray) -> bytearray:
     return data
 
 
-def _open(data: bytes) -> Capture:
+def open_capture(data: bytes) -> Capture:
+    """The case as a capture, opened."""
     fd = scratch()
     os.ftruncate(fd, 0)
     os.pwrite(fd, data, 0)
@@ -104,12 +140,12 @@ def _open(data: bytes) -> Capture:
 
 def fuzz_capture(rng: random.Random) -> None:
     """Open a damaged capture: every header and all JSON."""
-    _open(damaged(rng)).close()
+    open_capture(damaged(rng, seeds())).close()
 
 
 def fuzz_report(rng: random.Random) -> None:
     """Make every report of a damaged capture."""
-    with _open(damaged(rng)) as capture:
+    with open_capture(damaged(rng, seeds())) as capture:
         counts = count(capture)
         lines = summary(capture, counts)
         for by in ("function", "thread"):
@@ -119,6 +155,25 @@ def fuzz_report(rng: random.Random) -> None:
         json.dumps(records(capture, counts), allow_nan=False)
         for chunk in text_report(capture):
             assert chunk.replace("\n", "").isprintable()
+        _report_calls(rng, capture)
+
+
+def _report_calls(rng: random.Random, capture: Capture) -> None:
+    options = GraphOptions(
+        depth=rng.choice([None, 1, 2]),
+        threshold_ns=rng.choice([0, 0, 10]),
+        below=rng.choice([None, frozenset([0])]),
+        abstime=rng.random() < 0.5,
+        flat=rng.random() < 0.3,
+    )
+    for chunk in graph(capture, options):
+        assert chunk.replace("\n", "").isprintable()
+    found = times(capture)
+    lines = [*pair_notes(found), *times_table(capture, found, by="thread")]
+    lines += tree(capture, call_tree(capture), known=found.known)
+    for line in lines:
+        assert line.isprintable(), line
+    json.dumps(times_records(capture, count(capture), found), allow_nan=False)
 
 
 def fuzz_maps(rng: random.Random) -> None:

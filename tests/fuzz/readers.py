@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import analyses
 import files
 import shared
+import typed
 from mutate import CONTROLS, mutate, number, text
 
 from textpoke import branch_stubs, cfi, elf, functions, source_lines, stubs, unwind
@@ -222,6 +224,8 @@ FUZZERS = {
     "maps": Fuzzer(files.fuzz_maps),
     "capture": Fuzzer(files.fuzz_capture, prepare=files.seeds),
     "report": Fuzzer(files.fuzz_report, 0.05, files.seeds),
+    "analyses": Fuzzer(analyses.fuzz_analyses, 0.05, analyses.seeds),
+    "arguments": Fuzzer(typed.fuzz_arguments, 0.05, typed.programs),
     "shared": Fuzzer(shared.fuzz_shared),
     "image": Fuzzer(shared.fuzz_image),
     "outcome": Fuzzer(shared.fuzz_outcome),

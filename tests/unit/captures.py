@@ -137,3 +137,15 @@ SMALL = Recipe(
     ],
 )
 """Two threads, five events, one second and a bit."""
+
+
+def data(owner_is_exit: bool, words: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Rows of the payload behind an ENTRY or EXIT."""
+    return [
+        (
+            word - START_TSC,
+            int(owner_is_exit) << 16 | len(words) << 8 | index,
+            3,
+        )
+        for index, word in enumerate(words)
+    ]

@@ -168,6 +168,12 @@ def test_each_verb_has_help_with_examples(run, name: str) -> None:
         (["report", "--text", "--json", "a"], "argument --json: not allowed with argument --text"),
         (["report", "-n", "0", "a"], "argument -n/--limit: '0' is not a number from 1 up"),
         (["report", "--by", "cpu", "a"], "argument --by: invalid choice: 'cpu'"),
+        (["report", "--sort", "name", "a"], "argument --sort: invalid choice: 'name'"),
+        (["report", "--tail", "a"], "--tail chooses lines of --text"),
+        (["report", "--tree", "--threshold", "5", "a"], "--threshold chooses lines of --text"),
+        (["report", "--tree", "--text", "a"], "--tree and --text are two reports"),
+        (["report", "--depth", "2", "a"], "--depth is for --text and --tree"),
+        (["report", "--depth", "0", "--tree", "a"], "argument --depth: '0' is not a number"),
         (["report", "--verb", "a"], "unrecognized arguments: --verb"),
     ],
 )
@@ -292,6 +298,53 @@ def test_report_as_text_and_as_json(run, capture: str) -> None:
     assert run("report", "--text", capture).out.startswith("# tracer: function\n")
     data = json.loads(run("report", "--json", "-n", "2", capture).out)
     assert (data["events"], len(data["functions"])) == (5, 2)
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> str:
+    """A capture of function_graph: two calls, one in the other."""
+    rows = [(0, captures.SET, 1), (3_000, captures.GET, 1), (9_000, captures.GET, 2)]
+    ring = captures.Ring([*rows, (15_000, captures.SET, 2)])
+    recipe = captures.Recipe([ring], meta=captures.meta(tracer="function_graph"))
+    return os.fspath(captures.write(tmp_path / "graph.tptrace", recipe))
+
+
+def test_report_of_calls(run, graph: str) -> None:
+    lines = run("report", graph).out.splitlines()
+    assert " ".join(lines[2].split()) == "CALLS TOTAL SELF AVG P50 P99 MAX STDDEV FUNCTION"
+    assert lines[3].split()[:3] == ["1", "5.000", "us"]
+    assert lines[3].endswith("redis-server!setCommand")
+    assert run("report", "--by", "thread", "-n", "1", graph).out.count("\n") == 4
+    assert "getCommand" in run("report", "--sort", "calls", "-n", "9", graph).out
+    data = json.loads(run("report", "--json", "--sort", "self", "-n", "1", graph).out)
+    assert [row["self_ns"] for row in data["functions"]] == [3_000]
+
+
+def test_report_of_calls_as_text_and_as_a_tree(run, graph: str) -> None:
+    lines = run("report", "--text", graph).out.splitlines()
+    assert lines[0] == "# tracer: function_graph"
+    assert [line.partition("us    |  ")[2] for line in lines[-2:]] == ["  getCommand();", "}"]
+    found = run("report", "--text", "--below", "get*", "--flat", "--abstime", graph).out
+    assert found.splitlines()[-1].endswith("2.000 us    |  getCommand();")
+    assert run("report", "--text", "--threshold", "4", graph).out.count("us ") == 1
+    result = run("report", "--text", "--below", "gotCommand", graph)
+    assert result.code == 1
+    assert "close names: getCommand" in result.error
+    lines = run("report", "--tree", graph).out.splitlines()
+    assert [line.split()[-1] for line in lines] == ["FUNCTION", "setCommand", "+-getCommand"]
+    assert run("report", "--tree", "--depth", "1", graph).out.count("\n") == 2
+    data = json.loads(run("report", "--tree", "--json", graph).out)
+    assert data["tree"][0]["children"][0]["function"] == "getCommand"
+
+
+@pytest.mark.parametrize(
+    "options", [["--tree"], ["--sort", "total"], ["--text", "--depth", "2"], ["--text", "--tail"]]
+)
+def test_report_that_needs_exits_says_so(run, capture: str, options: list[str]) -> None:
+    result = run("report", *options, capture)
+    assert result.code == 2
+    assert "needs exits" in result.error
+    assert "-t function_graph" in result.error
 
 
 @pytest.mark.parametrize("options", [[], ["--text"], ["--json"], ["--by", "thread"]])

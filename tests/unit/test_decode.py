@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 import time
@@ -19,6 +20,7 @@ from textpoke import decode
 from textpoke._site_lookup import SiteLookup
 from textpoke.capture import Capture, CaptureWriter
 from textpoke.decode import Decoder, Loss
+from textpoke.payload import Field, Layout, layouts_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -199,6 +201,56 @@ def test_merged_is_in_order_of_time(
     times = [row[0] for row in merged(path)[0]]
     assert times == sorted(times)
     assert len(times) == sum(len(ring.rows) for ring in rings)
+
+
+LAYOUTS = layouts_json({SET: Layout((Field("a", "u64"), Field("b", "u64")), ())})
+
+
+@SLOW_OK
+@given(
+    threads=st.lists(
+        st.tuples(EVENTS, st.lists(st.integers(1, 40), max_size=4)), min_size=1, max_size=4
+    )
+)
+@pytest.mark.parametrize("chunk", [1, 3, 1 << 16])
+def test_payloads_stay_with_their_events(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    chunk: int,
+    threads: list[tuple[list[tuple[int, int]], list[int]]],
+) -> None:
+    """Blocks end anywhere, also between an event and its payload."""
+    monkeypatch.setattr(decode, "_CHUNK_EVENTS", chunk)
+    monkeypatch.setattr(decode, "_MIN_PIECE_EVENTS", 2)
+    rings: list[Ring] = []
+    wanted: dict[int, list[tuple[int, int]]] = {}
+    for number, (events, cuts) in enumerate(threads):
+        made: list[tuple[int, ...]] = []
+        wanted[number] = []
+        for ticks, address in events:
+            words = [ticks, number] if address == SET else []
+            made += [(ticks, address), *captures.data(False, words)]
+            at_ns = round(ticks / TICKS_PER_NS)
+            wanted[number] += [(at_ns, 0), *((at_ns, word) for word in words)]
+        bounds = sorted({0, *(cut for cut in cuts if cut < len(made)), len(made)})
+        rings += [
+            Ring(made[start:stop], tid=number, ring=number)
+            for start, stop in itertools.pairwise(bounds)
+        ]
+    path.unlink(missing_ok=True)
+    captures.write(path, Recipe(rings, meta=captures.meta(layouts=LAYOUTS)))
+    found: dict[int, list[tuple[int, int]]] = {number: [] for number in wanted}
+    times = []
+    with Capture(path) as capture:
+        for events in Decoder(capture).merged():
+            words = events.words if events.has_data else np.zeros(len(events), np.uint64)
+            columns = (events.tid, events.ts_ns, words)
+            for tid, at_ns, word in zip(*(c.tolist() for c in columns), strict=True):
+                found[tid].append((at_ns, word))
+                times.append(at_ns)
+            assert events.unknown == np.count_nonzero((events.site < 0) & (events.type == 1))
+    assert found == wanted
+    assert times == sorted(times)
 
 
 def clock_of(path: Path, recipe: Recipe) -> decode.Clock:

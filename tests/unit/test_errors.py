@@ -14,15 +14,22 @@ from textpoke._errors import (
     AgentFailed,
     AgentTimeout,
     AgentVersion,
+    ArgumentSpec,
     AttachDenied,
     BadElf,
+    BadFilter,
+    BadTrigger,
     BatchFailed,
     BatchRefused,
     BytesDiffer,
     CaptureExists,
     CaptureFormat,
     CaptureWrite,
+    ControlBusy,
+    ControlFailed,
+    ControlUnsafe,
     ModuleUnavailable,
+    NobodyRecords,
     NoSites,
     NoSuchTarget,
     NotPatchable,
@@ -49,6 +56,7 @@ CASES: list[tuple[TextpokeError, type[Exception], list[str]]] = [
     (UnknownFunction("f*"), LookupError, ["'f*'"]),
     (NoSites("prog", "build it so"), LookupError, ["prog", "build it so"]),
     (NotPatchable(site("f"), "too short"), TextpokeError, ["prog!f at 0x1000", "too short"]),
+    (ArgumentSpec("f(a", 4, "')' is missing"), ValueError, ["'f(a', column 4: ')' is missing"]),
     (BatchRefused("no opcode"), TextpokeError, ["nothing was written", "no opcode"]),
     (
         BytesDiffer(0x1000, "f", b"\x90", b"\xcc", "a debugger"),
@@ -72,6 +80,12 @@ CASES: list[tuple[TextpokeError, type[Exception], list[str]]] = [
     (CaptureExists("a.tptrace"), FileExistsError, ["a.tptrace exists", "-f"]),
     (CaptureWrite("a.tptrace", 28), OSError, ["a.tptrace", "ENOSPC"]),
     (CaptureWrite("a.tptrace", 9999), OSError, ["a.tptrace", "9999"]),
+    (BadFilter("f:x:y", 3, "no such command"), ValueError, ["'f:x:y', column 3: no such"]),
+    (BadTrigger("f:", 3, "what for?"), ValueError, ["'f:', column 3: what for?"]),
+    (NobodyRecords(7), LookupError, ["no textpoke is recording pid 7", "record -p 7"]),
+    (ControlBusy(7, "textpoke (pid 9)"), TextpokeError, ["textpoke (pid 9)", "pid 7"]),
+    (ControlUnsafe("/tmp/x", "mode 777"), PermissionError, ["/tmp/x", "mode 777"]),
+    (ControlFailed("switch", "no tracer 'x'", "ValueError"), TextpokeError, ["no tracer 'x'"]),
     (ViewError("/tmp/perf-1.map", "no space", 28), OSError, ["/tmp/perf-1.map: no space"]),
 ]
 IDS = [f"{type(case[0]).__name__} {number}" for number, case in enumerate(CASES)]
@@ -111,7 +125,8 @@ def test_fields_hold_the_data() -> None:
 
 def test_exit_codes() -> None:
     for error, _, _ in CASES:
-        assert error.exit_code == (3 if isinstance(error, TargetError) else 1)
+        usage = isinstance(error, _errors.BadExpression)
+        assert error.exit_code == (3 if isinstance(error, TargetError) else 2 if usage else 1)
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:

@@ -14,9 +14,14 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 VERBS = {
-    "sites": "list what can be patched in a process, a file or a command, and why not the rest",
+    "sites": "list what can be patched in a process, file or command, and why not the rest",
     "record": "trace functions of a process, or of a command, into a capture file",
     "report": "print what a capture holds: calls per function, or ftrace's text lines",
+    "tracers": "list the tracers, or those that a running recording can switch to",
+    "switch": "let a running recording go over to another tracer, or pause it",
+    "filter": "read or change what a running recording traces",
+    "trigger": "let a running recording act when a function is called, or takes too long",
+    "instances": "list, add and end recordings beside a running one, each with its own filter",
     "status": "say what is patched in a process",
     "detach": "take everything out of a process again, and prove it",
     "doctor": "say from facts whether a process can be traced, and why not",
@@ -284,6 +289,18 @@ def duration_ns(text: str) -> int:
     if not 1 <= nanoseconds < _MOST_NS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a sensible time")
     return round(nanoseconds)
+
+
+def span_ns(text: str) -> int:
+    """Nanoseconds from "100us", "5ms" or whatever `duration_ns` takes.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    number = text[:-2]
+    if text[-2:] in ("ns", "us") and number.isascii() and number.isdecimal():
+        return int(number) * (1 if text[-2:] == "ns" else 1000)
+    return duration_ns(text)
 
 
 def positive(text: str) -> int:

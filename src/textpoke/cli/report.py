@@ -10,8 +10,13 @@ from textpoke.cli._console import Console
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
     from textpoke.capture import Capture
+    from textpoke.report.graph import GraphOptions
+    from textpoke.report.times import SortKey
+
+_TEXT_ONLY = ("threshold_us", "below", "abstime", "tail", "flat")
 
 
 def add_arguments(parser: _parser.VerbParser) -> None:
@@ -19,64 +24,222 @@ def add_arguments(parser: _parser.VerbParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a capture, as written by textpoke record")
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
-        "--text", action="store_true", help="print every event, as ftrace's trace file does"
+        "--text", action="store_true", help="print every event or call, as ftrace's trace file does"
     )
     _parser.add_json(form)
     parser.add_argument(
-        "--by",
-        choices=("function", "thread"),
-        default="function",
-        help="rows of the table: per function, or per thread and function (default: function)",
+        "--tree",
+        action="store_true",
+        help="add up the calls by the way that led to them (captures with exits)",
     )
-    parser.add_argument(
-        "-n",
-        "--limit",
-        type=_parser.positive,
-        metavar="N",
-        help="the N most called functions only (per thread with --by thread)",
-    )
+    _add_table(parser)
+    _add_graph(parser)
     _parser.examples(
         parser,
         "textpoke report redis-server-1234.tptrace",
         "textpoke report -n 10 --by thread redis-server-1234.tptrace",
         "textpoke report --text redis-server-1234.tptrace | less",
         "textpoke report --json redis-server-1234.tptrace | jq .functions[0]",
+        "textpoke report --sort self -n 20 graph.tptrace",
+        "textpoke report --tree --depth 5 graph.tptrace",
+        "textpoke report --tree --json graph.tptrace | jq .tree[0].function",
+        "textpoke report --text --below processCommand --depth 3 graph.tptrace",
+        "textpoke report --text --threshold 1000 --abstime graph.tptrace",
     )
+
+
+def _add_table(parser: _parser.VerbParser) -> None:
+    parser.add_argument(
+        "--by",
+        choices=("function", "thread", "file", "caller"),
+        help="rows of the table: per function, or per thread and function (default: function); "
+        "of blk also per file (its default), or caller",
+    )
+    parser.add_argument(
+        "-n",
+        "--limit",
+        type=_parser.positive,
+        metavar="N",
+        help="the first N functions only (per thread with --by thread, per caller with --tree)",
+    )
+    parser.add_argument(
+        "--sort",
+        choices=("total", "self", "calls", "avg", "max"),
+        help="order of the table (default: total where there are exits, else calls)",
+    )
+
+
+def _add_graph(parser: _parser.VerbParser) -> None:
+    graph = parser.add_argument_group("calls, in captures with exits (--text; --depth: --tree too)")
+    graph.add_argument("--depth", type=_parser.positive, metavar="N", help="only N levels of calls")
+    graph.add_argument(
+        "--threshold",
+        dest="threshold_us",
+        type=_parser.positive,
+        metavar="US",
+        help="only calls that took so many microseconds, each at its end",
+    )
+    graph.add_argument(
+        "--below",
+        action="append",
+        metavar="PATTERN",
+        help="only these functions and what they call: 'GLOB' or 'MODULE!GLOB', may be repeated",
+    )
+    graph.add_argument("--abstime", action="store_true", help="a column with the time")
+    graph.add_argument("--tail", action="store_true", help="the name at every closing brace")
+    graph.add_argument("--flat", action="store_true", help="one line per call, not indented")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; the exit code is 0 for captures that were cut off, too."""
     from textpoke.capture import Capture
+    from textpoke.cli._analysed import is_analysed, print_analysed
 
+    _check(args)
     console = Console.from_args(args)
     with Capture(args.file) as capture:
-        if args.text:
-            _print_text(capture, console)
+        if is_analysed(capture, args):
+            print_analysed(capture, console, args)
+        elif args.text:
+            _print_text(capture, console, args)
+        elif args.tree:
+            _print_tree(capture, console, args)
         else:
             _print_counts(capture, console, args)
     return 0
 
 
-def _print_text(capture: Capture, console: Console) -> None:
+def _check(args: argparse.Namespace) -> None:
+    needless = [name for name in _TEXT_ONLY if getattr(args, name)]
+    if needless and not args.text:
+        option = needless[0].removesuffix("_us")
+        raise _parser.UsageError(f"--{option} chooses lines of --text (see: report --help)")
+    if args.tree and args.text:
+        raise _parser.UsageError("--tree and --text are two reports: choose one")
+    if args.depth and not (args.text or args.tree):
+        raise _parser.UsageError("--depth is for --text and --tree (see: report --help)")
+
+
+def _needs_exits(args: argparse.Namespace, option: str) -> _parser.UsageError:
+    return _parser.UsageError(
+        f"{option} needs exits, and {args.file} holds none: record with -t function_graph"
+    )
+
+
+def _print_text(capture: Capture, console: Console, args: argparse.Namespace) -> None:
+    from textpoke.callers import Callers
+    from textpoke.calls import has_exits
+    from textpoke.report.graph import graph
     from textpoke.report.text import text
 
-    for lines in text(capture):
-        console.raw(lines)
+    with Callers(capture) as callers:
+        if has_exits(capture):
+            chunks = graph(capture, _graph_options(capture, args), symbol=callers.name)
+        else:
+            for name in (*_TEXT_ONLY, "depth"):
+                if getattr(args, name):
+                    raise _needs_exits(args, f"--{name.removesuffix('_us')}")
+            chunks = text(capture, symbol=callers.name)
+        for lines in chunks:
+            console.raw(lines)
+
+
+def _graph_options(capture: Capture, args: argparse.Namespace) -> GraphOptions:
+    from textpoke.report.graph import GraphOptions
+
+    return GraphOptions(
+        depth=args.depth,
+        threshold_ns=(args.threshold_us or 0) * 1000,
+        below=_chosen(capture, args.below) if args.below else None,
+        abstime=args.abstime,
+        tail=args.tail,
+        flat=args.flat,
+    )
+
+
+def _chosen(capture: Capture, patterns: list[str]) -> frozenset[int]:
+    from textpoke._errors import UnknownFunction
+    from textpoke.model import Site
+    from textpoke.patterns import Pattern
+
+    # What a pattern looks at are the names: a capture has no more of a site.
+    sites = [
+        Site(s.address, 0, None, s.module, s.function, s.function, 0, b"", "", None, s.address)
+        for s in capture.meta.sites
+    ]
+    found: set[int] = set()
+    for text in patterns:
+        pattern = Pattern(text)
+        chosen = {i for i, site in enumerate(sites) if pattern.matches(site)}
+        if not chosen:
+            raise UnknownFunction(text, pattern.close_names(sites))
+        found |= chosen
+    return frozenset(found)
+
+
+def _print_tree(capture: Capture, console: Console, args: argparse.Namespace) -> None:
+    from textpoke.calls import has_exits
+    from textpoke.decode import Clock
+    from textpoke.report.records import FORMAT_VERSION
+    from textpoke.report.tree import DEEPEST, call_tree, tree, tree_records
+
+    if not has_exits(capture):
+        raise _needs_exits(args, "--tree")
+    if args.json:  # objects in objects: programs do not like a thousand of them
+        root = call_tree(capture, min(args.depth or DEEPEST, DEEPEST))
+        console.json({"version": FORMAT_VERSION, "tree": tree_records(capture, root)})
+        return
+    root = call_tree(capture, args.depth)
+    header, *rows = tree(capture, root, known=Clock(capture).known, limit=args.limit)
+    console.out("\n".join([console.style(header, "dim"), *rows]))
 
 
 def _print_counts(capture: Capture, console: Console, args: argparse.Namespace) -> None:
+    from textpoke.calls import has_exits
     from textpoke.report.counts import count
     from textpoke.report.records import records
     from textpoke.report.summary import summary
     from textpoke.report.table import table
 
+    if has_exits(capture):
+        _print_times(capture, console, args)
+        return
+    if args.sort not in (None, "calls"):
+        raise _needs_exits(args, f"--sort {args.sort}")
     counts = count(capture)
     if args.json:
         console.json(records(capture, counts, limit=args.limit))
         return
-    facts, *notes = summary(capture, counts)
+    _print_table(
+        console,
+        summary(capture, counts),
+        table(capture, counts, by=args.by or "function", limit=args.limit),
+    )
+
+
+def _print_times(capture: Capture, console: Console, args: argparse.Namespace) -> None:
+    from textpoke.report.counts import count
+    from textpoke.report.records import times_records
+    from textpoke.report.summary import pair_notes, summary
+    from textpoke.report.table import times_table
+    from textpoke.report.times import times
+
+    counts, found = count(capture), times(capture)
+    sort: SortKey = args.sort or "total"
+    if args.json:
+        console.json(times_records(capture, counts, found, sort=sort, limit=args.limit))
+        return
+    _print_table(
+        console,
+        [*summary(capture, counts), *pair_notes(found)],
+        times_table(capture, found, by=args.by or "function", sort=sort, limit=args.limit),
+    )
+
+
+def _print_table(console: Console, lines: list[str], rows: Iterable[str]) -> None:
+    facts, *notes = lines
     console.out(console.style(facts, "bold"))
     for note in notes:
         console.out(console.style(note, "yellow"))
-    header, *rows = table(capture, counts, by=args.by, limit=args.limit)
-    console.out("\n".join(["", console.style(header, "dim"), *rows]))
+    header, *body = rows
+    console.out("\n".join(["", console.style(header, "dim"), *body]))

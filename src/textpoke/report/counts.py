@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from textpoke.decode import Decoder
+from textpoke.decode import DATA, ENTRY, EXIT, Decoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -56,17 +56,24 @@ class _Sums:
     # Calls being added up: row 0 for events without a site, then one row per site.
 
     def __init__(self, rows: int) -> None:
+        self.others = 0
         self.calls = np.zeros(rows, dtype=np.int64)
         self.first_ns = np.full(rows, _NEVER_NS, dtype=np.int64)
         self.last_ns = np.full(rows, _EARLIEST_NS, dtype=np.int64)
 
     def add_events(self, events: Events) -> None:
-        row = events.site.astype(np.intp) + 1
+        site, ts_ns = events.site, events.ts_ns
+        if events.type.max(initial=0) > ENTRY:  # else nothing is to be left out
+            is_other = (events.type == EXIT) | (events.type == DATA)
+            self.others += int(np.count_nonzero(is_other))
+            site, ts_ns = site[~is_other], ts_ns[~is_other]
+        row = site.astype(np.intp) + 1
         self.calls += np.bincount(row, minlength=len(self.calls))
-        np.minimum.at(self.first_ns, row, events.ts_ns)
-        np.maximum.at(self.last_ns, row, events.ts_ns)
+        np.minimum.at(self.first_ns, row, ts_ns)
+        np.maximum.at(self.last_ns, row, ts_ns)
 
     def add(self, other: _Sums) -> None:
+        self.others += other.others
         self.calls += other.calls
         np.minimum(self.first_ns, other.first_ns, out=self.first_ns)
         np.maximum(self.last_ns, other.last_ns, out=self.last_ns)
@@ -104,6 +111,7 @@ class Counts:
         time_known: False when `duration_ns` and all times are really TSC ticks.
         lost: Events lost in rings: as END says, or as the blocks say if that is more.
         lost_no_ring: Events of threads without a ring.
+        others: Events that are no entries: exits, and payloads.
     """
 
     threads: list[ThreadCounts]
@@ -112,6 +120,7 @@ class Counts:
     time_known: bool
     lost: int
     lost_no_ring: int
+    others: int = 0
 
     @property
     def calls(self) -> int:
@@ -120,13 +129,13 @@ class Counts:
 
     @property
     def unknown(self) -> int:
-        """Events that have no site."""
+        """Entries, and events of unknown types, that have no site."""
         return sum(thread.unknown for thread in self.threads)
 
     @property
     def events(self) -> int:
         """All events in the capture."""
-        return self.calls + self.unknown
+        return self.calls + self.unknown + self.others
 
     def rate(self, calls: int) -> float:
         """Calls per second of the recording; 0 when it has no length."""
@@ -154,6 +163,7 @@ def count(capture: Capture) -> Counts:
         time_known=decoder.clock.known,
         lost=max(lost, end.lost) if end else lost,
         lost_no_ring=end.lost_no_ring if end else 0,
+        others=together.others,
     )
 
 

@@ -28,3 +28,18 @@ def columns(
             for cell, width, is_left in zip(row, widths, aligned, strict=True)
         ]
         yield "  ".join(cells).rstrip()
+
+
+def time_text(ns: float, *, known: bool = True) -> str:
+    """A time for a person, in the unit that suits it; a plain number when it is ticks.
+
+    Args:
+        ns: Nanoseconds, or ticks.
+        known: Whether it is nanoseconds.
+    """
+    if not known:
+        return f"{ns:,.0f}"
+    for unit_ns, unit in ((1_000_000_000, "s"), (1_000_000, "ms")):
+        if abs(ns) >= unit_ns:
+            return f"{ns / unit_ns:,.3f} {unit}"
+    return f"{ns / 1000:.3f} us"

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from textpoke.capture import Capture
 
+NAME_WIDTH = 16
+TID_WIDTH = 7
+"""Of a thread's label in columns."""
+
 
 def escape(text: str) -> str:
     """The text with everything that does not print (controls, bidi marks, ...) escaped."""
@@ -37,3 +41,22 @@ def thread_label(capture: Capture, tid: int) -> str:
 def program_name(capture: Capture) -> str:
     """The basename of the target's program."""
     return escape(capture.meta.exe.rpartition("/")[2] or "?")
+
+
+def padded_label(capture: Capture, tid: int) -> str:
+    """The same in columns, 25 wide unless the name is long."""
+    name, _, number = thread_label(capture, tid).rpartition("-")
+    return f"{name:>{NAME_WIDTH}}-{number:<{TID_WIDTH}} "
+
+
+def function_labels(capture: Capture) -> list[str]:
+    """By site index, functions outside of the main program with their module in brackets.
+
+    One more at the end, for what index -1 finds.
+    """
+    main = program_name(capture)
+    functions = [
+        escape(site.function if site.module == main else f"{site.function} [{site.module}]")
+        for site in capture.meta.sites
+    ]
+    return [*functions, "[unknown]"]

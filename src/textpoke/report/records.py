@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
+
+from textpoke.report.times import ordered
 
 if TYPE_CHECKING:
     from textpoke.capture import Capture
     from textpoke.report.counts import Counts
+    from textpoke.report.times import SortKey, Times
 
 FORMAT_VERSION = 1
+_KNOWN = ("site", "calls")
 
 
 def records(capture: Capture, counts: Counts, *, limit: int | None = None) -> dict[str, object]:
@@ -45,6 +50,55 @@ def records(capture: Capture, counts: Counts, *, limit: int | None = None) -> di
     }
 
 
+def times_records(
+    capture: Capture,
+    counts: Counts,
+    found: Times,
+    *,
+    sort: SortKey = "total",
+    limit: int | None = None,
+) -> dict[str, object]:
+    """The same of a capture with exits: functions have times, and `pairs` says what had no other.
+
+    Args:
+        capture: Gives the names.
+        counts: Gives the numbers of events.
+        found: Gives the calls and their times.
+        sort: The number that decides the order.
+        limit: At most so many functions; None for all that were called.
+    """
+    per_thread: dict[int, dict[str, int]] = {}
+    for tid, functions in found.threads.items():
+        for function in functions:
+            per_thread.setdefault(function.site, {})[str(tid)] = function.calls
+    rows = [
+        {
+            **_site(capture, function.site),
+            "calls": function.calls,
+            "share": function.calls / found.calls,
+            "calls_per_s": counts.rate(function.calls),
+            **{name: value for name, value in asdict(function).items() if name not in _KNOWN},
+            "threads": per_thread[function.site],
+        }
+        for function in ordered(found.functions, sort, limit)
+    ]
+    pairs = asdict(found.counts)
+    del pairs["lost"]  # is there already, as END says
+    return {
+        **records(capture, counts, limit=0),
+        "calls": found.calls,
+        "pairs": pairs,
+        "functions": rows,
+    }
+
+
+def _site(capture: Capture, site: int) -> dict[str, object]:
+    if site < 0:
+        return {"module": None, "function": None, "address": None}
+    name = capture.meta.sites[site]
+    return {"module": name.module, "function": name.function, "address": name.address}
+
+
 def _threads(capture: Capture, counts: Counts) -> list[dict[str, object]]:
     return [
         {
@@ -65,9 +119,7 @@ def _functions(capture: Capture, counts: Counts, limit: int | None) -> list[dict
             per_thread.setdefault(site, {})[str(thread.tid)] = calls
     return [
         {
-            "module": capture.meta.sites[site].module,
-            "function": capture.meta.sites[site].function,
-            "address": capture.meta.sites[site].address,
+            **_site(capture, site),
             "calls": calls,
             "share": calls / counts.calls,
             "calls_per_s": counts.rate(calls),

@@ -10,6 +10,7 @@ from textpoke.report.names import escape, program_name, thread_label
 if TYPE_CHECKING:
     from textpoke.capture import Capture
     from textpoke.report.counts import Counts
+    from textpoke.report.times import Times
 
 
 def summary(capture: Capture, counts: Counts) -> list[str]:
@@ -22,6 +23,22 @@ def summary(capture: Capture, counts: Counts) -> list[str]:
         f"{counts.lost + counts.lost_no_ring:,} lost"
     )
     return [facts, *notes(capture, counts)]
+
+
+def pair_notes(times: Times) -> list[str]:
+    """What could not be paired, one line each."""
+    counts = times.counts
+    lines: list[str] = []
+    if counts.unfinished:
+        lines.append(
+            f"unfinished: {counts.unfinished:,} calls have no end here (still open, left by "
+            "longjmp or an exception, or lost); they count as calls, but in no time"
+        )
+    if counts.orphans:
+        lines.append(f"orphans: {counts.orphans:,} ends of calls whose begin is not here")
+    if counts.short_payloads or counts.stray_data:
+        lines.append(f"payloads: {counts.short_payloads:,} are not whole and were left out")
+    return lines
 
 
 def notes(capture: Capture, counts: Counts) -> list[str]:

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls per function, or per thread and function, as a table."""
+"""Calls per function, or per thread and function, and how long they took, as a table."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from textpoke.report.layout import columns
+from textpoke.report.layout import columns, time_text
 from textpoke.report.names import escape, thread_label
+from textpoke.report.times import ordered
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from textpoke.capture import Capture
     from textpoke.report.counts import Counts
+    from textpoke.report.times import FunctionTimes, SortKey, Times
 
 _MOST_THREAD_COLUMNS = 4
 
@@ -36,6 +38,50 @@ def table(
     if by == "thread":
         return _by_thread(capture, counts, limit)
     return _by_function(capture, counts, limit)
+
+
+def times_table(
+    capture: Capture,
+    found: Times,
+    *,
+    by: Literal["function", "thread"] = "function",
+    sort: SortKey = "total",
+    limit: int | None = None,
+) -> Iterator[str]:
+    """The lines of the table of a capture with exits, the header first.
+
+    Args:
+        capture: Gives the names.
+        found: Gives the numbers.
+        by: "function" for all threads together, "thread" for a row per thread and function.
+        sort: The column that decides the order.
+        limit: At most so many rows (per thread); None for all.
+    """
+    titles = ["CALLS", "TOTAL", "SELF", "AVG", "P50", "P99", "MAX", "STDDEV", "FUNCTION"]
+    if by == "function":
+        rows = [_times(capture, f, found) for f in ordered(found.functions, sort, limit)]
+        return columns(titles, rows, left=["FUNCTION"])
+    rows = [
+        [thread_label(capture, tid), *_times(capture, function, found)]
+        for tid, functions in found.threads.items()
+        for function in ordered(functions, sort, limit)
+    ]
+    return columns(["THREAD", *titles], rows, left=["THREAD", "FUNCTION"])
+
+
+def _times(capture: Capture, function: FunctionTimes, found: Times) -> list[str]:
+    numbers = (
+        function.total_ns,
+        function.self_ns,
+        function.average_ns,
+        function.p50_ns,
+        function.p99_ns,
+        function.max_ns,
+        function.stddev_ns,
+    )
+    is_known = function.calls > function.unfinished
+    cells = [time_text(ns, known=found.known) if is_known else "-" for ns in numbers]
+    return [f"{function.calls:,}", *cells, _function(capture, function.site)]
 
 
 def _by_function(capture: Capture, counts: Counts, limit: int | None) -> Iterator[str]:
@@ -81,5 +127,7 @@ def _cells(counts: Counts, calls: int, first_ns: int, last_ns: int) -> list[str]
 
 
 def _function(capture: Capture, site: int) -> str:
+    if site < 0:
+        return "[unknown]"
     name = capture.meta.sites[site]
     return escape(f"{name.module}!{name.function}")

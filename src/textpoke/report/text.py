@@ -8,48 +8,81 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from textpoke._capture_format import EVENT_BYTES
-from textpoke.decode import Decoder
-from textpoke.report.names import escape, program_name, thread_label
+from textpoke.calls import layouts_by_site
+from textpoke.decode import DATA, ENTRY, Decoder
+from textpoke.payload import Formatter, Layout, count_words
+from textpoke.report.names import NAME_WIDTH, TID_WIDTH, escape, function_labels, padded_label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from textpoke.capture import Capture
     from textpoke.decode import Events
 
-_NAME_WIDTH = 16
-_TID_WIDTH = 7
 _SECONDS_WIDTH = 6
-_PREFIX_WIDTH = _NAME_WIDTH + 1 + _TID_WIDTH + 1
+_PREFIX_WIDTH = NAME_WIDTH + 1 + TID_WIDTH + 1
 _STAMP_WIDTH = _SECONDS_WIDTH + len(".123456: ")
 _NS_PER_S = 1_000_000_000
 _NS_PER_US = 1_000
 
 
-def text(capture: Capture) -> Iterator[str]:
+def text(capture: Capture, *, symbol: Callable[[int], str | None] | None = None) -> Iterator[str]:
     """The header and the events, many lines at a time, in bounded memory.
 
     As in the kernel: `TASK-TID  SECONDS.MICROSECONDS: FUNCTION`, seconds of CLOCK_MONOTONIC,
     functions outside of the main program with their module in brackets, losses in their place.
-    The CPU and the caller are not recorded, so their columns are left out.
+    The CPU is not recorded, so its column is left out. Arguments stand behind the name
+    where they were recorded.
+
+    Args:
+        capture: Open.
+        symbol: Gives names for callers' addresses in payloads.
 
     Raises:
         CaptureFormat: the file changed while it was read.
     """
     decoder = Decoder(capture)
-    yield "".join(f"{line}\n" for line in _header(capture, decoder))
-    labels = {tid: _padded_label(capture, tid) for tid in decoder.tids}
-    main = program_name(capture)
-    functions = [
-        escape(site.function if site.module == main else f"{site.function} [{site.module}]")
-        for site in capture.meta.sites
-    ]
-    functions.append("[unknown]")  # what index -1 finds
+    yield "".join(f"{line}\n" for line in [*header(capture, decoder), *_titles()])
+    labels = {tid: padded_label(capture, tid) for tid in decoder.tids}
+    functions = function_labels(capture)
+    payloads = _Payloads(capture, decoder, symbol)
     for events in decoder.merged():
-        yield _chunk(events, labels, functions, decoder.clock.start_ns)
+        yield _chunk(events, labels, functions, decoder.clock.start_ns, payloads)
 
 
-def _header(capture: Capture, decoder: Decoder) -> Iterator[str]:
+class _Payloads:
+    # Arguments behind the functions' names.
+
+    def __init__(
+        self, capture: Capture, decoder: Decoder, symbol: Callable[[int], str | None] | None
+    ) -> None:
+        self._layouts = layouts_by_site(capture)
+        clock = decoder.clock
+        self._formatter = Formatter(
+            capture.meta.enums, symbol, ns_per_tick=clock.ns_per_tick if clock.known else None
+        )
+
+    def add(self, events: Events, lines: list[str]) -> None:
+        """Put them into the lines, and empty those of DATA."""
+        found: dict[int, list[int]] = {}
+        owners: dict[int, int] = {}
+        columns = (events.tid, events.type, events.words)
+        for row, (tid, kind, word) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+            if kind != DATA:
+                owners[tid] = row
+                continue
+            lines[row] = ""
+            found.setdefault(owners.get(tid, -1), []).append(word)
+        found.pop(-1, None)
+        for row, words in found.items():
+            layout = self._layouts.get(int(events.site[row]), Layout())
+            fields = layout.entry if events.type[row] == ENTRY else layout.exit
+            if count_words(fields) == len(words):
+                lines[row] = f"{lines[row][:-1]}({self._formatter.texts(fields, words)})\n"
+
+
+def header(capture: Capture, decoder: Decoder) -> Iterator[str]:
+    """The lines on top: what was recorded, and what of it is here."""
     held = sum(block.payload_bytes for block in capture.events) // EVENT_BYTES
     lost = sum(block.lost for block in capture.events)
     no_ring = 0
@@ -66,19 +99,25 @@ def _header(capture: Capture, decoder: Decoder) -> Iterator[str]:
     if not decoder.clock.known:
         yield "# no time scale: times are TSC ticks"
     yield "#"
-    name = "#" + "TASK-PID".rjust(_NAME_WIDTH + 3)
-    bars = "#" + "| |".rjust(_NAME_WIDTH + 1)
+
+
+def _titles() -> Iterator[str]:
+    name = "#" + "TASK-PID".rjust(NAME_WIDTH + 3)
+    bars = "#" + "| |".rjust(NAME_WIDTH + 1)
     yield f"{name:<{_PREFIX_WIDTH}}{'TIMESTAMP':^{_STAMP_WIDTH}}FUNCTION"
     yield f"{bars:<{_PREFIX_WIDTH}}{'|':^{_STAMP_WIDTH}}   |"
 
 
-def _padded_label(capture: Capture, tid: int) -> str:
-    name, _, number = thread_label(capture, tid).rpartition("-")
-    return f"{name:>{_NAME_WIDTH}}-{number:<{_TID_WIDTH}} "
-
-
-def _chunk(events: Events, labels: dict[int, str], functions: list[str], start_ns: int) -> str:
+def _chunk(
+    events: Events,
+    labels: dict[int, str],
+    functions: list[str],
+    start_ns: int,
+    payloads: _Payloads,
+) -> str:
     lines = _lines(events, labels, functions, start_ns)
+    if events.has_data:
+        payloads.add(events, lines)
     for loss in reversed(events.losses):
         row = int(np.searchsorted(events.ts_ns, loss.ts_ns))
         lines.insert(row, f"{labels[loss.tid]}[LOST {loss.count} EVENTS]\n")

@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The probe of the profile tracer: no events. Hits, time and a histogram of each function stand in
+ * a table in the thread's ring (struct tp_profile), which only this thread writes.
+ */
+#include "probe.inc"
+
+#define SAVED_BYTES	48
+#define HASH		0x9e3779b1
+#define HASH_SHIFT	12
+
+#define PROFILE_HITS	8
+#define PROFILE_TOTAL	16
+#define PROFILE_SELF	24
+#define PROFILE_MAX	32
+#define PROFILE_SQUARES	40
+#define PROFILE_BUCKETS	64
+#define LEAST_TICKS	16		/* of the first bucket but one */
+#define BUCKETS_BELOW	(4 * 4 + 4 - 1)
+#define LAST_BUCKET	111
+
+	begin_probe tpa_profile
+	keep_first
+	keep	%rdi
+	find_slot
+.Lloaded:
+	movq	SLOT_SHADOW(%rsi,%rax), %rdi
+	movq	SLOT_RING(%rsi,%rax), %rsi
+	check_ring
+	check_shadow
+.Lclaimed:
+	movq	SAVED_BYTES(%rsp), %rdx
+	imull	$HASH, %edx, %eax
+	shrl	$HASH_SHIFT, %eax
+	andl	RING_MASK(%rsi), %eax	/* a place is 16 bytes */
+	cmpq	%rdx, RING_EVENTS(%rsi,%rax)
+	jne	.Lfind
+.Lplace:
+	movq	RING_EVENTS+8(%rsi,%rax), %rsi
+	testq	%rsi, %rsi
+	jz	.Lout
+.Lfound:
+	push_frame SAVED_BYTES, %rsi
+	rdtsc
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	movq	%rax, FRAME_TSC(%rdi)
+.Lout:
+	.cfi_remember_state
+	back	%rdi
+	back_first
+	leave_probe tpa_profile
+	.cfi_restore_state
+.Lfind:
+	movl	$MOST_PROBES, %ecx
+1:	cmpq	$0, RING_EVENTS(%rsi,%rax)
+	je	.Lnew
+	addl	$16, %eax
+	andl	RING_MASK(%rsi), %eax
+	cmpq	%rdx, RING_EVENTS(%rsi,%rax)
+	je	.Lplace
+	decl	%ecx
+	jnz	1b
+.Lnew:
+	keep	%rdi
+	movq	%rsi, %rdi
+	movq	%rdx, %rsi
+	call_c	.Lcall(%rip)		/* tpa_profile_find: ring, site; its row, or NULL */
+	back	%rdi
+	movq	%rax, %rsi
+	testq	%rsi, %rsi
+	jnz	.Lfound
+	jmp	.Lout
+	push_frame_slow SAVED_BYTES
+	probe_further
+.Lslow:
+	movq	%rdx, %rdi
+	movq	.Lset(%rip), %rsi
+	call_c	.Lclaim(%rip)
+	testq	%rax, %rax
+	jz	.Lout
+	movq	SLOT_SHADOW(%rax), %rdi
+	movq	SLOT_RING(%rax), %rsi
+	jmp	.Lclaimed
+
+	.balign	32
+	.globl	tpa_profile_exit
+	.hidden	tpa_profile_exit
+tpa_profile_exit:
+	rdfsbase %rdx
+	cmpq	%rdx, SHADOW_FS(%rdi)
+	jne	.Lforeign
+	leaq	FRAME_BYTES(%rsi), %rax
+	cmpq	%rax, SHADOW_TOP(%rdi)
+	jne	.Lforeign
+	movq	.Lgate(%rip), %rax
+	cmpq	$0, (%rax)
+	je	.Lclosed
+	rdtsc
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	subq	FRAME_TSC(%rsi), %rax
+	addq	%rax, FRAME_CHILD-FRAME_BYTES(%rsi)	/* of who called: the frame below */
+	movq	%rax, %rcx
+	subq	FRAME_CHILD(%rsi), %rcx
+	movq	FRAME_AUX(%rsi), %rdx
+	movq	$0, FRAME_STATE(%rsi)
+	movq	%rsi, SHADOW_TOP(%rdi)
+	movq	%rdx, %rsi
+.Ladd:					/* rax: ticks, rcx: of them its own, rsi: the row */
+	incq	PROFILE_HITS(%rsi)
+	addq	%rax, PROFILE_TOTAL(%rsi)
+	addq	%rcx, PROFILE_SELF(%rsi)
+	cmpq	PROFILE_MAX(%rsi), %rax
+	ja	.Lmost
+.Lnot_most:
+	movl	$LAST_BUCKET, %ecx
+	xorl	%edx, %edx
+	cmpq	$LEAST_TICKS, %rax
+	jb	.Lbucket
+	bsrq	%rax, %rcx
+	leal	(,%rcx,4), %edi
+	subl	$2, %ecx
+	movq	%rax, %rdx
+	shrq	%cl, %rdx		/* 4 to 7: the first bits */
+	leal	-BUCKETS_BELOW(%rdx,%rdi), %edx
+	cmpl	$LAST_BUCKET, %edx
+	ja	.Llast
+.Lbucket:
+	incl	PROFILE_BUCKETS(%rsi,%rdx,4)
+	mulq	%rax
+	addq	%rax, PROFILE_SQUARES(%rsi)
+	adcq	%rdx, PROFILE_SQUARES+8(%rsi)
+	return_from_probe
+.Lmost:
+	movq	%rax, PROFILE_MAX(%rsi)
+	jmp	.Lnot_most
+.Llast:
+	movl	$LAST_BUCKET, %edx
+	jmp	.Lbucket
+.Lclosed:
+	movq	$0, FRAME_STATE(%rsi)
+	movq	%rsi, SHADOW_TOP(%rdi)
+	jmp	.Lreturn
+.Lforeign:
+	movq	.Lset(%rip), %rcx
+	xchgq	%rsi, %rdi
+	call_c	.Lpop(%rip)		/* not counted: the row belongs to another thread, perhaps */
+	jmp	.Lreturn
+	end_probe tpa_profile
+
+	.section .note.GNU-stack, "", @progbits

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Where a redirected return arrives. The trampoline of a frame is `push $number; jmp` to the copy of
+ * this that stands before the trampolines; the number then stands where the return address stood.
+ */
+#include "probe.inc"
+
+#define SAVED_BYTES	48
+
+	.text
+	.globl	tpa_return
+	.hidden	tpa_return
+	.type	tpa_return, @function
+	.balign	64
+tpa_return:
+	.cfi_startproc
+	.cfi_undefined %rip
+	endbr64
+	keep	%rdx
+	keep	%rax
+	lahf
+	seto	%al
+	push_word %rax
+	keep	%rcx
+	keep	%rsi
+	keep	%rdi
+	movl	SAVED_BYTES(%rsp), %esi
+	movl	%esi, %edi
+	shrl	$DEPTH_SHIFT, %edi
+	shlq	$FRAME_SHIFT, %rdi	/* a shadow stack's head is as large as a frame */
+	addq	.Lshadows(%rip), %rdi
+	shlq	$FRAME_SHIFT, %rsi
+	addq	.Lframes(%rip), %rsi
+	movq	FRAME_REAL(%rsi), %rax
+	movq	%rax, SAVED_BYTES(%rsp)
+	jmp	*FRAME_EXIT(%rsi)
+	.balign	8, 0xcc
+	.globl	tpa_return_words
+	.hidden	tpa_return_words
+tpa_return_words:
+.Lshadows:	.quad	0
+.Lframes:	.quad	0
+	.cfi_endproc
+	.size	tpa_return, . - tpa_return
+
+	.section .note.GNU-stack, "", @progbits

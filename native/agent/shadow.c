@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/**
+ * @file
+ * Shadow stacks: where return addresses are while a probe waits for the return.
+ *
+ * Each frame has a trampoline of its own, so a return finds its frame by where it arrives: on
+ * whatever thread (coroutines move), in whatever order. Two rules keep that safe. A frame is filled
+ * before its trampoline is put on the stack. And it is used again only when it was popped, or when
+ * its slot holds neither the trampoline nor the return address any more.
+ *
+ * Everything here runs on the program's threads, perhaps in a signal handler that interrupts the
+ * same code: top is moved before a frame is filled, frames at and above top belong to nobody.
+ */
+#include "agent.h"
+
+#define PAGE_UP(bytes) (((bytes) + TP_PAGE_BYTES - 1) & ~(uint64_t)(TP_PAGE_BYTES - 1))
+#define MOST_SHADOWS 4096
+#define SHADOW_NONE ((struct tp_shadow *)1) /* probe.inc */
+
+static struct tp_shadow *heads(void)
+{
+	return (struct tp_shadow *)tpa_image.shadow_heads;
+}
+
+/* TP_CMD_SHADOW. The tool has mapped the trampolines' place and fills it afterwards. */
+int tpa_make_shadows(struct tp_wire *wire, const uint64_t args[4])
+{
+	uint64_t count = args[0], frames = count * TP_SHADOW_DEPTH * sizeof(struct tp_call);
+	uint64_t first = PAGE_UP(count * sizeof(struct tp_shadow));
+	char *memory;
+	int error;
+
+	if (!count || count > MOST_SHADOWS || tpa_image.shadow_count)
+		return -22; /* EINVAL */
+	memory = tpa_map_private(first + frames);
+	if (!memory)
+		return -12; /* ENOMEM */
+	error = tpa_note_region((uint64_t)memory, first + frames);
+	if (error)
+		return error;
+	tpa_image.shadow_heads = wire->args[0] = (uint64_t)memory;
+	tpa_image.shadow_frames = wire->args[1] = (uint64_t)memory + first;
+	tpa_image.shadow_returns = args[1];
+	__atomic_store_n(&tpa_image.shadow_count, count, __ATOMIC_RELEASE);
+	return 0;
+}
+
+static void begin(struct tp_shadow *shadow, uint64_t number, uint64_t fs_base, uint32_t tid)
+{
+	struct tp_call *frames = (struct tp_call *)tpa_image.shadow_frames;
+	struct tp_call *sentinel = &frames[number * TP_SHADOW_DEPTH];
+
+	sentinel->slot = ~0ull; /* above every other */
+	shadow->fs_base = fs_base;
+	shadow->tid = tid;
+	shadow->returns = tpa_image.shadow_returns - (tpa_image.shadow_frames >> 2);
+	shadow->base = (uint64_t)(sentinel + 1);
+	shadow->limit = shadow->end = (uint64_t)(sentinel + TP_SHADOW_DEPTH);
+	shadow->walker = 0;
+	__atomic_store_n(&shadow->top, shadow->base, __ATOMIC_RELEASE);
+}
+
+/*
+ * Will somebody return to this frame? @above is the live frame above it: a function that was left by
+ * a jump to another one has its trampoline there.
+ */
+static int is_live(const struct tp_shadow *shadow, const struct tp_call *frame,
+		   const struct tp_call *above)
+{
+	if (frame->state == TP_FRAME_FREE) /* reserved by code that a signal has interrupted */
+		return 1;
+	if (frame->state == TP_FRAME_DEAD)
+		return 0;
+	if (above && above->slot == frame->slot && above->real == tpa_trampoline(shadow, frame))
+		return 1;
+	return tpa_holds(frame->slot, tpa_trampoline(shadow, frame)) ||
+	       tpa_holds(frame->slot, frame->real);
+}
+
+/** Give back the topmost frames that are dead. */
+void tpa_lower_top(struct tp_shadow *shadow)
+{
+	struct tp_call *top = (struct tp_call *)shadow->top;
+
+	while ((uint64_t)top > shadow->base && top[-1].state == TP_FRAME_DEAD)
+		(--top)->state = TP_FRAME_FREE;
+	shadow->top = (uint64_t)top;
+}
+
+static void sweep(struct tp_shadow *shadow)
+{
+	struct tp_call *above = NULL;
+
+	for (struct tp_call *frame = (struct tp_call *)shadow->top;
+	     (uint64_t)--frame >= shadow->base;) {
+		if (is_live(shadow, frame, above))
+			above = frame;
+		else
+			frame->state = TP_FRAME_DEAD;
+	}
+	tpa_lower_top(shadow);
+}
+
+static int is_gone(uint32_t tid)
+{
+	return sys3(__NR_tgkill, tpa.pid, tid, 0) == -3; /* ESRCH */
+}
+
+static int take(struct tp_shadow *shadow)
+{
+	uint32_t free = 0;
+
+	return __atomic_compare_exchange_n(&shadow->state, &free, 1, 0, __ATOMIC_ACQ_REL,
+					   __ATOMIC_RELAXED);
+}
+
+/* One whose thread is gone, and to whose frames nobody will return. */
+static int take_over(struct tp_shadow *shadow, uint32_t tid)
+{
+	uint32_t dead = shadow->tid;
+
+	if (!is_gone(dead))
+		return 0;
+	sweep(shadow);
+	return shadow->top == shadow->base &&
+	       __atomic_compare_exchange_n(&shadow->tid, &dead, tid, 0, __ATOMIC_ACQ_REL,
+					   __ATOMIC_RELAXED);
+}
+
+/** The calling thread's shadow stack; NULL: there are none yet; SHADOW_NONE: none is left. */
+struct tp_shadow *tpa_shadow_claim(uint64_t fs_base, uint32_t tid)
+{
+	uint64_t count = __atomic_load_n(&tpa_image.shadow_count, __ATOMIC_ACQUIRE);
+
+	for (uint64_t i = 0; i < count; i++)
+		if (heads()[i].state && heads()[i].fs_base == fs_base && heads()[i].tid == tid)
+			return &heads()[i];
+	for (uint64_t i = 0; i < count; i++)
+		if (take(&heads()[i])) {
+			begin(&heads()[i], i, fs_base, tid);
+			return &heads()[i];
+		}
+	for (uint64_t i = 0; i < count; i++)
+		if (take_over(&heads()[i], tid)) {
+			begin(&heads()[i], i, fs_base, tid);
+			return &heads()[i];
+		}
+	return count ? SHADOW_NONE : NULL;
+}
+
+/**
+ * A call finds no room: since somebody walked the stack, or since there is none. Where its frame
+ * goes; NULL: nowhere.
+ */
+struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot)
+{
+	if (shadow->walker && slot >= shadow->walker)
+		tpa_redirect_again(shadow, slot); /* the walk is over */
+	if (shadow->top >= shadow->end)
+		sweep(shadow);
+	return shadow->top < shadow->end ? (struct tp_call *)shadow->top : NULL;
+}
+
+/* The code of a function may jump back to its first byte: a loop, or tail recursion. */
+static int is_loop(const struct tp_shadow *shadow, const struct tp_call *frame, uint64_t slot,
+		   uint64_t site)
+{
+	return frame->state == TP_FRAME_LIVE && frame->slot == slot && frame->word >> 16 == site &&
+	       *(const uint64_t *)slot == tpa_trampoline(shadow, frame);
+}
+
+/**
+ * Where the frame of a call goes whose slot is not below the top one's: dead ones make room. NULL:
+ * it is the same call.
+ */
+struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site)
+{
+	struct tp_call *top = (struct tp_call *)shadow->top;
+
+	for (; (uint64_t)top > shadow->base && top[-1].slot <= slot; top--) {
+		if (is_loop(shadow, &top[-1], slot, site))
+			return NULL;
+		if (is_live(shadow, &top[-1], NULL))
+			break;
+		top[-1].state = TP_FRAME_FREE;
+		shadow->top = (uint64_t)&top[-1];
+	}
+	return (struct tp_call *)shadow->top;
+}
+
+/* What was restored for an unwinder and not found again: the thread has come back to below it. */
+static void let_go_above(struct tp_shadow *shadow, struct tp_call *frame)
+{
+	while ((uint64_t)++frame < shadow->top)
+		if (frame->state == TP_FRAME_RESTORED)
+			frame->state = TP_FRAME_DEAD;
+}
+
+/**
+ * Take a frame away that is not the calling thread's top one.
+ * @return The ring for its EXIT; NULL: that cannot be recorded.
+ */
+struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, uint64_t fs_base,
+			       struct tpa_set *set)
+{
+	struct tp_ring *ring = (struct tp_ring *)frame->aux;
+	int own = shadow->fs_base == fs_base;
+	struct tpa_slot *slot;
+
+	frame->state = TP_FRAME_DEAD;
+	if (own) {
+		let_go_above(shadow, frame);
+		sweep(shadow);
+		return ring;
+	}
+	slot = *set->gate ? tpa_claim(fs_base, set) : NULL;
+	return slot ? slot->ring : NULL;
+}
+
+/** Is any return redirected? */
+int tpa_any_frames(void)
+{
+	for (uint64_t i = 0; i < tpa_image.shadow_count; i++)
+		if (heads()[i].state && heads()[i].top > heads()[i].base)
+			return 1;
+	return 0;
+}

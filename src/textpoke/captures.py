@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the calls of one recording carry: arguments as asked for, what libc's tracers need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textpoke import call_notes, capturing, libc_calls, libc_programs
+from textpoke.payload import enums_json, layouts_json
+from textpoke.tracer_names import BLK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from typing import Protocol
+
+    from textpoke import arguments
+    from textpoke.arguments import CaptureProgram, Spec
+    from textpoke.libc_calls import Function
+    from textpoke.model import Site
+    from textpoke.plan import SitePlan
+    from textpoke.ring_sets import RingSet
+    from textpoke.tracers import Options
+
+    class Resolves(Protocol):
+        """The target, as far as it is needed here."""
+
+        def captures(self, specs: Sequence[Spec], sites: Sequence[Site]) -> arguments.Captures:
+            """The programs of `-A` and `-R`."""
+
+
+class Captures:
+    """The programs of one recording, by address of the site."""
+
+    def __init__(self) -> None:
+        self._arguments: dict[int, CaptureProgram] = {}
+        self._enums: dict[str, Mapping[int, str]] = {}
+        self._libc: dict[str, dict[int, Function]] = {}
+        self._uploaded: dict[int, dict[int, CaptureProgram]] = {}  # by number of the set
+        self._by_return: dict[int, Function] = {}
+        self.remarks: list[str] = []
+
+    def of_arguments(self, target: Resolves, specs: Sequence[Spec], sites: Sequence[Site]) -> None:
+        """What `-A` and `-R` ask for. Raises as `Resolver.programs`."""
+        if not specs:
+            return
+        found = target.captures(specs, sites)
+        self._arguments = dict(found.programs)
+        self._enums = dict(found.enums)
+        self.remarks = list(found.notes)
+
+    def of_libc(self, tracer: str, found: Mapping[int, Function]) -> None:
+        """The functions of libc that a tracer stands on, by address of the site."""
+        self._libc[tracer] = dict(found)
+
+    def libc(self, tracer: str) -> Mapping[int, Function]:
+        """The same again; empty when there are none."""
+        return self._libc.get(tracer, {})
+
+    def programs(self, tracer: str) -> dict[int, CaptureProgram]:
+        """What calls carry under a tracer, by address of the site."""
+        found = dict(self._arguments)
+        for address, function in self.libc(tracer).items():
+            program = libc_programs.program_of(function)
+            more = found.get(address)
+            found[address] = capturing.joined(program, more) if more else program
+        return found
+
+    def upload(self, rings: RingSet, tracer: str, plans: Mapping[int, SitePlan]) -> None:
+        """Give the agent what its probes need, where it has not got it yet."""
+        programs = {
+            plans[address].return_address: program
+            for address, program in self.programs(tracer).items()
+            if address in plans
+        }
+        if programs and self._uploaded.get(rings.number) != programs:
+            capturing.upload(rings, programs)
+            self._uploaded[rings.number] = programs
+
+    def notes(self, tracer: str, plans: Iterable[SitePlan], options: Options) -> dict[str, object]:
+        """Fields of META, or of a SITES block, about sites."""
+        programs, functions = self.programs(tracer), self.libc(tracer)
+        carried = {
+            p.return_address: programs[p.site.address] for p in plans if p.site.address in programs
+        }
+        self._by_return = {
+            p.return_address: functions[p.site.address]
+            for p in plans
+            if p.site.address in functions
+        }
+        layouts = capturing.layouts_of(carried, threshold=options.threshold_ticks > 0)
+        found: dict[str, object] = {}
+        if layouts:
+            found["layouts"] = layouts_json(layouts)
+        if self._by_return:
+            found["functions"] = libc_calls.function_names(self._by_return)
+        if self._enums:
+            found["enums"] = enums_json(self._enums)
+        return found
+
+    def at_start(self, pid: int, tracer: str) -> dict[str, object]:
+        """Fields of META about the moment."""
+        if not self.libc(tracer):
+            return {}
+        return call_notes.moment(pid, tracer)
+
+    def at_end(self, pid: int, tracer: str) -> dict[str, object]:
+        """Fields of END about the moment."""
+        return call_notes.open_files(pid) if tracer == BLK else {}

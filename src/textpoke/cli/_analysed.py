@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`textpoke report` of captures that are analysed: blk, wakeup_rt, irqsoff, profile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textpoke.cli import _parser
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from textpoke.capture import Capture
+    from textpoke.cli._console import Console
+
+_LATENCY = ("wakeup_rt", "irqsoff")
+
+
+def is_analysed(capture: Capture, args: argparse.Namespace) -> bool:
+    """Whether the capture has a report of its own for what is asked; else it is shown as calls.
+
+    Raises:
+        UsageError: The table has no such rows.
+    """
+    tracer = capture.meta.tracer
+    if tracer != "blk" and args.by in ("file", "caller"):
+        raise _parser.UsageError(f"--by {args.by} is for captures of blk, this is one of {tracer}")
+    if tracer == "profile":
+        if args.tree or args.text or args.by:
+            raise _parser.UsageError("a profile is a table: it has no events (see: report --help)")
+        return True
+    if args.tree:
+        return False
+    return tracer == "blk" or (tracer in _LATENCY and not args.text)
+
+
+def print_analysed(capture: Capture, console: Console, args: argparse.Namespace) -> None:
+    """Print the report that `is_analysed` has promised."""
+    from textpoke.report import blk, latency, profiled
+
+    if capture.meta.tracer == "profile":
+        if args.json:
+            console.json(profiled.records(capture, sort=args.sort, limit=args.limit))
+        else:
+            _print(console, profiled.lines(capture, sort=args.sort, limit=args.limit))
+    elif args.json:
+        of = blk.records if capture.meta.tracer == "blk" else latency.records
+        console.json(of(capture, limit=args.limit))
+    elif capture.meta.tracer != "blk":
+        if args.by:
+            raise _parser.UsageError(f"--by is not for captures of {capture.meta.tracer}")
+        _print(console, latency.lines(capture, limit=args.limit))
+    elif args.text:
+        for lines in blk.text(capture):
+            console.raw(lines)
+    else:
+        _print(console, blk.lines(capture, by=args.by or "file", limit=args.limit))
+
+
+def _print(console: Console, lines: Iterator[str]) -> None:
+    console.out(console.style(next(lines), "bold"))
+    for line in lines:
+        console.out(line)

@@ -1,0 +1,497 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A record per patched function: who wants what there, and what is in place.
+
+As `struct dyn_ftrace` and `ftrace_update_record` of the kernel's kernel/trace/ftrace.c: several
+users (traces) share a site, the difference between wanted and in place becomes one batch, and only
+what the batch has done is noted. One user's probe is called directly, several one after the other.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from textpoke._errors import (
+    AgentFailed,
+    BatchFailed,
+    BatchRefused,
+    TextpokeError,
+    UnsupportedTarget,
+)
+from textpoke.agent_image import Probe
+from textpoke.engine import run_request
+from textpoke.hooks import hook_of, lead_poke, led_to
+from textpoke.modes import Mode
+from textpoke.poke import Outcome, Poke, Request, joined, poke_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from textpoke.agent import Agent
+    from textpoke.model import Site
+    from textpoke.plan import SitePlan
+
+    Chain = tuple[Probe, ...]
+    InPlace = dict[int, tuple[Chain, int, SitePlan]]
+    PlaceCopies = Callable[[Sequence[tuple[SitePlan, Chain]]], list[int]]
+
+_BUSY_TRIES = 20
+_BUSY_PAUSE_S = 0.005
+_OFF_TRIES = 10
+_MOST_KEPT = 64
+INSIDE = "a thread stands among its first instructions and does not leave"
+NO_COPY = "no free memory within 2 GiB of it for the probe"
+IN_THE_WAY = "another trace has patched some of its bytes"
+NO_PROBE = Probe(-1)
+"""Wanted at sites whose own code of ours does everything: at branches, it counts."""
+_ALONE = (NO_PROBE,)
+
+
+class Wanted(NamedTuple):
+    """What a user wants at a site: how it is patched, and the probe."""
+
+    planned: SitePlan
+    probe: Probe
+
+
+class Wants(dict[int, Wanted]):
+    """What a user wants, by address of the site; not changed once it was given to `switch`."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, pairs: Mapping[int, Wanted] | Iterable[tuple[int, Wanted]] = ()) -> None:
+        super().__init__(pairs)
+        self.number = next(self._numbers)
+        self.alone = any(wanted.probe is NO_PROBE for wanted in self.values())
+
+
+_NOTHING = Wants()
+
+
+class _Step(NamedTuple):
+    """One poke, and what stands at which site once it is done."""
+
+    poke: Poke
+    planned: SitePlan
+    chain: Chain  # empty: the site is off
+    lead: int
+
+
+class _How(NamedTuple):
+    mode: Mode
+    guards: bool = False
+
+
+@dataclass
+class _Change:
+    usual: tuple[_Step, ...]
+    staying: tuple[_Step, ...]
+    request: Request
+    request_staying: Request
+    left_out: tuple[tuple[Site, str], ...]
+    state: int = 0  # that it has led to before
+
+    @classmethod
+    def of(cls, steps: Sequence[_Step], left_out: Iterable[tuple[Site, str]]) -> _Change:
+        """With its batches packed."""
+        usual = tuple(s for s in steps if not s.poke.is_permanent)
+        staying = tuple(s for s in steps if s.poke.is_permanent)
+        requests = (Request.of(s.poke for s in part) for part in (usual, staying))
+        return cls(usual, staying, *requests, tuple(left_out))
+
+    @functools.cached_property
+    def goes_off(self) -> bool:
+        """Some site is switched off."""
+        return any(not s.chain for s in self.usual)
+
+
+@dataclass(slots=True)
+class Switched:
+    """What a change did.
+
+    Attributes:
+        outcome: Of its batch; None when there was nothing to do.
+        refused: (site, reason) of those that are not on.
+        left_alone: Sites that were to go off and were not: their module is gone, or somebody
+            else has changed them meanwhile.
+    """
+
+    outcome: Outcome | None = None
+    refused: list[tuple[Site, str]] = field(default_factory=list)
+    left_alone: int = 0
+
+    def add(self, outcome: Outcome) -> None:
+        """Note one more batch."""
+        self.outcome = outcome if self.outcome is None else self.outcome.plus(outcome)
+
+
+class Records:
+    """What is in place in one target, and who wants it.
+
+    Args:
+        agent: The connection.
+        place: Maps copies of probes: for each (site, chain) its address, 0 where there is no room.
+        default: The probe that a plan leads to by itself.
+    """
+
+    def __init__(self, agent: Agent, place: PlaceCopies, default: Probe) -> None:
+        self._agent = agent
+        self._place = place
+        self._default = (default,)
+        self._users: dict[str, Wants] = {}
+        self._in_place: InPlace = {}  # by site: chain and lead
+        self._leads: dict[int, int] = {}  # by hook: of sites that are off, too
+        self._state = 0
+        self._states: dict[object, int] = {}  # numbers of states that may be met again
+        # A change that was made before, from the same state, needs no new batch to be packed.
+        self._kept: dict[tuple[int, str, int], _Change] = {}
+        self._known: dict[int, tuple[InPlace, dict[int, int]]] = {}  # what is in place, by state
+        self._crossing: dict[tuple[int, int], bool] = {}
+
+    def switch(
+        self, user: str, wanted: Wants, mode: Mode = Mode.AUTO, *, guards: bool = False
+    ) -> Switched:
+        """Let `user` have what it wants from now on, and nothing else: one batch.
+
+        Two where what comes stands on bytes of what goes: branches among a function's first bytes.
+
+        Args:
+            user: Name of the trace.
+            wanted: By address of the site; kept, so it must not change. Give the same object again
+                to switch back and forth quickly.
+            mode: How sites are written.
+            guards: These probes stay as long as returns are redirected.
+
+        Raises:
+            BatchRefused, BatchFailed, UnsupportedTarget: Nothing was changed.
+        """
+        how, done = _How(mode, guards), Switched()
+        before = self._users.get(user, _NOTHING)
+        if self._crosses(before, wanted):
+            self._switch(user, _NOTHING, how, done)
+            try:
+                self._switch(user, wanted, how, done)
+            except TextpokeError:
+                with suppress(TextpokeError):
+                    self._switch(user, before, how, Switched())
+                raise
+        else:
+            self._switch(user, wanted, how, done)
+        return done
+
+    def _switch(self, user: str, wanted: Wants, how: _How, done: Switched) -> None:
+        change = self._change(user, wanted)
+        try:
+            complete = self._run(change, how, done)
+        except TextpokeError:
+            raise
+        except BaseException:  # an interrupt: what the batch did is not known
+            self._read_back((*change.usual, *change.staying))
+            raise
+        self._users[user] = wanted
+        if not wanted:
+            del self._users[user]
+        if not complete:
+            self._new_state()
+            return
+        change.state = change.state or self._number()
+        self._state = change.state
+        if self._state not in self._known:
+            self._known[self._state] = self._in_place.copy(), self._leads.copy()
+
+    def _crosses(self, before: Wants, wanted: Wants) -> bool:
+        """Whether what is wanted now stands on bytes of what was wanted before."""
+        if before.alone == wanted.alone:
+            return False
+        key = before.number, wanted.number
+        if key not in self._crossing:
+            there = (w.planned for w in before.values())
+            self._crossing[key] = bool(_on_bytes_of(there, (w.planned for w in wanted.values())))
+        return self._crossing[key]
+
+    @property
+    def count(self) -> int:
+        """Sites that are patched now."""
+        return len(self._in_place)
+
+    def is_on(self, address: int) -> bool:
+        """True when the site is patched."""
+        return address in self._in_place
+
+    def holds(self, start: int, end: int) -> bool:
+        """True when some of these bytes are those of a site that is patched."""
+        return any(start < _end(p) and p.site.address < end for _, _, p in self._in_place.values())
+
+    def forget(self, addresses: Iterable[int]) -> None:
+        """Other code is mapped there now: nothing of ours is in it."""
+        for address in addresses:
+            self._in_place.pop(address, None)
+        self._new_state()
+
+    def forget_leads(self) -> None:
+        """All code of ours was planned anew."""
+        self._leads.clear()
+        self._new_state()
+
+    def _new_state(self) -> None:
+        """A state that no change was made from yet."""
+        self._state = self._states[object()] = len(self._states) + 1
+
+    def _number(self) -> int:
+        """The number of the state that is in place: the same one when it is met again."""
+        users = tuple((user, wants.number) for user, wants in self._users.items())
+        there = ((address, chain, lead) for address, (chain, lead, _) in self._in_place.items())
+        key = users, hash(frozenset(self._leads.items())), hash(frozenset(there))
+        return self._states.setdefault(key, len(self._states) + 1)
+
+    def _change(self, user: str, wanted: Wants) -> _Change:
+        key = self._state, user, wanted.number
+        known = self._kept.get(key)
+        if known is not None:
+            return known
+        left_out: list[tuple[Site, str]] = []
+        steps = tuple(self._steps(user, wanted, left_out))
+        change = _Change.of(steps, left_out)
+        if len(self._kept) >= _MOST_KEPT:
+            self._kept.clear()
+            self._known.clear()
+        self._kept[key] = change
+        return change
+
+    def _steps(self, user: str, wanted: Wants, left_out: list[tuple[Site, str]]) -> Iterable[_Step]:
+        need = self._needed(user, wanted, left_out)
+        leads = iter(self._place([w for w in need if w[1] not in ((), self._default, _ALONE)]))
+        for planned, chain in need:
+            current = self._in_place.get(planned.site.address)
+            if not chain:
+                yield _Step(self._poke(planned, current, on=False), planned, (), 0)
+                continue
+            lead = planned.lead if chain in (self._default, _ALONE) else next(leads)
+            if not lead and chain != _ALONE:
+                left_out.append((planned.site, NO_COPY))
+                continue
+            yield from self._lead(planned, chain, lead, current)
+
+    def _needed(
+        self, user: str, wanted: Wants, left_out: list[tuple[Site, str]]
+    ) -> list[tuple[SitePlan, Chain]]:
+        """What each site must come to whose chain of probes changes."""
+        before = self._users.get(user, _NOTHING)
+        others = [u for name, u in self._users.items() if name != user]
+        need: list[tuple[SitePlan, Chain]] = []
+        for address in sorted(before.keys() | wanted.keys()):
+            mine = wanted.get(address)
+            current = self._in_place.get(address)
+            users = ([mine] if mine else []) + [u[address] for u in others if address in u]
+            chain = _chain(users, current)
+            planned = current[2] if current else (mine or before[address]).planned
+            if mine and chain and (chain == _ALONE) != (mine.probe is NO_PROBE):
+                left_out.append((mine.planned.site, IN_THE_WAY))
+            if (current[0] if current else ()) != chain:
+                need.append((planned, chain))
+        coming = [p for p, chain in need if chain and p.site.address not in self._in_place]
+        if not (others and coming):
+            return need
+        # Functions' entries do not overlap, and branches do not; one and the other may.
+        there = (p for c, _, p in self._in_place.values() if (c == _ALONE) != wanted.alone)
+        blocked = _on_bytes_of(there, coming)
+        left_out += [(p.site, IN_THE_WAY) for p in coming if p.site.address in blocked]
+        return [n for n in need if n[0].site.address not in blocked]
+
+    def _lead(
+        self,
+        planned: SitePlan,
+        chain: Chain,
+        lead: int,
+        current: tuple[Chain, int, SitePlan] | None,
+    ) -> Iterable[_Step]:
+        """Lead one site to its probes, and switch it on if it is off."""
+        hook = hook_of(planned)
+        if not hook.in_site or current:
+            old = current[1] if current else self._leads.get(hook.address, planned.lead)
+            if old != lead:
+                yield _Step(lead_poke(planned, old, lead), planned, chain, lead)
+        if not current:
+            poke = poke_of(led_to(planned, lead), on=True)
+            yield _Step(poke, planned, chain, lead)
+
+    def _poke(
+        self, planned: SitePlan, current: tuple[Chain, int, SitePlan] | None, *, on: bool
+    ) -> Poke:
+        lead = current[1] if current else planned.lead
+        return poke_of(led_to(planned, lead), on=on)
+
+    def _run(self, change: _Change, how: _How, done: Switched) -> bool:
+        """Returns whether all that was wanted is in place."""
+        done.refused += change.left_out
+        if not change.goes_off:
+            complete = self._switch_on(change, how, done)
+        else:
+            complete = self._switch_off(change, how, done)
+        if change.staying:
+            complete &= self._switch_on_staying(change, done)
+        return complete and not change.left_out
+
+    def _switch_on(self, change: _Change, how: _How, done: Switched) -> bool:
+        if not change.usual:
+            return True
+        outcome = run_request(
+            self._agent, change.request, mode=how.mode, leave_busy=True, guards=how.guards
+        )
+        done.add(outcome)
+        return not self._settle(self._note_batch(change, change.usual, outcome), how, done)
+
+    def _note_batch(self, change: _Change, steps: Sequence[_Step], outcome: Outcome) -> list[_Step]:
+        """Note what a batch has done; the steps that it has left out."""
+        known = self._known.get(change.state)
+        if known and not outcome.left and steps is change.usual and not change.staying:
+            # As the last time, without a look at every site.
+            self._in_place, self._leads = known[0].copy(), known[1].copy()
+            return []
+        left = set(outcome.left)
+        self._note(s for i, s in enumerate(steps) if i not in left)
+        return [steps[i] for i in outcome.left]
+
+    def _settle(self, busy: list[_Step], how: _How, done: Switched) -> list[_Step]:
+        """Try again, for a while, the sites that a thread stood inside of; then leave them out."""
+        had = bool(busy)
+        for _ in range(_BUSY_TRIES):
+            if not busy:
+                break
+            time.sleep(_BUSY_PAUSE_S)
+            again = run_request(
+                self._agent,
+                Request.of(s.poke for s in busy),
+                mode=how.mode,
+                all_or_nothing=False,
+                leave_busy=True,
+                guards=how.guards,
+            )
+            self._note(s for k, s in enumerate(busy) if k not in again.left)
+            busy = [busy[k] for k in again.left]
+        done.refused += [(s.planned.site, INSIDE) for s in busy]
+        return busy if had else []
+
+    def _switch_on_staying(self, change: _Change, done: Switched) -> bool:
+        """Int3s that stay come last: the rest can do without."""
+        try:
+            outcome = run_request(self._agent, change.request_staying)
+        except (UnsupportedTarget, BatchRefused) as exc:
+            done.refused += [(s.planned.site, str(exc)) for s in change.staying]
+            return False
+        except TextpokeError:
+            self._take_back(change.usual)
+            raise
+        before = len(change.usual)
+        done.outcome = joined(done.outcome, outcome, before) if done.outcome else outcome
+        self._note(change.staying)
+        return True
+
+    def _switch_off(self, change: _Change, how: _How, done: Switched) -> bool:
+        """Sites whose module is gone, or that others hold now, are left."""
+        steps: Sequence[_Step] = change.usual
+        request = change.request
+        failure: TextpokeError | None = None
+        complete = True
+        for _ in range(_OFF_TRIES):
+            try:
+                # Several instructions that come back cannot be taken away again: threads run there.
+                outcome = run_request(
+                    self._agent, request, mode=how.mode, all_or_nothing=False, leave_busy=True
+                )
+            except (BatchRefused, BatchFailed) as exc:
+                if not getattr(exc, "recovered", True):
+                    raise
+                failure, complete = exc, False
+            else:
+                done.add(outcome)
+                busy = self._note_batch(change, steps, outcome)
+                return complete and not self._settle(busy, how, done)
+            steps = self._still_to_do(steps, done, wrote=isinstance(failure, BatchFailed))
+            request = Request.of(s.poke for s in steps)
+        if failure is not None:
+            raise failure
+        return complete
+
+    def _still_to_do(self, steps: Sequence[_Step], done: Switched, *, wrote: bool) -> list[_Step]:
+        """After a failure: what still holds its old bytes. What nobody can undo is forgotten."""
+        left: list[_Step] = []
+        for step in steps:
+            held = _held(self._agent, step.poke)
+            if held == step.poke.old:
+                left.append(step)
+            elif wrote and held == step.poke.new:
+                self._note([step])
+            elif step.chain:
+                done.refused.append((step.planned.site, "somebody else has changed it"))
+            else:
+                done.left_alone += 1
+                self._in_place.pop(step.planned.site.address, None)
+        return left
+
+    def _note(self, steps: Iterable[_Step]) -> None:
+        for step in steps:
+            address = step.planned.site.address
+            if not step.chain:
+                self._in_place.pop(address, None)
+                continue
+            hook = hook_of(step.planned)
+            if step.poke.address == hook.address:
+                self._leads[hook.address] = step.lead
+            if step.poke.address == address or address in self._in_place:
+                self._in_place[address] = step.chain, step.lead, step.planned
+
+    def _read_back(self, steps: Iterable[_Step]) -> None:
+        """Note what the target's memory says."""
+        with suppress(TextpokeError):
+            self._note(s for s in steps if _held(self._agent, s.poke) == s.poke.new)
+        self._new_state()
+
+    def _take_back(self, steps: Sequence[_Step]) -> None:
+        """Undo what has been done of a change that cannot be completed."""
+        pokes = [s for s in steps if s.poke.address == s.planned.site.address]
+        back = [s._replace(poke=s.poke.reversed(), chain=(), lead=0) for s in pokes]
+        with suppress(TextpokeError):
+            self._switch_off(_Change.of(back, ()), _How(Mode.AUTO), Switched())
+
+
+def _held(agent: Agent, poke: Poke) -> bytes:
+    try:
+        return agent.read(poke.address, len(poke.old or b""))
+    except AgentFailed:
+        return b""  # nothing is mapped there
+
+
+def _chain(users: Sequence[Wanted], current: tuple[Chain, int, SitePlan] | None) -> Chain:
+    """The probes of all who want a site.
+
+    Who counts branches there and who calls exclude each other: whoever is in place stays, else the
+    first one comes.
+    """
+    if not users:
+        return ()
+    alone = (current[0] if current else (users[0].probe,)) == _ALONE
+    probes = tuple(w.probe for w in users if (w.probe is NO_PROBE) == alone)
+    return _ALONE if alone and probes else probes
+
+
+def _on_bytes_of(there: Iterable[SitePlan], coming: Iterable[SitePlan]) -> set[int]:
+    """Addresses of those that come and whose instructions are among those of others."""
+    spans = sorted((p.site.address, _end(p)) for p in there)
+    starts = [start for start, _ in spans]
+    found: set[int] = set()
+    for planned in coming:
+        at = bisect.bisect_left(starts, _end(planned)) - 1
+        if at >= 0 and spans[at][1] > planned.site.address:
+            found.add(planned.site.address)
+    return found
+
+
+def _end(planned: SitePlan) -> int:
+    """Where the instructions end that a site has taken."""
+    return planned.site.address + max(len(planned.site.displaced), len(planned.off))

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one target needs before returns are redirected: shadow stacks, trampolines, guards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textpoke import returns
+from textpoke._errors import UnsupportedTarget
+from textpoke._native import ffi, lib
+from textpoke.agent_image import Probe, load_image
+from textpoke.hooks import offset_of
+from textpoke.plan import PAGE
+from textpoke.records import Wanted, Wants
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from textpoke.agent import Agent
+    from textpoke.model import Module, Site
+    from textpoke.modes import Mode
+    from textpoke.placing import Placing
+    from textpoke.process_sites import Finder
+    from textpoke.records import Records
+
+_USER = "guards"
+_MOST_STACKS = 128
+
+
+class Redirection:
+    """Makes ready, once, what redirected returns need; and once more when modules come.
+
+    Args:
+        agent: The connection.
+        placing: Where code goes.
+        records: Who wants what.
+
+    Attributes:
+        unguarded: (site, reason) of functions that unwind and could not be given a guard.
+    """
+
+    def __init__(self, agent: Agent, placing: Placing, records: Records) -> None:
+        self._agent = agent
+        self._placing = placing
+        self._records = records
+        self._wants = Wants()
+        self._seen: set[tuple[str, int, int]] = set()
+        self.unguarded: list[tuple[Site, str]] = []
+
+    def make_ready(self, modules: Sequence[Module], finder: Finder, mode: Mode) -> None:
+        """Shadow stacks and guards for what is mapped now.
+
+        Raises:
+            UnsupportedTarget: ("returns") No return of this process can be redirected.
+            BatchRefused, BatchFailed: A guard could not be written; none was.
+        """
+        why = returns.why_no_returns(modules)
+        if why:
+            raise UnsupportedTarget(self._agent.pid, "returns", why)
+        self._make_stacks(modules)
+        self._guard([m for m in modules if m.key not in self._seen], finder, mode)
+
+    def _make_stacks(self, modules: Sequence[Module]) -> None:
+        agent = self._agent
+        head, layout = agent.image(), agent.layout
+        if head.shadow_count or layout is None or agent.wire is None:
+            return
+        count = min(layout.ring_count, _MOST_STACKS)
+        before = -(-len(load_image().returns(0, 0)) // 64) * 64
+        entries = count * lib.TP_SHADOW_DEPTH
+        size = -(-(before + entries * lib.TP_RETURN_BYTES) // PAGE) * PAGE
+        start = self._placing.room(size, modules[0].mappings[0].start)
+        action = "making shadow stacks"
+        agent.require(action, lib.TP_CMD_SHADOW, count, start + before)
+        heads, frames = int(agent.wire.args[0]), int(agent.wire.args[1])
+        code = ffi.new("uint8_t[]", entries * lib.TP_RETURN_BYTES)
+        lib.tp_make_returns(code, entries, before)
+        first = load_image().returns(heads, frames).ljust(before, b"\xcc")
+        agent.fill_code([(start, first + bytes(ffi.buffer(code)))])
+
+    def _guard(self, fresh: Sequence[Module], finder: Finder, mode: Mode) -> None:
+        addresses = returns.guards(self._agent.pid, fresh)
+        self._seen.update(module.key for module in fresh)
+        if not addresses:
+            return
+        sites = [
+            site
+            for module in fresh
+            if any(_holds(module, address) for address in addresses)
+            for site in finder.of_module(module)
+            if site.entry in addresses
+        ]
+        self.unguarded += [(site, site.reason or "") for site in sites if not site.patchable]
+        good = [site for site in sites if site.patchable]
+        if not good:
+            return
+        plan = self._placing.prepare(good)
+        self._placing.merge(plan, fresh, mode)
+        self.unguarded += plan.refused
+        wants = Wants(self._wants)
+        for planned in plan.sites:
+            what = addresses[planned.site.entry]
+            probe = Probe(lib.TP_PROBE_UNWIND, offset=offset_of(planned), argument=what)
+            wants[planned.site.address] = Wanted(planned, probe)
+        self._records.forget(planned.site.address for planned in plan.sites)
+        switched = self._records.switch(_USER, wants, mode, guards=True)
+        self.unguarded += switched.refused
+        self._wants = wants
+
+
+def _holds(module: Module, address: int) -> bool:
+    return module.mappings[0].start <= address < module.mappings[-1].end

@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A capture with exits as text in the manner of ftrace's function_graph, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from textpoke.calls import layouts_by_site
+from textpoke.decode import DATA, ENTRY, EXIT, Decoder
+from textpoke.payload import CALLER, DURATION, Formatter, Layout, count_words, split
+from textpoke.report.names import function_labels, padded_label
+from textpoke.report.text import header
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from textpoke.capture import Capture
+    from textpoke.decode import Events
+    from textpoke.payload import Field
+
+_MARKS = (
+    (1_000_000_000, "$"),
+    (100_000_000, "@"),
+    (10_000_000, "*"),
+    (1_000_000, "#"),
+    (100_000, "!"),
+    (10_000, "+"),
+)
+_BLANK = " " * 15
+_DURATION_WIDTH = 12
+_NUMBER_WIDTH = 7
+_LABEL_WIDTH = 25
+_TIME_WIDTH = 17
+_INDENT = "  "
+_MOST_INDENTED = 200
+"""Deeper calls are not moved further: a line of a recursion 100,000 deep would not be read."""
+_MOST_FRAMES = 1 << 20
+_NO_LAYOUT = Layout()
+
+
+@dataclass(frozen=True, slots=True)
+class GraphOptions:
+    """What is shown of the calls.
+
+    Attributes:
+        depth: Calls down to this depth only, 1 for the outermost.
+        threshold_ns: Only calls that took as long; they are shown at their end alone.
+        below: Only calls of these sites and what they call; None for all.
+        abstime: A column with the time.
+        tail: The name at every closing brace.
+        flat: A line per call, at its end, without indentation.
+    """
+
+    depth: int | None = None
+    threshold_ns: int = 0
+    below: frozenset[int] | None = None
+    abstime: bool = False
+    tail: bool = False
+    flat: bool = False
+
+    @property
+    def ends_only(self) -> bool:
+        """Whether a call is shown at its end alone."""
+        return self.flat or self.threshold_ns > 0
+
+
+@dataclass(slots=True)
+class _Call:
+    """An open call."""
+
+    site: int
+    start_ns: int
+    depth: int
+    hidden: bool
+    words: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class _Line:
+    """A line whose place is fixed while its text waits for the thread's next event."""
+
+    place: int
+    call: _Call
+    time_ns: int
+    end_ns: int | None = None  # set: it has ended
+    is_leaf: bool = False
+    is_orphan: bool = False
+    words: tuple[int, ...] = ()  # of the exit
+
+
+@dataclass(slots=True)
+class _Thread:
+    label: str
+    stack: list[_Call] = field(default_factory=list)
+    open: Counter[int] = field(default_factory=Counter)  # by site, calls on the stack
+    line: _Line | None = None
+    below: int = 0  # open calls of the sites that are asked for
+    sink: _Call | _Line | None = None  # to which the payload belongs that comes next
+
+
+def graph(
+    capture: Capture,
+    options: GraphOptions | None = None,
+    *,
+    symbol: Callable[[int], str | None] | None = None,
+) -> Iterator[str]:
+    """The header and the calls, many lines at a time.
+
+    As in the kernel, but for the CPU, which is not recorded: the task has its column instead.
+    A call stands where it began; one that calls nothing has a line to itself. Where its entry is
+    not in the capture the name stands behind the brace.
+
+    Args:
+        capture: Open.
+        options: What to show; everything by default.
+        symbol: Gives names for callers' addresses.
+
+    Raises:
+        CaptureFormat: the file changed while it was read.
+    """
+    writer = _Writer(capture, options or GraphOptions(), symbol)
+    yield writer.header()
+    for events in writer.decoder.merged():
+        yield writer.chunk(events)
+
+
+class _Writer:
+    def __init__(
+        self,
+        capture: Capture,
+        options: GraphOptions,
+        symbol: Callable[[int], str | None] | None,
+    ) -> None:
+        self.decoder = Decoder(capture)
+        self._capture = capture
+        self._options = options
+        self._layouts = layouts_by_site(capture)
+        clock = self.decoder.clock
+        rate = clock.ns_per_tick if clock.known else None
+        self._formatter = Formatter(capture.meta.enums, symbol, rate)
+        self._ns_per_tick = clock.ns_per_tick
+        self._start_ns = clock.start_ns
+        self._functions = function_labels(capture)
+        self._threads = {tid: _Thread(padded_label(capture, tid)) for tid in self.decoder.tids}
+        self._lines: list[str] = []
+
+    def header(self) -> str:
+        """The lines above the first event."""
+        time = f"{'TIME':^{_TIME_WIDTH}}" if self._options.abstime else ""
+        bars = f"{'|':^{_TIME_WIDTH}}" if self._options.abstime else ""
+        label = "#" + "TASK-PID".rjust(_LABEL_WIDTH - 6)
+        under = "#" + "| |".rjust(_LABEL_WIDTH - 8)
+        lines = [
+            *header(self._capture, self.decoder),
+            f"{label:<{_LABEL_WIDTH + 2}}{time}  DURATION                  FUNCTION CALLS",
+            f"{under:<{_LABEL_WIDTH + 2}}{bars}   |   |                     |   |   |   |",
+        ]
+        return "".join(f"{line}\n" for line in lines)
+
+    def chunk(self, events: Events) -> str:
+        """The lines of some events; nothing waits for the next chunk but the open calls."""
+        self._lines = []
+        words = events.words if events.has_data else np.zeros(len(events), np.uint64)
+        columns = (events.ts_ns, events.tid, events.site, events.type, words)
+        lists = [column.tolist() for column in columns]
+        start = 0
+        for loss in events.losses:
+            row = int(np.searchsorted(events.ts_ns, loss.ts_ns))
+            self._take([column[start:row] for column in lists])
+            self._lose(loss.tid, loss.count)
+            start = max(start, row)
+        self._take([column[start:] for column in lists])
+        for thread in self._threads.values():
+            self._settle(thread)
+        return "".join(self._lines)
+
+    def _take(self, columns: list[list[int]]) -> None:
+        for ts_ns, tid, site, kind, word in zip(*columns, strict=True):
+            thread = self._threads[tid]
+            if kind == DATA:
+                if thread.sink is not None:
+                    thread.sink.words += (word,)
+            elif kind == ENTRY:
+                self._enter(thread, site, ts_ns)
+            elif kind == EXIT:
+                self._leave(thread, site, ts_ns)
+
+    def _lose(self, tid: int, count: int) -> None:
+        thread = self._threads[tid]
+        self._settle(thread)
+        self._lines.append(f"{thread.label}[LOST {count} EVENTS]\n")
+
+    def _enter(self, thread: _Thread, site: int, ts_ns: int) -> None:
+        options, stack = self._options, thread.stack
+        if options.below is not None and site in options.below:
+            thread.below += 1
+        outside = options.below is not None and not thread.below
+        depth = stack[-1].depth + 1 if stack else 0
+        if outside or (options.below is not None and thread.below == 1 and site in options.below):
+            depth = 0  # those that are asked for begin at the left
+        hidden = outside or (options.depth is not None and depth >= options.depth)
+        call = _Call(site, ts_ns, depth, hidden)
+        if len(stack) == _MOST_FRAMES:  # of functions whose exits do not come
+            del stack[: _MOST_FRAMES // 2]
+            thread.open = Counter(call.site for call in stack)
+        stack.append(call)
+        thread.open[site] += 1
+        thread.sink = call
+        if not hidden and not options.ends_only:
+            self._settle(thread)
+            thread.line = self._place(_Line(len(self._lines), call, ts_ns))
+
+    def _leave(self, thread: _Thread, site: int, ts_ns: int) -> None:
+        thread.sink = None
+        if self._layouts and self._layouts.get(site, _NO_LAYOUT).is_threshold:
+            self._leave_long(thread, site, ts_ns)
+            return
+        stack = thread.stack
+        if not thread.open[site]:
+            self._orphan(thread, site, ts_ns)
+            return
+        while stack[-1].site != site:
+            self._unfinished(thread)
+        call = self._pop(thread)
+        if call.hidden:
+            return
+        line = thread.line
+        if line is not None and line.call is call:
+            line.is_leaf = True
+            line.end_ns = ts_ns
+        elif ts_ns - call.start_ns >= self._options.threshold_ns:
+            self._settle(thread)
+            line = thread.line = self._place(_Line(len(self._lines), call, ts_ns, ts_ns))
+        else:
+            return
+        thread.sink = line
+
+    def _pop(self, thread: _Thread) -> _Call:
+        call = thread.stack.pop()
+        thread.open[call.site] -= 1
+        if self._options.below is not None and call.site in self._options.below:
+            thread.below -= 1
+        return call
+
+    def _unfinished(self, thread: _Thread) -> None:
+        # Left by longjmp or an exception, or its exit was lost: the brace has no duration.
+        call = self._pop(thread)
+        if call.hidden or self._options.ends_only:
+            return
+        self._settle(thread)
+        self._lines.append(
+            self._line(thread, call.depth, 0, _BLANK, f"}} /* {self._name(call)}: no exit */")
+        )
+
+    def _orphan(self, thread: _Thread, site: int, ts_ns: int) -> None:
+        options = self._options
+        if options.below is not None or options.ends_only:
+            return  # nobody knows below what it was, or how long it took
+        stack = thread.stack
+        depth = stack[-1].depth + 1 if stack else 0
+        if options.depth is not None and depth >= options.depth:
+            return
+        self._settle(thread)
+        call = _Call(site, ts_ns, depth, hidden=False)
+        line = _Line(len(self._lines), call, ts_ns, ts_ns, is_orphan=True)
+        thread.line = self._place(line)
+        thread.sink = line
+
+    def _leave_long(self, thread: _Thread, site: int, ts_ns: int) -> None:
+        # Recorded at its end alone: the first word of its payload is the duration.
+        self._settle(thread)
+        if self._options.below is not None and site not in self._options.below:
+            return
+        call = _Call(site, ts_ns, 0, hidden=False)
+        thread.line = self._place(_Line(len(self._lines), call, ts_ns, ts_ns, is_orphan=True))
+        thread.sink = thread.line
+
+    def _place(self, line: _Line) -> _Line:
+        self._lines.append("")
+        return line
+
+    def _settle(self, thread: _Thread) -> None:
+        line, thread.line = thread.line, None
+        if line is not None:
+            self._lines[line.place] = self._text(thread, line)
+
+    def _text(self, thread: _Thread, line: _Line) -> str:
+        call = line.call
+        layout = self._layouts.get(call.site, _NO_LAYOUT) if self._layouts else _NO_LAYOUT
+        if line.end_ns is None:
+            text = f"{self._begin(call, layout)} {{{self._caller(call, layout)}"
+            return self._line(thread, call.depth, line.time_ns, _BLANK, text)
+        took_ns: int | None = line.end_ns - call.start_ns
+        if line.is_orphan:
+            took_ns = self._long_ns(line, layout)
+        result = self._result(layout, line.words)
+        if (took_ns or 0) < self._options.threshold_ns:
+            return ""
+        duration = _BLANK if took_ns is None else _duration(took_ns)
+        depth = 0 if self._options.flat else call.depth
+        if line.is_leaf or self._options.flat:
+            text = f"{self._begin(call, layout)}{result};{self._caller(call, layout)}"
+        else:
+            named = self._options.tail or self._options.ends_only or line.is_orphan
+            text = f"}}{result}" + (f" /* {self._name(call)} */" if named else "")
+        return self._line(thread, depth, line.time_ns, duration, text)
+
+    def _long_ns(self, line: _Line, layout: Layout) -> int | None:
+        if not layout.is_threshold or not line.words:
+            return None
+        return round(line.words[0] * self._ns_per_tick)
+
+    def _line(self, thread: _Thread, depth: int, time_ns: int, duration: str, text: str) -> str:
+        time = ""
+        if self._options.abstime:
+            seconds, rest_ns = divmod(time_ns + self._start_ns, 1_000_000_000)
+            time = f"{seconds:>6}.{rest_ns // 1000:06d} |  "
+        indent = _INDENT * min(depth, _MOST_INDENTED)
+        return f"{thread.label}| {time}{duration}|  {indent}{text}\n"
+
+    def _name(self, call: _Call) -> str:
+        return self._functions[call.site]
+
+    def _begin(self, call: _Call, layout: Layout) -> str:
+        if not call.words:
+            return f"{self._name(call)}()"
+        fields = [
+            (held, words)
+            for held, words in self._parts(layout.entry, call.words)
+            if held.kind != CALLER
+        ]
+        return f"{self._name(call)}({self._formatter.joined(fields)})"
+
+    def _caller(self, call: _Call, layout: Layout) -> str:
+        for held, words in self._parts(layout.entry, call.words) if call.words else ():
+            if held.kind == CALLER:
+                return f" /* <-{self._formatter.text(held.kind, words)} */"
+        return ""
+
+    def _result(self, layout: Layout, words: tuple[int, ...]) -> str:
+        if not words:
+            return ""
+        fields = [
+            (held, words)
+            for held, words in self._parts(layout.exit, words)
+            if held.kind != DURATION
+        ]
+        if not fields:
+            return ""
+        if len(fields) == 1:
+            return f" = {self._formatter.text(fields[0][0].kind, fields[0][1])}"
+        return f" = {{{self._formatter.joined(fields)}}}"
+
+    @staticmethod
+    def _parts(
+        fields: tuple[Field, ...], words: tuple[int, ...]
+    ) -> Iterator[tuple[Field, Sequence[int]]]:
+        # A payload that is not whole is not shown: its words may belong to another event.
+        if fields and words and len(words) == count_words(fields):
+            yield from split(fields, words)
+
+
+def _duration(took_ns: int) -> str:
+    # As the kernel: a mark, and seven characters of microseconds at most.
+    mark = " "
+    if took_ns > _MARKS[-1][0]:
+        mark = next(mark for limit, mark in _MARKS if took_ns > limit)
+    us, ns = divmod(took_ns, 1000)
+    number = f"{us}.{ns:03d}"[: max(_NUMBER_WIDTH, len(str(us)))].rstrip(".")
+    return f" {mark} {f'{number} us':<{_DURATION_WIDTH}}"

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a function's return can be redirected, and what must then know of it.
+
+A probe that waits for the return of a call puts the address of a trampoline in the place of the
+return address. Three kinds of code forbid it: what is no call (the word at the stack pointer is no
+return address), what returns twice or looks at its own return address, and unwinders. Code that
+unwinds, walks or leaves a part of the stack gets a guard: a probe that puts the return addresses
+back first (native/agent/unwind.c).
+"""
+
+from __future__ import annotations
+
+import bisect
+import fnmatch
+import re
+from typing import TYPE_CHECKING
+
+from textpoke import elf, symbols, target, unwind
+from textpoke._errors import SiteError
+from textpoke._native import lib
+from textpoke.model import SiteKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from textpoke.model import Module, Site
+
+GUARDED = {
+    "_Unwind_RaiseException": lib.TP_UNWIND_BEGINS,
+    "_Unwind_Resume": lib.TP_UNWIND_BEGINS,
+    "_Unwind_Resume_or_Rethrow": lib.TP_UNWIND_BEGINS,
+    "_Unwind_ForcedUnwind": lib.TP_UNWIND_BEGINS,
+    "__pthread_unwind": lib.TP_UNWIND_BEGINS,
+    "pthread_exit": lib.TP_UNWIND_BEGINS,
+    "_Unwind_Backtrace": lib.TP_UNWIND_WALKS,
+    "backtrace": lib.TP_UNWIND_WALKS,
+    "unw_init_local": lib.TP_UNWIND_WALKS,
+    "unw_init_local2": lib.TP_UNWIND_WALKS,
+    "_ULx86_64_init_local": lib.TP_UNWIND_WALKS,
+    "_ULx86_64_init_local2": lib.TP_UNWIND_WALKS,
+    "__cxa_begin_catch": lib.TP_UNWIND_CAUGHT,
+    "__rust_panic_cleanup": lib.TP_UNWIND_CAUGHT,
+    "longjmp": lib.TP_UNWIND_JUMPS,
+    "_longjmp": lib.TP_UNWIND_JUMPS,
+    "siglongjmp": lib.TP_UNWIND_JUMPS,
+    "__longjmp_chk": lib.TP_UNWIND_JUMPS,
+}
+"""Functions that need a guard: what they do to the stack (enum tp_unwind)."""
+
+_TWICE = frozenset(
+    (
+        *("setjmp", "_setjmp", "__setjmp", "sigsetjmp", "__sigsetjmp", "vfork", "__vfork"),
+        *("getcontext", "__getcontext", "swapcontext", "__swapcontext", "__morestack"),
+        *("clone", "__clone", "clone3", "__clone3", "_start"),
+    )
+)
+_LOOKERS = frozenset(("dlopen", "dlsym", "dlvsym", "dlmopen", "mcount", "_mcount", "__fentry__"))
+_UNWINDERS = re.compile(r"_Unwind_|uw_|unw_|_U\w*x86_64_|\w*_personality_v0")
+_UNWINDER_FILES = re.compile(r"lib(gcc_s|unwind)[^/]*\.so")
+_LOADERS = re.compile(r"ld(-linux|-musl|-)[^/]*\.so|ld\.so")
+_COPIERS = ("_greenlet*.so",)
+_COMPILED = (SiteKind.NOP_RUN, SiteKind.NOP5)
+
+
+class Returns:
+    """Tells for the sites of one process whether their returns can be redirected.
+
+    Args:
+        pid: The process.
+        modules: Its modules.
+    """
+
+    def __init__(self, pid: int, modules: Sequence[Module]) -> None:
+        self._pid = pid
+        self._modules = {module.name: module for module in modules}
+        self._starts: dict[str, list[int]] = {}
+
+    def why_not(self, site: Site) -> str:
+        """Return why a call's return must be left alone; "" where it can be redirected."""
+        why = _why_not_by_name(site.symbol.partition("@")[0], site.module)
+        if why or site.kind in _COMPILED:
+            return why
+        if site.source == "plt":
+            return "a slot of the procedure linkage table"
+        if not self._has_frame(site):
+            return "no unwind entry says that it begins as after a CALL"
+        return ""
+
+    def _has_frame(self, site: Site) -> bool:
+        starts = self._starts.get(site.module)
+        if starts is None:
+            starts = self._starts[site.module] = self._read(site.module)
+        vaddr = site.vaddr - (site.address - site.entry)
+        at = bisect.bisect_left(starts, vaddr)
+        return at < len(starts) and starts[at] == vaddr
+
+    def _read(self, name: str) -> list[int]:
+        module = self._modules.get(name)
+        if module is None:
+            return []
+        try:
+            with elf.Image.open(target.open_module(self._pid, module)) as image:
+                return sorted(unwind.function_starts(image))
+        except SiteError:
+            return []
+
+
+def guards(pid: int, modules: Iterable[Module]) -> dict[int, int]:
+    """Runtime addresses of the functions that need a guard: what each does to the stack."""
+    found: dict[int, int] = {}
+    for module in modules:
+        try:
+            with elf.Image.open(target.open_module(pid, module)) as image:
+                names = symbols.addresses(image, GUARDED.keys(), hidden=True)
+        except SiteError:
+            continue
+        for name, vaddr in names.items():
+            found[vaddr + module.bias] = GUARDED[name]
+    return found
+
+
+def why_no_returns(modules: Iterable[Module]) -> str:
+    """Return why no return of this process can be redirected; "" when it can."""
+    for module in modules:
+        if any(fnmatch.fnmatchcase(module.name, pattern) for pattern in _COPIERS):
+            return f"{module.name} copies stacks away and back"
+    return ""
+
+
+def _why_not_by_name(name: str, module: str) -> str:
+    if name in GUARDED or _UNWINDERS.match(name) or _UNWINDER_FILES.match(module):
+        return "it unwinds the stack"
+    if name in _TWICE:
+        return "it returns twice, or never"
+    if name in _LOOKERS:
+        return "it looks at its return address"
+    return "a part of the loader" if _LOADERS.match(module) else ""

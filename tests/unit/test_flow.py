@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way from the tap to the capture: triggers, threads, the flight recorder, counts."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from raw_events import F, G, H, block, entry, leave, times
+
+from textpoke.flight import FlightRecorder
+from textpoke.flow import CallCounter, Flow, Flowed
+from textpoke.streams import split_blocks
+from textpoke.trigger_engine import TriggerEngine
+from textpoke.triggers import parse_trigger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from textpoke.streams import RawBlock
+
+
+class Rig:
+    """A flow into a file, and what a ring reader would do."""
+
+    def __init__(self, path: Path, *lines: str, only_kept: bool = False) -> None:
+        engine = TriggerEngine(1.0)  # a tick is a nanosecond
+        engine.arm([({"f": F, "g": G}[t.rule.glob], t) for t in map(parse_trigger, lines)])
+        self.file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by the fixture
+        recorder = FlightRecorder(1 << 40, 1 << 24)
+        self.flow = Flow(engine, recorder, self.file.fileno(), only_kept=only_kept)
+
+    def feed(self, *blocks: RawBlock, mark: int) -> Flowed:
+        for one in blocks:
+            os.write(self.flow.tap.fd, one.encoded())
+        return self.flow.feed(mark)
+
+    def written(self) -> list[int]:
+        self.file.seek(0)
+        return times(split_blocks(self.file.read()))
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[type]:
+    made: list[Rig] = []
+
+    def make(*lines: str, only_kept: bool = False) -> Rig:
+        made.append(Rig(tmp_path / f"{len(made)}", *lines, only_kept=only_kept))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.flow.close()
+        one.file.close()
+
+
+def test_everything_passes_and_hits_are_noted(rig) -> None:
+    one = rig("f:traceoff", "g:keep=5ns")
+    flowed = one.feed(block([entry(1, H), entry(2, G), entry(3, F), entry(4, H)]), mark=10)
+    assert one.written() == [1, 2, 3]
+    assert flowed.events == 3
+    assert [note["trigger"] for note in flowed.notes()] == ["g:keep=5ns", "f:traceoff"]
+    assert flowed.kept == []  # it is all there
+
+
+def test_a_flight_recorder_writes_what_led_to_a_slow_call(rig) -> None:
+    one = rig("f>50ns:keep=100ns", only_kept=True)
+    quiet = [block([entry(t, H) for t in range(0, 1000, 10)], 1)]
+    assert one.feed(*quiet, mark=1000).events == 0
+    slow = [entry(1000, F), entry(1010, G), leave(1055, G), leave(1060, F)]
+    flowed = one.feed(block(slow), block([entry(1050, H), entry(1070, H)], 1), mark=1100)
+    # Of everything: other threads too, and 40 ns before the call began.
+    assert sorted(one.written()) == [960, 970, 980, 990, 1000, 1010, 1050, 1055, 1060]
+    (kept,) = flowed.kept
+    assert kept.as_dict()["took_ticks"] == 60
+    assert (kept.from_tsc, kept.to_tsc, kept.events) == (960, 1060, 9)
+
+
+def test_what_follows_is_kept_too_and_two_hits_share_it(rig) -> None:
+    one = rig("f:keep=20ns+30ns", only_kept=True)
+    assert one.feed(block([entry(t) for t in (85, 100, 110)]), mark=110).kept == []
+    flowed = one.feed(block([entry(t, H) for t in (125, 131)]), mark=125)
+    assert [kept.to_tsc for kept in flowed.kept] == [115]
+    flowed = one.feed(block([entry(t, H) for t in (135, 145)]), mark=141)
+    assert [kept.to_tsc for kept in flowed.kept] == [130, 140]
+    assert one.written() == [85, 100, 110, 125, 131, 135]
+    assert one.flow.finish().events == 0
+
+
+def test_a_stretch_that_ends_behind_the_end_is_cut_there(rig) -> None:
+    one = rig("f:keep=20ns+1s", only_kept=True)
+    assert one.feed(block([entry(100)]), mark=110).events == 0
+    (kept,) = one.flow.finish().kept
+    assert kept.events == 1
+    assert one.written() == [100]
+
+
+def test_snapshots_end_with_their_hit(rig) -> None:
+    one = rig("f:snapshot", "g:dump:1")
+    rows = [entry(1, H), entry(2, F), entry(3, H), entry(4, G), entry(5, G)]
+    flowed = one.feed(block(rows), mark=10)
+    assert [(h.tsc, times(kept.blocks)) for h, kept in flowed.snapshots] == [
+        (2, [1, 2]),
+        (4, [1, 2, 3, 4]),
+    ]
+
+
+def test_a_hot_function_makes_no_flood_of_snapshots(rig) -> None:
+    one = rig("f:snapshot")
+    flowed = one.feed(block([entry(t) for t in range(100)]), mark=200)
+    assert (len(flowed.snapshots), flowed.skipped) == (4, 96)
+
+
+def test_other_threads_are_left_out_but_their_triggers_count(rig) -> None:
+    one = rig("f:traceoff")
+    one.flow.tids = {101}
+    flowed = one.feed(block([entry(5, F)], 0), block([entry(4, H), entry(6, H)], 1), mark=10)
+    assert one.written() == [4]
+    assert len(flowed.hits) == 1
+
+
+def test_calls_are_counted_for_the_governor() -> None:
+    counter = CallCounter([F, G, H])
+    counter.add([block([entry(1, F), leave(2, F), entry(3, 0x999)]), block([entry(4, H)] * 3)])
+    assert counter.take() == {F: 1, H: 3}
+    assert counter.take() == {}
+    counter.add([block([entry(1, F)] * 3 + [entry(1, G)])])
+    assert counter.take(lost=8) == {F: 9, G: 3}
