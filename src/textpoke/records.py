@@ -101,8 +101,8 @@ class _Change:
         """With its batches packed."""
         usual = tuple(s for s in steps if not s.poke.is_permanent)
         staying = tuple(s for s in steps if s.poke.is_permanent)
-        requests = (Request.of(s.poke for s in part) for part in (usual, staying))
-        return cls(usual, staying, *requests, tuple(left_out))
+        first, second = (Request.of(s.poke for s in part) for part in (usual, staying))
+        return cls(usual, staying, first, second, tuple(left_out))
 
     @functools.cached_property
     def goes_off(self) -> bool:

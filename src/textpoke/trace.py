@@ -249,7 +249,7 @@ class Trace:
         self.target.add_trace(self)
         try:
             self._seen = {module.key for module in self.target.modules}
-            self.on, self.refused = None, []
+            self.on, self.refused, self._branches = None, [], None
             self.plan = plan = self.target.prepare(self.chosen, traps=self.traps)
             self.refused += plan.refused
             self._plans = {p.site.address: p for p in plan.sites}
@@ -316,8 +316,7 @@ class Trace:
     def _wanted_branches(self) -> Wants:
         """The sites that count the branches of what is chosen."""
         if self._branches is None:
-            from textpoke.branch_counting import (
-                BranchCounting,
+            from textpoke.branch_counting import BranchCounting  # here: it needs numpy
             )  # here: numpy takes 100 ms to import
 
             self._branches = BranchCounting(self.target)

@@ -30,7 +30,7 @@ def lines(capture: Capture, *, limit: int | None = None) -> Iterator[str]:
 
 
 def records(capture: Capture, *, limit: int | None = None) -> dict[str, object]:
-    """Everything that the table shows, and branches that were not executed. Raises CaptureFormat."""
+    """Everything that the table shows, and what was not executed. Raises CaptureFormat."""
     return {
         "capture": capture.path,
         "pid": capture.meta.pid,
