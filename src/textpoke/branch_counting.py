@@ -128,29 +128,28 @@ class BranchCounting:
         self._masks.clear()
 
     @contextlib.contextmanager
-    def turned(self, wanted: Wants | None) -> Iterator[None]:
-        """While what is in place changes: these are on then; None: none."""
+    def turned(self, wanted: Wants | None) -> Iterator[list[tuple[Site, str]]]:
+        """While what is in place changes: these are on then; None: none.
+
+        Gives a list for those that could not be switched on, and why.
+        """
         after = self._mask(wanted)
         fresh = after & ~self._on
         if fresh.any():
             self._skip(fresh)
         before, self._on = self._on, self._on | after
-        self._was_on |= after
-        done = False
+        refused: list[tuple[Site, str]] = []
+        now = before
         try:
-            yield
-            done = True
+            yield refused
+            now = after
+            if refused:
+                now = after & ~np.isin(self._site_at, [site.address for site, _ in refused])
         finally:
             self.look()
-            self._on = after if done else before
+            self._on = now
+            self._was_on = self._was_on | now
             self._turned()
-
-    def leave_out(self, refused: Iterable[tuple[Site, str]]) -> None:
-        """These could not be switched on: rows that were never on are not shown."""
-        addresses = [site.address for site, _ in refused]
-        if addresses:
-            never = np.isin(self._site_at, addresses) & ~self._last.any(axis=1)
-            self._was_on &= ~never
 
     def look(self) -> None:
         """Read the counters, if they can be read; what was read last is kept otherwise."""

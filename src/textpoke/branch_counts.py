@@ -95,9 +95,9 @@ class BranchCounts:
             raise NotPatchable(*counting.take_refused()[0])
         counting.begin_anew()
         planned = time.perf_counter()
-        with counting.turned(wants):
+        with counting.turned(wants) as refused:
             done = self.target.records.switch(self._name, wants, self.mode)
-        counting.leave_out(done.refused)
+            refused.extend(done.refused)
         self._is_on = True
         self.refused = counting.take_refused() + done.refused
         self.on = done.outcome

@@ -303,8 +303,10 @@ class Trace:
         wanted = self._wants.get(self._tracer)
         if wanted is None:
             wanted = self._wants[self._tracer] = self._wanted(rings)
-        with self._counting(wanted):
-            self._note(self.target.records.switch(self.name, wanted, self.mode))
+        with self._counting(wanted) as refused:
+            done = self.target.records.switch(self.name, wanted, self.mode)
+            refused.extend(done.refused)
+        self._note(done)
 
     def _wanted(self, rings: RingSet) -> Wants:
         if self._tracer == BRANCH:
@@ -317,7 +319,6 @@ class Trace:
         """The sites that count the branches of what is chosen."""
         if self._branches is None:
             from textpoke.branch_counting import BranchCounting  # here: it needs numpy
-            )  # here: numpy takes 100 ms to import
 
             self._branches = BranchCounting(self.target)
         functions = {site.entry: site for site in self.chosen}
@@ -328,10 +329,10 @@ class Trace:
         self.refused += self._branches.take_refused()
         return wanted
 
-    def _counting(self, wanted: Wants) -> AbstractContextManager[None]:
+    def _counting(self, wanted: Wants) -> AbstractContextManager[list[tuple[Site, str]]]:
         """While sites are switched: branches count from now on, or do not any more."""
         if self._branches is None:
-            return nullcontext()
+            return nullcontext([])
         return self._branches.turned(wanted if wanted.alone else None)
 
     def branch_counts(self, *, lines: bool = True) -> list[BranchRow]:
