@@ -165,6 +165,8 @@ int tp_leave(const struct tp_leave *in, struct tp_left *out);
 int tp_link_jit(const struct tp_jit_link *in);
 int tp_look_inside(int pid, const uint64_t *addresses, uint64_t count, const uint64_t *stacks,
 		   uint64_t stack_count, uint64_t site_bytes, uint8_t *inside);
+int tp_look_in_ranges(int pid, int agent_tid, const uint64_t *ranges, uint64_t count,
+		      const uint64_t *stacks, uint64_t stack_count, uint8_t *inside);
 
 /* ring_read.c */
 struct tp_rings {

@@ -239,7 +239,7 @@ class Planner:
 
     def stubs(self) -> list[tuple[int, Site]]:
         """Address and site of every stub."""
-        return [(_stub_of(planned), planned.site) for planned in self._stubs.values()]
+        return [(stub_of(planned), planned.site) for planned in self._stubs.values()]
 
     def _place_pads(self, runs: list[Site], space: Space, plan: Plan) -> set[int]:
         """Map pads for as many runs as have room; returns the addresses of those sites."""
@@ -433,7 +433,7 @@ def _way_to(stub: Stub, site: Site, thunk: int) -> SitePlan:
     return replace(way, lead=thunk)
 
 
-def _stub_of(planned: SitePlan) -> int:
+def stub_of(planned: SitePlan) -> int:
     """Where a thread comes to from the site: by its JMP, or by the trap handler."""
     distance = int.from_bytes(planned.on[1:CALL_BYTES], "little", signed=True)
     return planned.handler or planned.site.address + CALL_BYTES + distance

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     Chain = tuple[Probe, ...]
     InPlace = dict[int, tuple[Chain, int, SitePlan]]
     PlaceCopies = Callable[[Sequence[tuple[SitePlan, Chain]]], list[int]]
+    Outlast = Callable[[Sequence[SitePlan]], None]
 
 _BUSY_TRIES = 20
 _BUSY_PAUSE_S = 0.005
@@ -94,15 +95,21 @@ class _Change:
     request: Request
     request_staying: Request
     left_out: tuple[tuple[Site, str], ...]
+    over: tuple[SitePlan, ...]  # sites that were on once, on whose bytes others come now
     state: int = 0  # that it has led to before
 
     @classmethod
-    def of(cls, steps: Sequence[_Step], left_out: Iterable[tuple[Site, str]]) -> _Change:
+    def of(
+        cls,
+        steps: Sequence[_Step],
+        left_out: Iterable[tuple[Site, str]] = (),
+        over: Iterable[SitePlan] = (),
+    ) -> _Change:
         """With its batches packed."""
         usual = tuple(s for s in steps if not s.poke.is_permanent)
         staying = tuple(s for s in steps if s.poke.is_permanent)
         first, second = (Request.of(s.poke for s in part) for part in (usual, staying))
-        return cls(usual, staying, first, second, tuple(left_out))
+        return cls(usual, staying, first, second, tuple(left_out), tuple(over))
 
     @functools.cached_property
     def goes_off(self) -> bool:
@@ -137,10 +144,12 @@ class Records:
         agent: The connection.
         place: Maps copies of probes: for each (site, chain) its address, 0 where there is no room.
         default: The probe that a plan leads to by itself.
+        outlast: Waits until no thread is on a way of ours from sites that are off.
     """
 
-    def __init__(self, agent: Agent, place: PlaceCopies, default: Probe) -> None:
+    def __init__(self, agent: Agent, place: PlaceCopies, default: Probe, outlast: Outlast) -> None:
         self._agent = agent
+        self._outlast = outlast
         self._place = place
         self._default = (default,)
         self._users: dict[str, Wants] = {}
@@ -152,6 +161,8 @@ class Records:
         self._kept: dict[tuple[int, str, int], _Change] = {}
         self._known: dict[int, tuple[InPlace, dict[int, int]]] = {}  # what is in place, by state
         self._crossing: dict[tuple[int, int], bool] = {}
+        # All that were ever on: those that count branches (True), those that call probes.
+        self._ever: dict[bool, dict[int, SitePlan]] = {False: {}, True: {}}
 
     def switch(
         self, user: str, wanted: Wants, mode: Mode = Mode.AUTO, *, guards: bool = False
@@ -186,6 +197,8 @@ class Records:
 
     def _switch(self, user: str, wanted: Wants, how: _How, done: Switched) -> None:
         change = self._change(user, wanted)
+        if change.over:
+            self._outlast(change.over)
         try:
             complete = self._run(change, how, done)
         except TextpokeError:
@@ -256,7 +269,8 @@ class Records:
             return known
         left_out: list[tuple[Site, str]] = []
         steps = tuple(self._steps(user, wanted, left_out))
-        change = _Change.of(steps, left_out)
+        coming = [s.planned for s in steps if s.chain and s.poke.address == s.planned.site.address]
+        change = _Change.of(steps, left_out, self._under(coming, alone=wanted.alone))
         if len(self._kept) >= _MOST_KEPT:
             self._kept.clear()
             self._known.clear()
@@ -276,6 +290,15 @@ class Records:
                 left_out.append((planned.site, NO_COPY))
                 continue
             yield from self._lead(planned, chain, lead, current)
+
+    def _under(self, coming: Sequence[SitePlan], *, alone: bool) -> list[SitePlan]:
+        """The sites of the other kind that were on once, and on whose bytes some come."""
+        if any(p.site.address not in self._ever[alone] for p in coming):
+            self._kept.clear()  # others may come on the bytes of these
+            self._known.clear()
+        self._ever[alone].update((p.site.address, p) for p in coming)
+        ever = self._ever[not alone]
+        return [ever[at] for at in sorted(_on_bytes_of(coming, ever.values()))]
 
     def _needed(
         self, user: str, wanted: Wants, left_out: list[tuple[Site, str]]
@@ -457,7 +480,7 @@ class Records:
         pokes = [s for s in steps if s.poke.address == s.planned.site.address]
         back = [s._replace(poke=s.poke.reversed(), chain=(), lead=0) for s in pokes]
         with suppress(TextpokeError):
-            self._switch_off(_Change.of(back, ()), _How(Mode.AUTO), Switched())
+            self._switch_off(_Change.of(back), _How(Mode.AUTO), Switched())
 
 
 def _held(agent: Agent, poke: Poke) -> bytes:
