@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from conftest import Compile, Start
 
     from textpoke.model import BranchRow
+    from textpoke.trace import Trace
 
 WRONG = 32
 BUILDS = {"entries": ("-O2",), "nops": ("-O2", "-fpatchable-function-entry=5")}
@@ -68,6 +69,10 @@ def plus(first: Own, second: Own) -> Own:
 
 def minus(after: Own, before: Own) -> Own:
     return {n: (after[n][0] - before[n][0], after[n][1] - before[n][1]) for n in after}
+
+
+def count(trace: Trace) -> int:
+    return sum(row.total for row in trace.branch_counts(lines=False))
 
 
 def nothing() -> Own:
@@ -121,14 +126,13 @@ def test_switching_under_load_loses_no_count(process: subprocess.Popen[str]) -> 
             total = 0
             for _ in range(50):
                 trace.tracer = "branch"
-                time.sleep(0.005)
+                wait_until(lambda: count(trace) > total, "it counts")  # noqa: B023
                 trace.drain()
                 trace.tracer = "function_graph"
+                total = count(trace)
                 time.sleep(0.002)
                 trace.drain()
-                now = sum(row.total for row in trace.branch_counts(lines=False))
-                assert now > total
-                total = now
+                assert count(trace) == total
             assert ask(process, "stop") == "stopped"
             # Threads that stood in a stub when it was switched off have counted since.
             trace.tracer = "branch"
