@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from textpoke.tracer import Target
 
     Mask = NDArray[np.bool_]
+    _Span = tuple[int, int, NDArray[np.int64], NDArray[np.int64]]
+    """Start, end, the rows whose counters are there, and which of the counters each has."""
 
 FORMAT_VERSION = 1
 NOT_THE_FILES = "its bytes are not those of the file: somebody else has patched it"
@@ -75,7 +77,7 @@ class BranchCounting:
         self._at = self._site_at = np.zeros(0, np.int64)
         self._zero = self._last = _NO_COUNTS
         self._on = self._was_on = _NO_MASK
-        self._spans: list[tuple[int, int]] = []
+        self._spans: list[_Span] = []
         self._masks: dict[int, Mask] = {}
         self._lines: dict[int, tuple[str, int]] = {}
         self._turn = 0  # of the target's turns, when ours was last on
@@ -310,10 +312,9 @@ class BranchCounting:
     def _read(self) -> NDArray[np.uint64]:
         """The counters as they are now."""
         values = np.zeros((len(self._at), 2), np.uint64)
-        for start, end in self._spans:
+        for start, end, here, index in self._spans:
             read = np.frombuffer(self._target.agent.read(start, end - start), np.uint64)
-            here = np.flatnonzero((self._at >= start) & (self._at < end))
-            values[here] = read.reshape(-1, 2)[(self._at[here] - start) // COUNTER_BYTES]
+            values[here] = read.reshape(-1, 2)[index]
         return values
 
     def _as_in_file(
@@ -358,15 +359,20 @@ class BranchCounting:
         return {vaddr + module.bias: line for vaddr, line in lines.items()}
 
 
-def _spans(at: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """[start, end) of the memory that holds counters, in few pieces."""
+def _spans(at: NDArray[np.int64]) -> list[_Span]:
+    """The memory that holds counters, in few pieces."""
     if not len(at):
         return []
     ordered = np.sort(at)
     cuts = np.flatnonzero(np.diff(ordered) > _NEAR_BYTES)
-    firsts = ordered[np.concatenate(([0], cuts + 1))]
-    lasts = ordered[np.concatenate((cuts, [len(ordered) - 1]))]
-    return [(int(a), int(b) + COUNTER_BYTES) for a, b in zip(firsts, lasts, strict=True)]
+    firsts = ordered[np.concatenate(([0], cuts + 1))].tolist()
+    lasts = ordered[np.concatenate((cuts, [len(ordered) - 1]))].tolist()
+    found: list[_Span] = []
+    for start, last in zip(firsts, lasts, strict=True):
+        here = np.flatnonzero((at >= start) & (at <= last))
+        index = (at[here] - start) // COUNTER_BYTES
+        found.append((start, last + COUNTER_BYTES, here, index))
+    return found
 
 
 def _is_in(branch: Branch, module: Module) -> bool:

@@ -87,6 +87,10 @@ class Places(Protocol):
     def direct(self) -> Sequence[bool]:
         """For each site, whether one store can change it (`is_direct`)."""
 
+    @property
+    def singles(self) -> Sequence[int]:
+        """Positions of those."""
+
 
 def is_direct(old: bytes | None, new: bytes | None) -> bool:
     """May one store change `old` to `new`? Only the first byte differs, or any mix is NOPs.
@@ -259,7 +263,10 @@ def _why_masking(agent: Agent) -> str:
 
 
 def _without_traps(agent: Agent, indexes: Sequence[int], places: Places, why: str) -> list[Choice]:
-    single = [i for i in indexes if places.direct[i]] if direct_processor() else []
+    single: Sequence[int] = ()
+    if direct_processor():
+        whole = len(indexes) == len(places.addresses)
+        single = places.singles if whole else [i for i in indexes if places.direct[i]]
     if len(single) == len(indexes):
         return [Choice(Mode.DIRECT, why, indexes)]
     require_holds(agent)

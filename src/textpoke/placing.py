@@ -63,6 +63,7 @@ class Placing:
         self.forget: Callable[[], None] = lambda: None
         self._merged: set[int] = set()  # runs that are one instruction now
         self._settled: set[int] = set()  # those of them that no thread is inside of
+        self._ways: dict[tuple[int, bytes], tuple[int, int]] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -191,7 +192,11 @@ class Placing:
         require_holds(self._agent)
         if self._agent.held is not None:
             return  # launched and not yet running
-        ways = [*self._probe_ranges(), *(_way_of(planned) for planned in gone)]
+        for planned in gone:
+            key = planned.site.address, planned.on
+            if key not in self._ways:
+                self._ways[key] = _way_of(planned)
+        ways = [*self._probe_ranges(), *(self._ways[p.site.address, p.on] for p in gone)]
         ranges = [(start, end) for start, end in ways if start < end]
         for _ in range(_LOOKS):
             if not ranges_in_use(self._agent, ranges):

@@ -186,6 +186,11 @@ class Request:
         return [modes.is_direct(poke.old, poke.new) for poke in self.pokes]
 
     @functools.cached_property
+    def singles(self) -> list[int]:
+        """Positions of the sites that one store can change."""
+        return [i for i, direct in enumerate(self.direct) if direct]
+
+    @functools.cached_property
     def windows(self) -> list[tuple[int, int]]:
         """(start, end) of the sites in whose interior no thread may be while they change.
 
@@ -221,11 +226,18 @@ class Request:
             modes.is_nops(p.old or b"") for p, direct in whole if not direct and not p.copies
         )
 
+    @functools.cached_property
+    def _parts(self) -> dict[tuple[int, ...], Request]:
+        return {}
+
     def part(self, indexes: Sequence[int]) -> Request:
-        """The batch of some of the pokes."""
-        return (
-            self if len(indexes) == len(self.pokes) else Request.of(self.pokes[i] for i in indexes)
-        )
+        """The batch of some of the pokes; packed once."""
+        if len(indexes) == len(self.pokes):
+            return self
+        key = tuple(indexes)
+        if key not in self._parts:
+            self._parts[key] = Request.of(self.pokes[i] for i in key)
+        return self._parts[key]
 
     def reversed(self, indexes: Sequence[int]) -> Request:
         """The batch that undoes some of the pokes."""

@@ -96,6 +96,7 @@ class _Change:
     request_staying: Request
     left_out: tuple[tuple[Site, str], ...]
     over: tuple[SitePlan, ...]  # sites that were on once, on whose bytes others come now
+    outlasted: int = 0  # of the turns at which such sites went off
     state: int = 0  # that it has led to before
 
     @classmethod
@@ -163,6 +164,7 @@ class Records:
         self._crossing: dict[tuple[int, int], bool] = {}
         # All that were ever on: those that count branches (True), those that call probes.
         self._ever: dict[bool, dict[int, SitePlan]] = {False: {}, True: {}}
+        self._turns_off = {False: 1, True: 1}  # how often some of a kind went off
 
     def switch(
         self, user: str, wanted: Wants, mode: Mode = Mode.AUTO, *, guards: bool = False
@@ -197,8 +199,12 @@ class Records:
 
     def _switch(self, user: str, wanted: Wants, how: _How, done: Switched) -> None:
         change = self._change(user, wanted)
-        if change.over:
+        kind = not wanted.alone
+        if change.over and change.outlasted != self._turns_off[kind]:
             self._outlast(change.over)
+            change.outlasted = self._turns_off[kind]
+        if change.goes_off:
+            self._turns_off[self._users.get(user, _NOTHING).alone] += 1
         try:
             complete = self._run(change, how, done)
         except TextpokeError:
