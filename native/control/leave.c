@@ -357,8 +357,12 @@ struct way_search {
 
 static int64_t range_of(const struct way_search *search, uint64_t address)
 {
-	int64_t i = tp_floor_index(search->ranges, 2, search->count, address);
+	int64_t i;
 
+	if (!search->count || address < search->ranges[0] ||
+	    address >= search->ranges[2 * search->count - 1])
+		return -1;
+	i = tp_floor_index(search->ranges, 2, search->count, address);
 	return i >= 0 && address < search->ranges[2 * i + 1] ? i : -1;
 }
 

@@ -92,6 +92,7 @@ class Agent:
     shared_fd: int = -1
     runtimes: list[tuple[int, int]] | None = None  # text of libc and ld.so
     masking: tuple[frozenset[tuple[str, int]], str] | None = None  # by mapped files: `masks`
+    obstacle: str = ""  # to traps, at the last batch: `modes`
     layout: Layout | None = None
     silent: bool = False
     helper: Helper | None = None  # stops the threads of the own process for us
@@ -486,7 +487,7 @@ def outlast_masking(check: Callable[[], None], *, patience_s: float = _MASKING_S
             if exc.detail != blamed:
                 blamed, since = exc.detail, now
             patience = patience_s if now - start < 5 * patience_s else 0.0
-            if exc.reason != "sigtrap-blocked" or now - since > patience:
+            if exc.reason != "sigtrap-blocked" or now - since >= patience:
                 raise
             time.sleep(0.002)
         else:
