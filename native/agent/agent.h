@@ -7,14 +7,14 @@
 #include "sys.h"
 #include "wire.h"
 
-#define TPA_SLOT_COUNT 4096u /* thunk.S: SLOT_BYTES_MASK */
+#define TPA_SLOT_COUNT 4096u /* probe.inc: SLOT_MASK */
 
 /** Where a thread finds its ring: keyed by fs base, never emptied. */
 struct tpa_slot {
 	uint64_t fs_base;
 	struct tp_ring *ring;
 	struct tp_shadow *shadow;
-	uint64_t reserved;
+	uint64_t guess; /* where the slot may be of who has a stack here: probe.inc */
 };
 
 /** Rings, and the gate that says whether threads write to them. The first set is the agent's own. */
@@ -110,7 +110,8 @@ int tpa_any_gate_open(void);
 /* shadow.c */
 int tpa_make_shadows(struct tp_wire *wire, const uint64_t args[4]);
 struct tp_shadow *tpa_shadow_claim(uint64_t fs_base, uint32_t tid);
-struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site);
+struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site,
+				 uint64_t exit);
 struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot);
 void tpa_lower_top(struct tp_shadow *shadow);
 int tpa_any_frames(void);

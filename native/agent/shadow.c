@@ -161,11 +161,30 @@ struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot)
 	return shadow->top < shadow->end ? (struct tp_call *)shadow->top : NULL;
 }
 
-/* The code of a function may jump back to its first byte: a loop, or tail recursion. */
+/*
+ * The code of a function may jump back to its first byte: a loop, or tail recursion. Where a site
+ * has several probes, their frames stand one above the other.
+ */
 static int is_loop(const struct tp_shadow *shadow, const struct tp_call *frame, uint64_t slot,
-		   uint64_t site)
+		   uint64_t site, uint64_t exit)
 {
-	return frame->state == TP_FRAME_LIVE && frame->slot == slot && frame->word >> 16 == site &&
+	uint64_t found = *(const uint64_t *)slot;
+
+	for (; (uint64_t)frame >= shadow->base; frame--) {
+		if (frame->state != TP_FRAME_LIVE || frame->slot != slot ||
+		    frame->word >> 16 != site || found != tpa_trampoline(shadow, frame))
+			return 0;
+		if (frame->exit == exit)
+			return 1;
+		found = frame->real;
+	}
+	return 0;
+}
+
+/* Does the slot lead to this frame? Whoever calls from there stands above it. */
+static int is_below(const struct tp_shadow *shadow, const struct tp_call *frame, uint64_t slot)
+{
+	return frame->state == TP_FRAME_LIVE && frame->slot == slot &&
 	       *(const uint64_t *)slot == tpa_trampoline(shadow, frame);
 }
 
@@ -173,14 +192,15 @@ static int is_loop(const struct tp_shadow *shadow, const struct tp_call *frame, 
  * Where the frame of a call goes whose slot is not below the top one's: dead ones make room. NULL:
  * it is the same call.
  */
-struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site)
+struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site,
+				 uint64_t exit)
 {
 	struct tp_call *top = (struct tp_call *)shadow->top;
 
 	for (; (uint64_t)top > shadow->base && top[-1].slot <= slot; top--) {
-		if (is_loop(shadow, &top[-1], slot, site))
+		if (is_loop(shadow, &top[-1], slot, site, exit))
 			return NULL;
-		if (is_live(shadow, &top[-1], NULL))
+		if (is_below(shadow, &top[-1], slot) || is_live(shadow, &top[-1], NULL))
 			break;
 		top[-1].state = TP_FRAME_FREE;
 		shadow->top = (uint64_t)&top[-1];

@@ -197,6 +197,34 @@ struct tp_drained {
 int tp_rings_start(struct tp_rings *rings);
 int tp_drain_rings(struct tp_rings *rings, int final, struct tp_drained *out);
 
+/* ring_copy.c */
+
+/** What is wanted of rings that run on. */
+struct tp_span {
+	uint64_t from_tsc, to_tsc; /* both included */
+	uint64_t *given;      /* private: ring_count entries: index behind what was copied before */
+	const uint32_t *tids; /* of these threads only; NULL: of all */
+	uint32_t tid_count;
+	uint32_t again; /* what was copied before, too; and leave @given as it is */
+	int fd;		/* capture; -1: count only */
+};
+
+struct tp_copied {
+	uint64_t events;
+	uint64_t lost; /* of the span: overwritten during the copy, or never written */
+	uint64_t bytes;
+	uint64_t blocks;
+	/* Of the ring that reaches back least far, if not to from_tsc; else 0. */
+	uint64_t short_from_tsc;  /* its oldest event */
+	uint64_t short_until_tsc; /* its newest one */
+	uint64_t short_events;	  /* from the one to the other */
+	uint32_t short_tid;
+	uint32_t padding;
+};
+
+int tp_copy_rings(struct tp_rings *rings, const struct tp_span *span, struct tp_copied *out);
+uint64_t tp_look_at_rings(struct tp_rings *rings, uint64_t dead_ns, uint64_t *touched);
+
 /* native/code/survey.c: functions as compilers left them, and how their entries can be patched */
 
 /** Why a function's entry cannot be displaced; the documented list is docs/sites.md. */
@@ -562,6 +590,19 @@ const struct tp_call_sum *tp_pair_sums(const struct tp_pairing *pairing);
 int tp_call_depths(const int64_t *parent, uint32_t *depth, uint64_t count);
 uint32_t tp_bucket(uint64_t ns);
 
+/* rows.c: drained events on their way to the capture */
+
+struct tp_scan {
+	uint64_t first_late; /* index of the first event that is too late; the count: none is */
+	uint64_t found;
+	uint64_t data; /* DATA events before it */
+};
+
+void tp_scan_rows(const struct tp_event *events, uint64_t count, uint64_t late_tsc,
+		  const uint64_t *addresses, uint64_t address_count, uint32_t *found,
+		  struct tp_scan *out);
+
+int tp_probe_cost(const void *code, struct tp_probe_words *words, uint64_t *ticks);
 uint64_t tp_rdtsc(void);
 const char *tp_error_text(int code);
 

@@ -268,7 +268,10 @@ struct tp_shadow {
 	uint64_t walker; /* where the return address of that somebody stands; or 0 */
 };
 
-/** A function's row in a profile; times in ticks. */
+/**
+ * A function's row in a profile; times in ticks. The last call is not yet among the squares and the
+ * buckets: the reader adds it. Where there was none, that makes up for a bucket 0 of -1.
+ */
 struct tp_profile {
 	uint64_t site; /* return address of the site */
 	uint64_t hits;
@@ -276,7 +279,7 @@ struct tp_profile {
 	uint64_t self;
 	uint64_t max;
 	uint64_t squares[2];		      /* sum of squares of times, low word first */
-	uint64_t overruns;		      /* calls without a frame: not counted above */
+	uint64_t last;			      /* of the last call */
 	uint32_t buckets[TP_PROFILE_BUCKETS]; /* of times; four to an octave: profile.S */
 };
 

@@ -27,7 +27,7 @@ from textpoke.branch_stubs import COUNTER_BYTES
 from textpoke.branches import Found, entries_of, find_branches
 from textpoke.model import BranchRow, BranchSite
 from textpoke.plan import BranchPlan
-from textpoke.records import NO_PROBE, Wanted, Wants
+from textpoke.records import NO_PROBE, Wanted, Wants, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from textpoke.model import Branch, Module, Site
+    from textpoke.model import Mapping as Mapped
     from textpoke.tracer import Target
 
     Mask = NDArray[np.bool_]
@@ -121,10 +122,10 @@ class BranchCounting:
         taken, self.refused = self.refused, []
         return taken
 
-    def forget(self, functions: Iterable[Site]) -> None:
+    def forget_in(self, mappings: Sequence[Mapped]) -> None:
         """Other code is mapped there now: what was counted stays, what is chosen is found anew."""
-        for function in functions:
-            for site in self._by_function.pop(function.entry, ()):
+        for entry in within(self._by_function, mappings):
+            for site in self._by_function.pop(entry):
                 self._plans.pop(site.address, None)
                 self._unplanned.discard(site.address)
         self._masks.clear()

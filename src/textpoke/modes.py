@@ -88,8 +88,8 @@ class Places(Protocol):
         """For each site, whether one store can change it (`is_direct`)."""
 
     @property
-    def singles(self) -> Sequence[int]:
-        """Positions of those."""
+    def halves(self) -> tuple[list[int], list[int]]:
+        """Positions of those, and of the others."""
 
 
 def is_direct(old: bytes | None, new: bytes | None) -> bool:
@@ -266,20 +266,20 @@ def _why_masking(agent: Agent) -> str:
 
 
 def _without_traps(agent: Agent, indexes: Sequence[int], places: Places, why: str) -> list[Choice]:
-    single: Sequence[int] = ()
-    if direct_processor():
-        whole = len(indexes) == len(places.addresses)
-        single = places.singles if whole else [i for i in indexes if places.direct[i]]
-    if len(single) == len(indexes):
+    single, others = _halves(indexes, places) if direct_processor() else ([], indexes)
+    if not others:
         return [Choice(Mode.DIRECT, why, indexes)]
     require_holds(agent)
     if not single:
         return [Choice(Mode.STOP, why, indexes)]
-    among = set(single)
-    return [
-        Choice(Mode.DIRECT, why, single),
-        Choice(Mode.STOP, why, [i for i in indexes if i not in among]),
-    ]
+    return [Choice(Mode.DIRECT, why, single), Choice(Mode.STOP, why, others)]
+
+
+def _halves(indexes: Sequence[int], places: Places) -> tuple[Sequence[int], Sequence[int]]:
+    if len(indexes) == len(places.addresses):
+        return places.halves
+    direct = places.direct
+    return [i for i in indexes if direct[i]], [i for i in indexes if not direct[i]]
 
 
 def require_holds(agent: Agent) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from textpoke.ring_sets import RingSet
 
 _ROW = struct.Struct(f"<8Q{lib.TP_PROFILE_BUCKETS}I")
+_CLEARED = _ROW.pack(*[0] * 8, (1 << 32) - 1, *[0] * (lib.TP_PROFILE_BUCKETS - 1))[8:]
 _PLACE_BYTES = 16
 
 
@@ -27,7 +28,7 @@ def read(rings: RingSet) -> dict[int, ProfileRow]:
     """
     found: dict[int, ProfileRow] = {}
     for values in _rows(rings):
-        if values[0] and (values[1] or values[7]):
+        if values[0] and values[1]:
             found.setdefault(values[0], ProfileRow(values[0])).add(values)
     return found
 
@@ -59,7 +60,7 @@ def clear(rings: RingSet) -> None:
             return
         for row in range(count):
             start = at + row * _ROW.size
-            shared[start + 8 : start + _ROW.size] = bytes(_ROW.size - 8)
+            shared[start + 8 : start + _ROW.size] = _CLEARED
 
 
 def _rows(rings: RingSet) -> Iterator[tuple[int, ...]]:

@@ -11,6 +11,7 @@ BUCKETS = 112
 """TP_PROFILE_BUCKETS of native/include/wire.h; a test holds the two together."""
 _TO_MIDDLE = 0.5
 _MOST = 1 << 64
+_NONE = (1 << 32) - 1  # in bucket 0 of a row that no call has used
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class ProfileRow:
         self: Of that, not in calls below that are measured too.
         max: The longest.
         squares: Sum of the squares of the times.
-        overruns: Calls that were not measured: the thread's shadow stack was full.
+        overruns: 0: calls that found no room on the shadow stack are counted for the whole trace.
         buckets: How many calls took how long: bucket 0 is below 16 ticks, then four to an octave.
     """
 
@@ -60,6 +61,21 @@ class ProfileRow:
                 return min(low + (high - low) * _TO_MIDDLE, float(self.max))
         return 0.0
 
+    def as_dict(self, ns_per_tick: float) -> dict[str, object]:
+        """Plain data for JSON, times in nanoseconds."""
+        return {
+            "address": self.address,
+            "calls": self.hits,
+            "total_ns": self.total * ns_per_tick,
+            "self_ns": self.self * ns_per_tick,
+            "average_ns": self.average * ns_per_tick,
+            "p50_ns": self.quantile(0.5) * ns_per_tick,
+            "p99_ns": self.quantile(0.99) * ns_per_tick,
+            "max_ns": self.max * ns_per_tick,
+            "stddev_ns": self.deviation * ns_per_tick,
+            "overruns": self.overruns,
+        }
+
     @classmethod
     def from_json(cls, row: list[Any]) -> Self:
         """A row as a capture has it. Raises ValueError, TypeError, IndexError for nonsense."""
@@ -75,15 +91,26 @@ class ProfileRow:
         return found
 
     def add(self, values: tuple[int, ...]) -> None:
-        """Add another thread's row, as the target has it."""
-        _, hits, total, own, most, low, high, overruns, *buckets = values
+        """Add another thread's row, as the target has it: without its last call (wire.h)."""
+        _, hits, total, own, most, low, high, last, *buckets = values
         self.hits += hits
         self.total += total
         self.self += own
         self.max = max(self.max, most)
-        self.squares += low + (high << 64)
-        self.overruns += overruns
+        self.squares += low + (high << 64) + last * last
+        buckets[bucket_of(last)] += 1
+        buckets[0] &= _NONE
+        if buckets[0] == _NONE:  # the first call has come, and what makes up for it not yet
+            buckets[0] = 0
         self.buckets = [a + b for a, b in zip(self.buckets, buckets, strict=True)]
+
+
+def bucket_of(ticks: int) -> int:
+    """The bucket of a call, as profile.S finds it."""
+    if ticks < 16:
+        return 0
+    octave = ticks.bit_length() - 3
+    return min(4 * octave - 11 + (ticks >> octave), BUCKETS - 1)
 
 
 def bucket_range(number: int) -> tuple[int, int]:

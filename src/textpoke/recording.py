@@ -7,15 +7,16 @@ recorder or a budget are at work, its events take the way through a `Flow`.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
 from textpoke import clock, target
-from textpoke._errors import CaptureWrite, TargetError
+from textpoke._errors import CaptureError, CaptureWrite, ControlFailed, SiteError, TargetError
 from textpoke._native import lib
 from textpoke.filters import FilterSet
 from textpoke.governor import Governor
+from textpoke.overhead import Meter, Overhead, cpu_ns, function_event_ns
+from textpoke.tracer_names import FUNCTION, LIBC
 from textpoke.triggers import Command, TriggerSet
 
 if TYPE_CHECKING:
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
     from textpoke.filters import SiteNames
     from textpoke.flow import Flow, Flowed
     from textpoke.governor import Budget, Decision
-    from textpoke.model import Site
+    from textpoke.model import Module, Site
     from textpoke.ring import Drained
+    from textpoke.ring_flight import RingFlight
     from textpoke.trace import Trace
     from textpoke.trigger_engine import Hit, TriggerEngine
+    from textpoke.watch import Watch
 
     Names = Callable[[FilterSet, TriggerSet], SiteNames]
 
@@ -35,6 +38,7 @@ _HOLD_NS = 1_000_000_000
 _MOST_HELD_BYTES = 256 << 20
 _GOVERN_S = 0.25
 _THREADS_S = 0.1
+_READ_S = 0.1
 _COST_NS = {"function": 14.0, "function_graph": 40.0, "profile": 40.0}
 _COST_OF_OTHERS_NS = 150.0
 
@@ -84,12 +88,21 @@ class Recording:
         self._governor: Governor | None = None
         self._governed: dict[int, Site] = {}  # by return address: switched off for the budget
         self._wanted: list[Site] = []
-        self._flow: Flow | None = None
+        self._flow: Flow | RingFlight | None = None
+        self._flight: RingFlight | None = None  # the same, where nothing is drained
+        self._watch: Watch | None = None  # and what its triggers act on
         self._engine: TriggerEngine | None = None
         self._threads_before: set[int] | None = None
         self._next_threads = self._next_step = 0.0
         self._last_step = 0.0
         self._last_cpu_ns = 0
+        self._lost = 0
+        self._written = 0
+        self._has_grown = False  # by functions of modules that have come
+        self._own_choice = trace.find_in  # in modules that come, until the filters are set
+        trace.find_in = self._find_in
+        self._meter = Meter(trace.target.pid, known=not trace.durations_only)
+        self._next_reading = 0.0
 
     @property
     def on(self) -> bool:
@@ -102,38 +115,61 @@ class Recording:
         if places or not self.filters.threads.everyone or self._only_kept or self._budget:
             self._make_flow()
         self._wanted = list(self.trace.chosen)
-        self._arm()
+        if not self._only_kept:
+            self._arm()
+        function_event_ns()  # measured before anything is switched on
         self.trace.start()
+        self._meter.begin()
         self._place_triggers()
         self._last_step = self._next_step = time.monotonic()
-        self._last_cpu_ns = _cpu_ns(self.trace.target.pid)
+        self._last_cpu_ns = cpu_ns(self.trace.target.pid)
 
     def drain(self) -> Drained:
         """Take what has come; act on triggers; keep to the budget. Raises as `Trace.drain`."""
         mark = int(lib.tp_rdtsc())
         drained = self.trace.drain()
+        if self._has_grown:
+            self._has_grown = False
+            self._place_triggers()
         if self._flow is not None:
             self._look_at_threads()
             self._take(self._feed(mark, complete=not drained.incomplete))
             self._govern()
+        if time.monotonic() >= self._next_reading:
+            self._next_reading = time.monotonic() + _READ_S
+            self._meter.look(self.trace.tracer, self.trace.written())
         return drained
 
     def stop(self) -> None:
         """Switch off, write the rest, finish the capture."""
+        if self._watch is not None:
+            self._watch.stop()
+        self._read_meter()
         self.trace.stop(before_end=self._last)
 
     def _last(self) -> Mapping[str, object]:
         """The end of the events: fields for END."""
+        self._meter.look(self.trace.tracer, self.trace.written())
+        overhead = {"overhead": self.overhead.as_dict()}
         if self._flow is None:
-            return {}
+            return overhead
         self._take(self._feed(None))
         self._flow.close()
-        return {"remarks": self.remarks, "snapshots": self.snapshots}
+        return {"remarks": self.remarks, "snapshots": self.snapshots, **overhead}
+
+    @property
+    def overhead(self) -> Overhead:
+        """What it has cost the target so far."""
+        return self._meter.result()
+
+    def _read_meter(self) -> None:
+        calls = sum(row.hits for row in self.trace.profile().values())
+        self._meter.look(self.trace.tracer, self.trace.written(), calls)
 
     def switch(self, tracer: str) -> None:
         """Go over to another tracer. Raises as `Trace.tracer`."""
+        self._read_meter()
         self.trace.tracer = tracer
-        self.trace.note({"tracer": tracer})
 
     def tracing(self, *, on: bool) -> None:
         """Record or do not; everything stays patched."""
@@ -159,8 +195,12 @@ class Recording:
         self.trace.sample = filters.sample
         self._wanted = chosen
         self._governed.clear()
+        self._governor = None
+        if self._flow is not None:
+            self._flow.counter = None  # it must count the new ones, too
         self._choose(chosen)
         self.filters = filters
+        self._own_choice = None
         self._threads_before = None
         self._next_threads = 0.0
         return {
@@ -173,6 +213,9 @@ class Recording:
         """Have these triggers; what ftrace would show of them. Raises as `TriggerSet.place`."""
         names = self._names(self.filters, triggers)
         triggers.place(names)
+        slow = next((t for t in triggers.triggers if t.over_ns and not t.remove), None)
+        if slow is not None and self.trace.tracer == FUNCTION:
+            raise ControlFailed("trigger", f"{slow.text!r} needs returns: -t function_graph")
         self.triggers = triggers
         if self._flow is None:
             self._make_flow()
@@ -183,9 +226,33 @@ class Recording:
         """Trace these, and what triggers sit at."""
         off = {site.address for site in self._governed.values()}
         wanted = {site.address: site for site in chosen if site.address not in off}
-        more = {site.address: site for site in self._trigger_sites() if site.address not in wanted}
+        more = {} if self._only_kept else {s.address: s for s in self._trigger_sites()}
+        more = {address: site for address, site in more.items() if address not in wanted}
         self.trace.choose(list(wanted.values()) + list(more.values()))
         self._place_triggers()
+
+    def _find_in(self, modules: Sequence[Module]) -> list[Site]:
+        """What is chosen, or has a trigger, in modules that have come; the others are as before."""
+        come = {module.name for module in modules}
+        try:
+            names = self._names(self.filters, self.triggers)
+            own = self._own_choice
+            wanted = own(modules) if own else self._chosen_in(names, come)
+            placed = self.triggers.place(names, strict=False)
+        except SiteError:
+            return []
+        triggered = [names.sites[p.index] for p in placed]
+        found = {s.address: s for s in (*wanted, *triggered) if s.module in come}
+        there = {site.address for site in self.trace.chosen}
+        self._wanted = [s for s in self._wanted if s.address not in found] + wanted
+        self._has_grown = bool(self.triggers.triggers)
+        return [site for address, site in found.items() if address not in there]
+
+    def _chosen_in(self, names: SiteNames, modules: set[str]) -> list[Site]:
+        if self.trace.tracer in LIBC and not self.filters.trace:
+            return []
+        indices = self.filters.select(names, strict=False).indices
+        return [names.sites[i] for i in indices if names.sites[i].module in modules]
 
     def _trigger_sites(self, *, strict: bool = False) -> list[Site]:
         if not self.triggers.triggers:
@@ -200,11 +267,15 @@ class Recording:
 
     def _place_triggers(self) -> None:
         engine = self._engine
-        if engine is None or not self.triggers.triggers:
+        if engine is None or not (self.triggers.triggers or self._watch):
             return
         names = self._names(self.filters, self.triggers)
-        returns = self.trace.return_addresses
         placed = self.triggers.place(names, strict=False)
+        if self._watch is not None:
+            self._watch.place([(names.sites[p.index], p.trigger) for p in placed])
+            self.remarks += [f"no trigger at {site}: {why}" for site, why in self._watch.refused]
+        tapped = self._watch or self.trace
+        returns, engine.durations = tapped.return_addresses, tapped.durations
         pairs = [(names.sites[p.index].address, p.trigger) for p in placed]
         engine.arm((returns[a], trigger) for a, trigger in pairs if a in returns)
         shown = {site.address for site in self._wanted}
@@ -212,13 +283,18 @@ class Recording:
         self._hold()
 
     def _hold(self) -> None:
-        if self._flow is None:
+        from textpoke.flow import Flow
+
+        if not isinstance(self._flow, Flow):
             return
-        asked = [t.before_ns for t in self.triggers.triggers if t.command is Command.KEEP]
-        ticks = round(max([_HOLD_NS, *(2 * ns for ns in asked)]) / clock.ns_per_tick())
-        self._flow.recorder.hold_ticks = max(self._flow.recorder.hold_ticks, ticks)
+        asking = (Command.SNAPSHOT, Command.DUMP)
+        self._flow.holds = any(t.command in asking for t in self.triggers.triggers)
+        self._flow.recorder.hold_ticks = round(_HOLD_NS / clock.ns_per_tick())
 
     def _make_flow(self) -> None:
+        if self._only_kept:
+            self._make_flight()
+            return
         from textpoke.flight import FlightRecorder  # here: numpy takes 100 ms to import
         from textpoke.flow import Flow
         from textpoke.trigger_engine import TriggerEngine
@@ -226,10 +302,22 @@ class Recording:
         trace = self.trace
         engine = TriggerEngine(1 / clock.ns_per_tick(), durations=trace.durations)
         recorder = FlightRecorder(0, _MOST_HELD_BYTES, int(lib.tp_rdtsc()))
-        flow = Flow(engine, recorder, -1, only_kept=self._only_kept)
+        flow = Flow(engine, recorder, -1)
         self._engine, self._flow = engine, flow
+        self._written = trace.totals.events
         trace.divert(flow.tap.fd, flow.write_to)
         self._hold()
+
+    def _make_flight(self) -> None:
+        from textpoke.ring_flight import RingFlight
+        from textpoke.trigger_engine import TriggerEngine
+        from textpoke.watch import Watch
+
+        trace = self.trace
+        trace.overwrite = trace.on_demand = True
+        self._watch = Watch(trace)
+        self._engine = TriggerEngine(1 / clock.ns_per_tick())
+        self._flow = self._flight = RingFlight(self._engine, trace, self._watch)
 
     def _feed(self, mark: int | None, *, complete: bool = True) -> Flowed:
         """What was drained since; `mark`: ticks before that drain began, None for the end."""
@@ -243,13 +331,20 @@ class Recording:
     def _take(self, flowed: Flowed) -> None:
         self.hits += flowed.hits
         self.kept += len(flowed.kept)
+        self.remarks += flowed.remarks
+        self._written += flowed.events
+        self.trace.totals.events = self._written  # what was thrown away on the way does not count
         notes = flowed.notes()
         if flowed.snapshots:
             from textpoke.flight import snapshot_path, write_snapshot
         for hit, kept in flowed.snapshots:
             path = snapshot_path(str(self.trace.output or "textpoke.tptrace"), self._number())
             meta, threads, end = self.trace.snapshot_fields()
-            write_snapshot(path, kept, meta, threads, end, force=self.trace.force)
+            try:
+                write_snapshot(path, kept, meta, threads, end, force=self.trace.force)
+            except CaptureError as exc:  # the recording itself goes on
+                self.remarks.append(f"{hit.trigger.command} at {hit.tsc}: {exc}")
+                continue
             self.snapshots.append(path)
             self.remarks.append(
                 f"{hit.trigger.command} at {hit.tsc}: {kept.events:,} events, {path}"
@@ -294,11 +389,14 @@ class Recording:
 
             flow.counter = CallCounter(addresses.values())
             return
-        cpu_ns = _cpu_ns(self.trace.target.pid)
-        seconds, used = now - self._last_step, cpu_ns - self._last_cpu_ns
-        self._last_step, self._last_cpu_ns = now, cpu_ns
+        total_ns = cpu_ns(self.trace.target.pid)
+        seconds, used = now - self._last_step, total_ns - self._last_cpu_ns
+        self._last_step, self._last_cpu_ns = now, total_ns
+        lost, self._lost = self.trace.lost - self._lost, self.trace.lost
+        if self._flight is not None:
+            lost = self._flight.sample()
         cost = _COST_NS.get(self.trace.tracer, _COST_OF_OTHERS_NS)
-        decision = self._governor.step(now, max(seconds, 1e-6), used, flow.counter.take(), cost)
+        decision = self._governor.step(now, max(seconds, 1e-6), used, flow.counter.take(lost), cost)
         if decision:
             self._obey(decision)
 
@@ -313,13 +411,3 @@ class Recording:
         texts = [step.note for step in (*decision.off, *decision.on)]
         self.remarks += texts
         self.trace.note({"notes": [{"governor": text} for text in texts]})
-
-
-def _cpu_ns(pid: int) -> int:
-    """CPU time that the process has used."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return 0
-    return (int(fields[11]) + int(fields[12])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")

@@ -9,7 +9,6 @@ what the batch has done is noted. One user's probe is called directly, several o
 from __future__ import annotations
 
 import bisect
-import functools
 import itertools
 import time
 from contextlib import suppress
@@ -33,11 +32,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from textpoke.agent import Agent
+    from textpoke.model import Mapping as Mapped
     from textpoke.model import Site
     from textpoke.plan import SitePlan
 
     Chain = tuple[Probe, ...]
-    InPlace = dict[int, tuple[Chain, int, SitePlan]]
+    _InPlace = dict[int, tuple[Chain, int, SitePlan]]
+    _After = tuple[_InPlace, dict[int, int]]
     PlaceCopies = Callable[[Sequence[tuple[SitePlan, Chain]]], list[int]]
     Outlast = Callable[[Sequence[SitePlan]], None]
 
@@ -81,6 +82,7 @@ class _Step(NamedTuple):
     planned: SitePlan
     chain: Chain  # empty: the site is off
     lead: int
+    ahead: bool = False  # of a site that is off: no call may come to the old probe first
 
 
 class _How(NamedTuple):
@@ -88,34 +90,20 @@ class _How(NamedTuple):
     guards: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class _Change:
-    usual: tuple[_Step, ...]
-    staying: tuple[_Step, ...]
+    steps: tuple[_Step, ...]
+    usual: list[_Step]  # of them, what leaves no int3 for good
+    ahead: dict[int, int]  # of code of ours that nobody comes to yet: where it leads then
+    ahead_request: Request
     request: Request
-    request_staying: Request
+    staying: Request
     left_out: tuple[tuple[Site, str], ...]
     over: tuple[SitePlan, ...]  # sites that were on once, on whose bytes others come now
+    goes_off: bool
     outlasted: int = 0  # of the turns at which such sites went off
     state: int = 0  # that it has led to before
-
-    @classmethod
-    def of(
-        cls,
-        steps: Sequence[_Step],
-        left_out: Iterable[tuple[Site, str]] = (),
-        over: Iterable[SitePlan] = (),
-    ) -> _Change:
-        """With its batches packed."""
-        usual = tuple(s for s in steps if not s.poke.is_permanent)
-        staying = tuple(s for s in steps if s.poke.is_permanent)
-        first, second = (Request.of(s.poke for s in part) for part in (usual, staying))
-        return cls(usual, staying, first, second, tuple(left_out), tuple(over))
-
-    @functools.cached_property
-    def goes_off(self) -> bool:
-        """Some site is switched off."""
-        return any(not s.chain for s in self.usual)
+    after: _After | None = None  # what is in place then, once it was made twice
 
 
 @dataclass(slots=True)
@@ -124,12 +112,14 @@ class Switched:
 
     Attributes:
         outcome: Of its batch; None when there was nothing to do.
+        ahead: Of the batch before it, where code of ours was led to other probes; or None.
         refused: (site, reason) of those that are not on.
         left_alone: Sites that were to go off and were not: their module is gone, or somebody
             else has changed them meanwhile.
     """
 
     outcome: Outcome | None = None
+    ahead: Outcome | None = None
     refused: list[tuple[Site, str]] = field(default_factory=list)
     left_alone: int = 0
 
@@ -146,21 +136,24 @@ class Records:
         place: Maps copies of probes: for each (site, chain) its address, 0 where there is no room.
         default: The probe that a plan leads to by itself.
         outlast: Waits until no thread is on a way of ours from sites that are off.
+
+    Attributes:
+        one_by_one: A protocol run a site (for measurement).
     """
 
     def __init__(self, agent: Agent, place: PlaceCopies, default: Probe, outlast: Outlast) -> None:
+        self.one_by_one = False
         self._agent = agent
         self._outlast = outlast
         self._place = place
         self._default = (default,)
         self._users: dict[str, Wants] = {}
-        self._in_place: InPlace = {}  # by site: chain and lead
+        self._in_place: _InPlace = {}  # by site: chain and lead
         self._leads: dict[int, int] = {}  # by hook: of sites that are off, too
         self._state = 0
         self._states: dict[object, int] = {}  # numbers of states that may be met again
         # A change that was made before, from the same state, needs no new batch to be packed.
         self._kept: dict[tuple[int, str, int], _Change] = {}
-        self._known: dict[int, tuple[InPlace, dict[int, int]]] = {}  # what is in place, by state
         self._crossing: dict[tuple[int, int], bool] = {}
         # All that were ever on: those that count branches (True), those that call probes.
         self._ever: dict[bool, dict[int, SitePlan]] = {False: {}, True: {}}
@@ -210,7 +203,7 @@ class Records:
         except TextpokeError:
             raise
         except BaseException:  # an interrupt: what the batch did is not known
-            self._read_back((*change.usual, *change.staying))
+            self._read_back(change.steps)
             raise
         self._users[user] = wanted
         if not wanted:
@@ -218,10 +211,10 @@ class Records:
         if not complete:
             self._new_state()
             return
+        if change.state:  # it was made before, and perhaps will be again
+            change.after = change.after or (dict(self._in_place), dict(self._leads))
         change.state = change.state or self._number()
         self._state = change.state
-        if self._state not in self._known:
-            self._known[self._state] = self._in_place.copy(), self._leads.copy()
 
     def _crosses(self, before: Wants, wanted: Wants) -> bool:
         """Whether what is wanted now stands on bytes of what was wanted before."""
@@ -246,10 +239,13 @@ class Records:
         """True when some of these bytes are those of a site that is patched."""
         return any(start < _end(p) and p.site.address < end for _, _, p in self._in_place.values())
 
-    def forget(self, addresses: Iterable[int]) -> None:
+    def forget_in(self, mappings: Sequence[Mapped]) -> None:
         """Other code is mapped there now: nothing of ours is in it."""
-        for address in addresses:
-            self._in_place.pop(address, None)
+        for address in within(self._in_place, mappings):
+            del self._in_place[address]
+        for ever in self._ever.values():
+            for address in within(ever, mappings):
+                del ever[address]
         self._new_state()
 
     def forget_leads(self) -> None:
@@ -275,36 +271,33 @@ class Records:
             return known
         left_out: list[tuple[Site, str]] = []
         steps = tuple(self._steps(user, wanted, left_out))
+        ahead = [s for s in steps if s.ahead]
+        steps = tuple(s for s in steps if not s.ahead)
+        usual = [s for s in steps if not s.poke.is_permanent]
         coming = [s.planned for s in steps if s.chain and s.poke.address == s.planned.site.address]
-        change = _Change.of(steps, left_out, self._under(coming, alone=wanted.alone))
+        change = _Change(
+            steps,
+            usual,
+            {s.poke.address: s.lead for s in ahead},
+            Request.of(s.poke for s in ahead),
+            Request.of(s.poke for s in usual),
+            Request.of(s.poke for s in steps if s.poke.is_permanent),
+            tuple(left_out),
+            self._under(coming, alone=wanted.alone),
+            goes_off=any(not s.chain for s in usual),
+        )
         if len(self._kept) >= _MOST_KEPT:
             self._kept.clear()
-            self._known.clear()
         self._kept[key] = change
         return change
 
-    def _steps(self, user: str, wanted: Wants, left_out: list[tuple[Site, str]]) -> Iterable[_Step]:
-        need = self._needed(user, wanted, left_out)
-        leads = iter(self._place([w for w in need if w[1] not in ((), self._default, _ALONE)]))
-        for planned, chain in need:
-            current = self._in_place.get(planned.site.address)
-            if not chain:
-                yield _Step(self._poke(planned, current, on=False), planned, (), 0)
-                continue
-            lead = planned.lead if chain in (self._default, _ALONE) else next(leads)
-            if not lead and chain != _ALONE:
-                left_out.append((planned.site, NO_COPY))
-                continue
-            yield from self._lead(planned, chain, lead, current)
-
-    def _under(self, coming: Sequence[SitePlan], *, alone: bool) -> list[SitePlan]:
+    def _under(self, coming: Sequence[SitePlan], *, alone: bool) -> tuple[SitePlan, ...]:
         """The sites of the other kind that were on once, and on whose bytes some come."""
         if any(p.site.address not in self._ever[alone] for p in coming):
             self._kept.clear()  # others may come on the bytes of these
-            self._known.clear()
         self._ever[alone].update((p.site.address, p) for p in coming)
         ever = self._ever[not alone]
-        return [ever[at] for at in sorted(_on_bytes_of(coming, ever.values()))]
+        return tuple(ever[at] for at in sorted(_on_bytes_of(coming, ever.values())))
 
     def _needed(
         self, user: str, wanted: Wants, left_out: list[tuple[Site, str]]
@@ -332,6 +325,20 @@ class Records:
         left_out += [(p.site, IN_THE_WAY) for p in coming if p.site.address in blocked]
         return [n for n in need if n[0].site.address not in blocked]
 
+    def _steps(self, user: str, wanted: Wants, left_out: list[tuple[Site, str]]) -> Iterable[_Step]:
+        need = self._needed(user, wanted, left_out)
+        leads = iter(self._place([w for w in need if w[1] not in ((), self._default, _ALONE)]))
+        for planned, chain in need:
+            current = self._in_place.get(planned.site.address)
+            if not chain:
+                yield _Step(self._poke(planned, current, on=False), planned, (), 0)
+                continue
+            lead = planned.lead if chain in (self._default, _ALONE) else next(leads)
+            if not lead and chain != _ALONE:
+                left_out.append((planned.site, NO_COPY))
+                continue
+            yield from self._lead(planned, chain, lead, current)
+
     def _lead(
         self,
         planned: SitePlan,
@@ -340,11 +347,15 @@ class Records:
         current: tuple[Chain, int, SitePlan] | None,
     ) -> Iterable[_Step]:
         """Lead one site to its probes, and switch it on if it is off."""
+        if not current and lead == planned.lead and not self._leads:  # nothing was led elsewhere
+            yield _Step(poke_of(planned, on=True), planned, chain, lead)
+            return
         hook = hook_of(planned)
         if not hook.in_site or current:
             old = current[1] if current else self._leads.get(hook.address, planned.lead)
             if old != lead:
-                yield _Step(lead_poke(planned, old, lead), planned, chain, lead)
+                poke = lead_poke(planned, old, lead)
+                yield _Step(poke, planned, chain, lead, ahead=not current)
         if not current:
             poke = poke_of(led_to(planned, lead), on=True)
             yield _Step(poke, planned, chain, lead)
@@ -358,33 +369,36 @@ class Records:
     def _run(self, change: _Change, how: _How, done: Switched) -> bool:
         """Returns whether all that was wanted is in place."""
         done.refused += change.left_out
+        steps = change.usual
+        if change.ahead:
+            done.ahead = run_request(
+                self._agent, change.ahead_request, mode=how.mode, one_by_one=self.one_by_one
+            )
+            self._leads.update(change.ahead)
         if not change.goes_off:
             complete = self._switch_on(change, how, done)
         else:
-            complete = self._switch_off(change, how, done)
-        if change.staying:
-            complete &= self._switch_on_staying(change, done)
+            complete = self._switch_off(steps, change.request, how, done, change.after)
+        if change.staying.pokes:
+            staying = [s for s in change.steps if s.poke.is_permanent]
+            complete &= self._switch_on_staying(staying, change.staying, steps, done)
         return complete and not change.left_out
 
     def _switch_on(self, change: _Change, how: _How, done: Switched) -> bool:
-        if not change.usual:
+        steps = change.usual
+        if not steps:
             return True
         outcome = run_request(
-            self._agent, change.request, mode=how.mode, leave_busy=True, guards=how.guards
+            self._agent,
+            change.request,
+            mode=how.mode,
+            leave_busy=True,
+            one_by_one=self.one_by_one,
+            guards=how.guards,
         )
         done.add(outcome)
-        return not self._settle(self._note_batch(change, change.usual, outcome), how, done)
-
-    def _note_batch(self, change: _Change, steps: Sequence[_Step], outcome: Outcome) -> list[_Step]:
-        """Note what a batch has done; the steps that it has left out."""
-        known = self._known.get(change.state)
-        if known and not outcome.left and steps is change.usual and not change.staying:
-            # As the last time, without a look at every site.
-            self._in_place, self._leads = known[0].copy(), known[1].copy()
-            return []
-        left = set(outcome.left)
-        self._note(s for i, s in enumerate(steps) if i not in left)
-        return [steps[i] for i in outcome.left]
+        self._note_all(steps, outcome.left, change.after)
+        return not self._settle([steps[i] for i in outcome.left], how, done)
 
     def _settle(self, busy: list[_Step], how: _How, done: Switched) -> list[_Step]:
         """Try again, for a while, the sites that a thread stood inside of; then leave them out."""
@@ -406,32 +420,43 @@ class Records:
         done.refused += [(s.planned.site, INSIDE) for s in busy]
         return busy if had else []
 
-    def _switch_on_staying(self, change: _Change, done: Switched) -> bool:
+    def _switch_on_staying(
+        self, steps: Sequence[_Step], request: Request, usual: Sequence[_Step], done: Switched
+    ) -> bool:
         """Int3s that stay come last: the rest can do without."""
         try:
-            outcome = run_request(self._agent, change.request_staying)
+            outcome = run_request(self._agent, request)
         except (UnsupportedTarget, BatchRefused) as exc:
-            done.refused += [(s.planned.site, str(exc)) for s in change.staying]
+            done.refused += [(s.planned.site, str(exc)) for s in steps]
             return False
         except TextpokeError:
-            self._take_back(change.usual)
+            self._take_back(usual)
             raise
-        before = len(change.usual)
-        done.outcome = joined(done.outcome, outcome, before) if done.outcome else outcome
-        self._note(change.staying)
+        done.outcome = joined(done.outcome, outcome, len(usual)) if done.outcome else outcome
+        self._note(steps)
         return True
 
-    def _switch_off(self, change: _Change, how: _How, done: Switched) -> bool:
+    def _switch_off(
+        self,
+        steps: Sequence[_Step],
+        request: Request,
+        how: _How,
+        done: Switched,
+        after: _After | None = None,
+    ) -> bool:
         """Sites whose module is gone, or that others hold now, are left."""
-        steps: Sequence[_Step] = change.usual
-        request = change.request
         failure: TextpokeError | None = None
         complete = True
         for _ in range(_OFF_TRIES):
             try:
                 # Several instructions that come back cannot be taken away again: threads run there.
                 outcome = run_request(
-                    self._agent, request, mode=how.mode, all_or_nothing=False, leave_busy=True
+                    self._agent,
+                    request,
+                    mode=how.mode,
+                    all_or_nothing=False,
+                    leave_busy=True,
+                    one_by_one=self.one_by_one,
                 )
             except (BatchRefused, BatchFailed) as exc:
                 if not getattr(exc, "recovered", True):
@@ -439,8 +464,8 @@ class Records:
                 failure, complete = exc, False
             else:
                 done.add(outcome)
-                busy = self._note_batch(change, steps, outcome)
-                return complete and not self._settle(busy, how, done)
+                self._note_all(steps, outcome.left, after if complete else None)
+                return complete and not self._settle([steps[i] for i in outcome.left], how, done)
             steps = self._still_to_do(steps, done, wrote=isinstance(failure, BatchFailed))
             request = Request.of(s.poke for s in steps)
         if failure is not None:
@@ -463,16 +488,24 @@ class Records:
                 self._in_place.pop(step.planned.site.address, None)
         return left
 
+    def _note_all(self, steps: Sequence[_Step], left: Sequence[int], after: _After | None) -> None:
+        """Note a batch: what it did; at once where it is known what is in place `after` it."""
+        if after is not None and not left:
+            self._in_place, self._leads = dict(after[0]), dict(after[1])
+            return
+        among = set(left)
+        self._note(s for i, s in enumerate(steps) if i not in among)
+
     def _note(self, steps: Iterable[_Step]) -> None:
         for step in steps:
             address = step.planned.site.address
             if not step.chain:
                 self._in_place.pop(address, None)
                 continue
-            hook = hook_of(step.planned)
-            if step.poke.address == hook.address:
-                self._leads[hook.address] = step.lead
-            if step.poke.address == address or address in self._in_place:
+            elsewhere = step.poke.address != address  # a pad, or a stub
+            if elsewhere:
+                self._leads[step.poke.address] = step.lead
+            if not elsewhere or address in self._in_place:
                 self._in_place[address] = step.chain, step.lead, step.planned
 
     def _read_back(self, steps: Iterable[_Step]) -> None:
@@ -486,7 +519,12 @@ class Records:
         pokes = [s for s in steps if s.poke.address == s.planned.site.address]
         back = [s._replace(poke=s.poke.reversed(), chain=(), lead=0) for s in pokes]
         with suppress(TextpokeError):
-            self._switch_off(_Change.of(back), _How(Mode.AUTO), Switched())
+            self._switch_off(back, Request.of(s.poke for s in back), _How(Mode.AUTO), Switched())
+
+
+def within(addresses: Iterable[int], mappings: Sequence[Mapped]) -> list[int]:
+    """Those of the addresses that are in one of the mappings."""
+    return [a for a in addresses if any(m.start <= a < m.end for m in mappings)]
 
 
 def _held(agent: Agent, poke: Poke) -> bytes:

@@ -89,8 +89,12 @@ class RingSets:
     _free: list[RingSet] = field(default_factory=list)
     _all: list[RingSet] = field(default_factory=list)
 
-    def take(self, *, profiled: int = 0) -> RingSet:
+    def take(self, *, profiled: int = 0, ring_bytes: int = 0) -> RingSet:
         """A set that nobody uses: for events, or for a profile of so many functions.
+
+        Args:
+            profiled: So many functions; 0: for events.
+            ring_bytes: Size of a ring for events; 0: as the agent's own.
 
         Raises:
             AgentFailed: The target cannot hold another one.
@@ -99,11 +103,12 @@ class RingSets:
             agent = self.agent
             self._all.append(RingSet(agent, _OWN, 0, 0, agent.shared, agent.wire, agent.layout))
             self._free.append(self._all[0])
-        fitting = [s for s in self._free if _fits(s, profiled)]
+        size = ring_bytes or (self.agent.layout.ring_bytes if self.agent.layout else 0)
+        fitting = [s for s in self._free if _fits(s, profiled, size)]
         if fitting:
             self._free.remove(fitting[0])
         else:
-            fitting = [self._make(profiled)]
+            fitting = [self._make(profiled, size)]
             self._all.append(fitting[0])
         fitting[0].begin()
         return fitting[0]
@@ -117,11 +122,11 @@ class RingSets:
         for ring_set in self._all:
             ring_set.close()
 
-    def _make(self, profiled: int) -> RingSet:
+    def _make(self, profiled: int, ring_bytes: int) -> RingSet:
         agent, layout = self.agent, self.agent.layout
         if layout is None or agent.wire is None:
             raise AgentFailed("making rings on a closed connection", errno.EBADF)
-        size = _profile_bytes(profiled) if profiled else layout.ring_bytes
+        size = _profile_bytes(profiled) if profiled else ring_bytes
         action = "making another set of rings"
         number = agent.require(action, lib.TP_CMD_RINGS, layout.ring_count, size, profiled)
         fd, gate, address = (int(agent.wire.args[i]) for i in range(3))
@@ -134,8 +139,10 @@ class RingSets:
         return RingSet(agent, number, address, gate, shared, head, found, profiled)
 
 
-def _fits(ring_set: RingSet, profiled: int) -> bool:
-    return bool(ring_set.profiled) == bool(profiled) and ring_set.profiled >= profiled
+def _fits(ring_set: RingSet, profiled: int, ring_bytes: int) -> bool:
+    if profiled or ring_set.profiled:
+        return bool(profiled) and ring_set.profiled >= profiled
+    return ring_set.layout is not None and ring_set.layout.ring_bytes == ring_bytes
 
 
 def _profile_bytes(functions: int) -> int:

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from textpoke import source_filter, target
+from textpoke import clock, source_filter, target
 from textpoke._errors import ControlFailed, UnknownFunction
 from textpoke.capture import CaptureWriter
 from textpoke.filters import FilterSet, SiteNames
@@ -139,6 +139,21 @@ class RecordSession:
         """Record or do not."""
         self._recording(instance).tracing(on=on)
 
+    def counts(self, instance: str) -> Sequence[Mapping[str, object]]:
+        """What the profile tracer has counted so far; nothing is stopped."""
+        trace = self._recording(instance).trace
+        sites = {address: site for site, address in trace.sites_by_return()}
+        ns = clock.ns_per_tick()
+        return [
+            {
+                "module": sites[row.address].module,
+                "function": sites[row.address].function,
+                **row.as_dict(ns),
+            }
+            for row in trace.profile().values()
+            if row.address in sites
+        ]
+
     def filters(self, instance: str) -> FilterSet:
         """What decides now."""
         return self._recording(instance).filters
@@ -178,7 +193,7 @@ class RecordSession:
             writer.close()
             raise
         self.recordings[name] = recording
-        return _row(name, recording) | {"chosen": len(trace.chosen)}
+        return _row(name, recording) | {"chosen": trace.function_count}
 
     def _chosen(self, filters: FilterSet, tracer: str) -> list[Site]:
         if tracer in LIBC and not filters.trace:
@@ -203,7 +218,7 @@ def _row(name: str, recording: Recording) -> dict[str, object]:
         "events": trace.events,
         "lost": trace.lost,
         "overruns": trace.overruns,
-        "functions": len(trace.chosen),
+        "functions": trace.function_count,
         "output": os.fspath(output) if output is not None else "",
         "threads": list(asdict(recording.filters.threads)["trace"]),
     }

@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from textpoke import modes, profile, tracers
+from textpoke._capture_format import KEPT
 from textpoke._errors import (
     AgentFailed,
+    CaptureWrite,
     NoSuchTarget,
     PokeError,
     SiteError,
@@ -20,12 +22,13 @@ from textpoke._errors import (
     TextpokeError,
     UnsupportedTarget,
 )
+from textpoke._native import lib
 from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
 from textpoke.captures import Captures
 from textpoke.modes import Mode
-from textpoke.records import Wants
-from textpoke.ring import Drained, RingReader
+from textpoke.records import Wants, within
+from textpoke.ring import Copied, Drained, RingReader
 from textpoke.tracer_names import BLK, BRANCH, FUNCTION, LIBC, PROFILE
 
 if TYPE_CHECKING:
@@ -38,15 +41,18 @@ if TYPE_CHECKING:
     from textpoke.branch_counting import BranchCounting
     from textpoke.capture import CaptureWriter
     from textpoke.model import BranchRow, Module, Site
+    from textpoke.model import Mapping as Mapped
     from textpoke.plan import Plan, SitePlan
     from textpoke.poke import Outcome
     from textpoke.profile_rows import ProfileRow
     from textpoke.records import Switched
+    from textpoke.ring import Span
     from textpoke.ring_sets import RingSet
     from textpoke.tracer import Target
 
 _DRAIN_S = 0.002
 _FINAL_DRAINS = 50
+_QUIET_NS = 1_000_000_000
 _LOOK_S = 0.1  # between looks for new modules
 _COUNTS_S = 0.05  # between looks at branches
 
@@ -72,6 +78,7 @@ class Trace:
             changed them meanwhile.
         merged: Outcome of the batch that made runs of NOPs one instruction, if one was needed.
         last: Outcome of the last batch.
+        on_demand: With `overwrite`: nothing goes to the capture but what `copy` takes there.
     """
 
     def __init__(  # noqa: PLR0913 - Target.trace names them
@@ -91,6 +98,8 @@ class Trace:
         arguments: Sequence[Spec] = (),
         name: str = "",
         sample: int = 1,
+        filters: tuple[Sequence[str], Sequence[str]] = ((), ()),
+        ring_bytes: int = 0,
         functions: Callable[[], list[Site]] | None = None,
     ) -> None:
         self.target = target
@@ -105,6 +114,7 @@ class Trace:
         self.name = name
         self.refused: list[tuple[Site, str]] = []
         self.totals = Drained()
+        self._drained = Drained()  # totals that nobody corrects
         self.on: Outcome | None = None
         self.off: Outcome | None = None
         self.last: Outcome | None = None
@@ -114,12 +124,14 @@ class Trace:
         self.reason = "stopped"
         self.switched_on = 0.0
         self.plan: Plan | None = None
+        self._filter, self._notrace = (list(patterns) for patterns in filters)
         self._tracer = tracers.known(tracer)
         self._options = options or tracers.Options()
         self._arguments = tuple(arguments)
         self._captures = Captures()  # what calls carry
         self._plans: dict[int, SitePlan] = {}  # of what is chosen, by address
         self._prepared: dict[int, SitePlan] = {}  # and of what was before
+        self._stale: set[int] = set()  # of those: other code is there now
         self._wants: dict[str, Wants] = {}  # by tracer
         self._events: RingSet | None = None
         self._profile: RingSet | None = None
@@ -134,6 +146,9 @@ class Trace:
         self._tell: Callable[[int], None] = lambda _fd: None
         self._clock: dict[str, int] = {}
         self._sample = max(sample, 1)
+        self._ring_bytes = ring_bytes
+        self.on_demand = False
+        self._written = 0
         self._functions = functions  # what was chosen, with entries that cannot be patched
         self._branches: BranchCounting | None = None
 
@@ -169,6 +184,12 @@ class Trace:
         return self.totals.events
 
     @property
+    def function_count(self) -> int:
+        """Functions that are traced, those of libc among them that the tracer stands on."""
+        refused = {site.address for site, _ in self.refused}
+        return sum(planned.site.address not in refused for planned in self._traced())
+
+    @property
     def is_on(self) -> bool:
         """True between `start` and `stop`."""
         return self._reader is not None
@@ -187,11 +208,13 @@ class Trace:
         before, self._tracer = self._tracer, tracers.known(name)
         if not self.is_on:
             return
+        began = int(lib.tp_rdtsc())
         try:
             self._switch()
         except BaseException:
             self._tracer = before
             raise
+        self.note({"tracer": name, "switched": [began, int(lib.tp_rdtsc())]})
 
     @property
     def sample(self) -> int:
@@ -204,39 +227,72 @@ class Trace:
             self._sample = number
             self._wants.clear()
 
-    def filter(self, include: str | Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
-        """Trace other functions from now on: one batch switches what differs.
+    @property
+    def filter(self) -> list[str]:
+        """What is traced: expressions as `Target.trace` takes them; empty for what is usual.
 
-        Args:
-            include: As for `Target.trace`.
-            exclude: The same; wins.
+        Set it to trace other functions from now on, while the program runs: one batch switches what
+        differs. `notrace` is what is left out, whatever this says.
 
         Raises:
             UnknownFunction, NoSites, NotPatchable: Nothing was changed.
             BatchRefused, BatchFailed, UnsupportedTarget: The batch could not be run.
         """
+        return list(self._filter)
+
+    @filter.setter  # noqa: A003
+    def filter(self, include: str | Sequence[str]) -> None:
+        wanted = [include] if isinstance(include, str) else list(include)
+        self._choose_by(wanted, self._notrace)
+        self._filter = wanted
+
+    @property
+    def notrace(self) -> list[str]:
+        """What is never traced; set it as `filter`."""
+        return list(self._notrace)
+
+    @notrace.setter
+    def notrace(self, exclude: str | Sequence[str]) -> None:
+        unwanted = [exclude] if isinstance(exclude, str) else list(exclude)
+        self._choose_by(self._filter, unwanted)
+        self._notrace = unwanted
+
+    def choose(self, sites: Sequence[Site]) -> None:
+        """Trace these sites from now on. Raises as `filter` does when it is set."""
+        self._choose(sites, None)
+
+    def _choose_by(self, include: list[str], exclude: list[str]) -> None:
         if self._tracer == BRANCH:
-            functions = self.target.functions(include, exclude)
-            sites = [site for site in functions if site.patchable]
+            sites = [s for s in self.target.functions(include, exclude) if s.patchable]
         else:
             sites = self.target.sites(include, exclude, traps=self.traps)
         self._choose(sites, lambda: self.target.functions(include, exclude))
-
-    def choose(self, sites: Sequence[Site]) -> None:
-        """As `filter`, with the sites themselves."""
-        self._choose(sites, None)
 
     def _choose(self, sites: Sequence[Site], functions: Callable[[], list[Site]] | None) -> None:
         self.chosen, self._functions = list(sites), functions
         if not self.is_on:
             return
-        fresh = [site for site in self.chosen if site.address not in self._prepared]
+        fresh = [
+            site
+            for site in self.chosen
+            if site.address not in self._prepared or site.address in self._stale
+        ]
         if fresh:
             self._prepare(fresh)
         addresses = [site.address for site in self.chosen]
         self._plans = {a: self._prepared[a] for a in addresses if a in self._prepared}
         self._wants.clear()
         self._switch()
+
+    def forget_in(self, mappings: Sequence[Mapped]) -> None:
+        """Other code is mapped there now: what was chosen there is gone (`Target.modules`)."""
+        gone = set(within(self._prepared, mappings))
+        self._stale |= gone
+        self.chosen = [site for site in self.chosen if site.address not in gone]
+        self._plans = {a: p for a, p in self._plans.items() if a not in gone}
+        if self._branches is not None:
+            self._branches.forget_in(mappings)
+        self._wants.clear()
 
     def start(self) -> None:
         """Plan, map what is needed, open the capture, switch on in one batch.
@@ -254,6 +310,7 @@ class Trace:
             self.refused += plan.refused
             self._plans = {p.site.address: p for p in plan.sites}
             self._prepared = dict(self._plans)
+            self._stale.clear()
             self._wants.clear()
             self._captures.of_arguments(self.target, self._arguments, self.chosen)
             self._prepare_libc()
@@ -274,7 +331,7 @@ class Trace:
 
     def _open(self) -> None:
         """Take rings and open the capture."""
-        self._events = self.target.ring_sets.take()
+        self._events = self.target.ring_sets.take(ring_bytes=self._ring_bytes)
         self._reader = RingReader(self._events, -1, overwrite=self.overwrite)
         if self.output is not None:
             self._log = CaptureLog(self.output, self.target.pid, force=self.force)
@@ -386,6 +443,11 @@ class Trace:
         return dict.fromkeys(self.return_addresses.values(), 0)
 
     @property
+    def durations_only(self) -> bool:
+        """In threshold mode: calls that are shorter leave nothing."""
+        return bool(self._options.threshold_ticks)
+
+    @property
     def overruns(self) -> int:
         """Calls whose return was not waited for: too deep, or a thread without a shadow stack."""
         sets = (self._events, self._profile)
@@ -423,11 +485,49 @@ class Trace:
         if self._reader is not None:
             self._look_for_modules()
             self._look_at_branches()
-        if self._reader is None or self.overwrite:
+        if self._reader is None or (self.overwrite and not self.on_demand):
             return Drained()
         if self._log is not None:
             self._log.note()
-        return self._drain(final=False)
+        return Drained() if self.on_demand else self._drain(final=False)
+
+    def copy(self, span: Span, fd: int | None = None) -> Copied:
+        """Write a stretch of time of rings that are overwritten to the capture, or to `fd`.
+
+        Raises:
+            CaptureWrite: The capture cannot be written.
+        """
+        if self._reader is None:
+            return Copied()
+        own = self._log.fd if self._log is not None else -1
+        try:
+            copied = self._reader.copy(span, own if fd is None else fd)
+        except OSError as exc:
+            if self._log is None or fd is not None:
+                raise CaptureWrite(str(self.output or ""), exc.errno or 0) from exc
+            raise self._log.failed(exc.errno or 0) from exc
+        if fd is None:
+            self.totals.add(Drained(copied.events, copied.lost, copied.bytes))
+        return copied
+
+    def written(self, quiet_ns: int = _QUIET_NS) -> int:
+        """Events that threads have written so far, whether or not they went to the capture.
+
+        Args:
+            quiet_ns: In overwrite mode: rings whose threads have been gone for so long may serve
+                others.
+        """
+        if self._reader is not None:
+            if self.overwrite:
+                self._written = self._reader.written(quiet_ns)
+            else:
+                self._written = self._drained.events + self._drained.lost
+        return self._written
+
+    def record(self, *, on: bool) -> None:
+        """Let threads write events, or not; everything stays patched."""
+        if self._events is not None and self._reader is not None:
+            self._events.record(on=on, waiting=self._reader.waiting)
 
     def _look_for_modules(self) -> None:
         """Switch on what was asked for in modules that have come since the last look."""
@@ -486,9 +586,6 @@ class Trace:
             self._wants.clear()
 
     def _switch_on_more(self, found: list[Site]) -> None:
-        self.target.records.forget(site.address for site in found)
-        if self._branches is not None:
-            self._branches.forget(found)
         plan = self._prepare(found)
         self.chosen += found
         self._plans |= {p.site.address: p for p in plan.sites}
@@ -500,6 +597,7 @@ class Trace:
         self.target.merge(plan, self.mode)
         self.refused += plan.refused
         self._prepared |= {p.site.address: p for p in plan.sites}
+        self._stale -= self._prepared.keys() & {site.address for site in fresh}
         if self._log is not None:
             captures = self._captures.notes(self._tracer, plan.sites, self._options)
             self._log.more_sites(_names(plan.sites), captures)
@@ -558,6 +656,7 @@ class Trace:
 
     def _close(self) -> None:
         self._overruns = self.overruns
+        self._written = self.written()
         if self._reader is not None:
             self._lost_no_ring = self._reader.lost_no_ring
         self._reader = None
@@ -578,10 +677,13 @@ class Trace:
                 raise
             raise self._log.failed(exc.errno or 0) from exc
         self.totals.add(drained)
+        self._drained.add(drained)
         return drained
 
     def _drain_rest(self) -> None:
         # A thread may have reserved its last event and not yet written it.
+        if self.on_demand:
+            return
         for _ in range(_FINAL_DRAINS):
             if not self._drain(final=False).incomplete:
                 break
@@ -596,7 +698,7 @@ class Trace:
             "exe": self.target.exe,
             "command": list(self.command) or self.target.command_line,
             "tracer": self._tracer,
-            "mode": "overwrite" if self.overwrite else "drop",
+            "mode": KEPT if self.on_demand else "overwrite" if self.overwrite else "drop",
             "clock": self._clock,
             "sites": _names(plans),
             "modules": [[m.name, m.path, m.bias] for m in self.target.modules],

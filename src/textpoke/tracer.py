@@ -116,8 +116,19 @@ class Target:
         """The main program and every shared object that is mapped now."""
         files = [m for m in target.read_maps(self.pid) if m.inode and "x" in m.perms]
         if self._modules is None or files != self._files:
+            if self._modules is not None:
+                self._forget_replaced(files)
             self._modules, self._files = target.read_modules(self.pid), files
         return self._modules
+
+    def _forget_replaced(self, files: list[Mapping]) -> None:
+        """Where a file has been mapped since, nothing of ours stands any more."""
+        known = {(m.inode, m.start - m.offset) for m in self._files}
+        fresh = [m for m in files if (m.inode, m.start - m.offset) not in known]
+        if fresh:
+            self.records.forget_in(fresh)
+            for trace in self.traces.values():
+                trace.forget_in(fresh)
 
     @property
     def hold_ns(self) -> int:
@@ -239,9 +250,9 @@ class Target:
             chosen = self.sites(include, exclude, everything=everything, traps=traps)
 
         def find_in(modules: Sequence[Module]) -> list[Site]:
-            return self._sites_in(modules, include, exclude, finder)
+            return self._sites_in(modules, trace.filter, trace.notrace, finder)
 
-        return Trace(
+        trace = Trace(
             self,
             chosen,
             output,
@@ -256,7 +267,9 @@ class Target:
             options=tracers.Options(depth, _ticks(threshold_us)),
             arguments=arguments,
             name=name,
+            filters=([include] if isinstance(include, str) else include, exclude),
         )
+        return trace
 
     def trace_of(
         self,
@@ -362,14 +375,13 @@ class Target:
     def _sites_in(
         self,
         modules: Sequence[Module],
-        include: str | Sequence[str],
+        include: Sequence[str],
         exclude: Sequence[str],
         finder: process_sites.Finder,
     ) -> list[Site]:
         """Patchable sites of some modules by pattern; none is no error here."""
-        patterns = [include] if isinstance(include, str) else list(include)
         chosen: list[Site] = []
-        for pattern in patterns or [""]:
+        for pattern in include or [""]:
             with contextlib.suppress(SiteError):
                 chosen += finder.choose(modules, [pattern] if pattern else [], list(exclude))
         by_address = {site.address: site for site in chosen if site.patchable}

@@ -158,12 +158,12 @@ def test_filters_change_what_is_counted(process: subprocess.Popen[str]) -> None:
         assert ask(process, "phase 10 1") == "done"
         first = trace.branch_counts()
         assert {row.function for row in first} == {"recurse"}
-        trace.filter("hot")
+        trace.filter = "hot"
         assert ask(process, "phase 10 1") == "done"
         second = trace.branch_counts()
         assert [r for r in second if r.function == "recurse"] == first
         assert sum(row.total for row in second if row.function == "hot") > 0
-        trace.filter(["hot", "recurse"])
+        trace.filter = ["hot", "recurse"]
         assert ask(process, "phase 10 1") == "done"
         third = [row for row in trace.branch_counts() if row.function == "recurse"]
         assert sum(r.total for r in third) == 2 * sum(r.total for r in first)

@@ -201,13 +201,13 @@ def run(args: argparse.Namespace) -> int:
             target = tracer.attach(args.pid, ring_bytes=args.buffer)
         child = target.pid if args.command else 0
         try:
-            trace = _record(args, console, target, stop, started)
+            recording = _record(args, console, target, stop, started)
         except BaseException:
             target.discard()
             raise
         finally:
             report = target.detach()
-        _say_end(console, args, target, trace)
+        _say_end(console, args, target, recording)
         for line in report.residue:
             console.warn(escape(f"left in the target: {line}"))
         return _child_status(child) if child else 0
@@ -235,7 +235,7 @@ def _record(
     target: Target,
     stop: threading.Event,
     started: float,
-) -> Trace:
+) -> Recording:
     name = file_name(os.path.basename(target.exe))
     output = args.output or f"{name}-{target.pid}.tptrace"
     attached = time.perf_counter()
@@ -264,7 +264,7 @@ def _record(
     session.close()
     recording.stop()
     _say_remarks(console, recording)
-    return trace
+    return recording
 
 
 def _recording(args: argparse.Namespace, session: RecordSession, output: str) -> Recording:
@@ -381,10 +381,9 @@ def _say_start(
     console: Console, target: Target, trace: Trace, times: tuple[float, float, float, float]
 ) -> None:
     started, attached, found, on = times
-    chosen = len(trace.chosen) - len(trace.refused)
     console.say(
         escape(
-            f"tracing {chosen:,} functions of {os.path.basename(target.exe)} "
+            f"tracing {trace.function_count:,} functions of {os.path.basename(target.exe)} "
             f"(pid {target.pid}) into {trace.output}"
         )
     )
@@ -443,8 +442,10 @@ def _process_start() -> float:
     return time.perf_counter() - age
 
 
-def _say_end(console: Console, args: argparse.Namespace, target: Target, trace: Trace) -> None:
-    report = target.report
+def _say_end(
+    console: Console, args: argparse.Namespace, target: Target, recording: Recording
+) -> None:
+    report, trace, overhead = target.report, recording.trace, recording.overhead
     if args.json:
         console.json(
             {
@@ -454,7 +455,10 @@ def _say_end(console: Console, args: argparse.Namespace, target: Target, trace: 
                 "events": trace.events,
                 "lost": trace.totals.lost,
                 "lost_no_ring": trace.lost_no_ring,
+                "overruns": trace.overruns,
                 "hold_ns": target.hold_ns,
+                "overhead": overhead.as_dict(),
+                "remarks": recording.remarks,
                 "on": trace.on.as_dict() if trace.on else None,
                 "off": trace.off.as_dict() if trace.off else None,
                 "detach": report.as_dict() if report else None,
@@ -462,6 +466,9 @@ def _say_end(console: Console, args: argparse.Namespace, target: Target, trace: 
         )
         return
     console.say(f"{trace.events:,} events, {trace.lost:,} lost ({trace.reason})")
+    if trace.overruns:
+        console.say(f"{trace.overruns:,} calls were too deep to wait for their returns")
+    console.say(str(overhead))
     if trace.lost:
         console.say("to lose fewer: a larger --buffer, or fewer functions with -i and -x")
     console.say(escape(f"textpoke report {trace.output}"))

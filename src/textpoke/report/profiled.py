@@ -89,16 +89,7 @@ def records(
             {
                 "module": sites[row.address].module if row.address in sites else "",
                 "function": sites[row.address].function if row.address in sites else "",
-                "address": row.address,
-                "calls": row.hits,
-                "total_ns": row.total * ns,
-                "self_ns": row.self * ns,
-                "average_ns": row.average * ns,
-                "p50_ns": row.quantile(0.5) * ns,
-                "p99_ns": row.quantile(0.99) * ns,
-                "max_ns": row.max * ns,
-                "stddev_ns": row.deviation * ns,
-                "overruns": row.overruns,
+                **row.as_dict(ns),
                 "histogram": [
                     [*(edge * ns for edge in bucket_range(number)), count]
                     for number, count in enumerate(row.buckets)
