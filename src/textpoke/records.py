@@ -281,6 +281,9 @@ class Records:
         """Other code is mapped there now: nothing of ours is in it."""
         for address in within(self._in_place, mappings):
             del self._in_place[address]
+        for ever in self._ever.values():
+            for address in within(ever, mappings):
+                del ever[address]
         self._new_state()
 
     def forget_leads(self) -> None:

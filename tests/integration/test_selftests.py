@@ -47,9 +47,6 @@ FUNCTIONS = {
 NOP5 = bytes.fromhex("0f 1f 44 00 00")
 EVENT_BYTES = 16
 STEP = 32  # from f0 to f1 in pokes.c
-SHARED_SITES = pytest.mark.xfail(
-    strict=True, reason="two probes that wait for returns at one function: to be merged (h7)"
-)
 
 
 @pytest.fixture
@@ -332,7 +329,6 @@ def matching(counts: Counts, globs: Sequence[str]) -> Counts:
     }
 
 
-@SHARED_SITES
 def test_fgraph_multi(program: subprocess.Popen[str], here: Path) -> None:
     with untouched(program), api.attach(program.pid) as target, contextlib.ExitStack() as stack:
         for name, globs in GRAPHS.items():
@@ -392,7 +388,6 @@ def test_fgraph_multi_filter(program: subprocess.Popen[str]) -> None:
     assert second.events == 2 * sum(matching(mine, ["raw_spin_*"]).values())
 
 
-@SHARED_SITES
 def test_fgraph_profiler(program: subprocess.Popen[str], here: Path) -> None:
     with untouched(program), api.attach(program.pid) as target:
         graph = target.trace("*lock*", tracer="function_graph", name="g", output="x.tptrace")
