@@ -199,7 +199,7 @@ class _Look:
 
     def left(self) -> tuple[int, ...]:
         """Positions of the sites that were left out."""
-        if not self.leave_busy:
+        if not self.leave_busy or not any(self.busy):
             return ()
         return tuple(i for i, busy in enumerate(self.busy) if busy)
 

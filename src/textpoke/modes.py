@@ -245,11 +245,14 @@ def _lasting_obstacle(agent: Agent) -> str:
         if why:
             raise UnsupportedTarget(agent.pid, "sigtrap-blocked", why)
 
+    # What has lasted once is not waited for again: the other modes are good at any moment.
+    known, agent.obstacle = agent.obstacle, ""
     try:
-        outlast_masking(look, patience_s=_AUTO_PATIENCE_S)
+        outlast_masking(look, patience_s=0.0 if known else _AUTO_PATIENCE_S)
     except UnsupportedTarget as exc:
         if exc.reason != "sigtrap-blocked":
             raise
+        agent.obstacle = why
         return why
     return ""
 

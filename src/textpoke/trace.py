@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
@@ -29,17 +30,19 @@ from textpoke.captures import Captures
 from textpoke.modes import Mode
 from textpoke.records import Wants, within
 from textpoke.ring import Copied, Drained, RingReader
-from textpoke.tracer_names import BLK, FUNCTION, LIBC, PROFILE
+from textpoke.tracer_names import BLK, BRANCH, FUNCTION, LIBC, PROFILE
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from textpoke.arguments import Spec
+    from textpoke.branch_counting import BranchCounting
     from textpoke.capture import CaptureWriter
+    from textpoke.model import BranchRow, Module, Site
     from textpoke.model import Mapping as Mapped
-    from textpoke.model import Module, Site
     from textpoke.plan import Plan, SitePlan
     from textpoke.poke import Outcome
     from textpoke.profile_rows import ProfileRow
@@ -52,6 +55,7 @@ _DRAIN_S = 0.002
 _FINAL_DRAINS = 50
 _QUIET_NS = 1_000_000_000
 _LOOK_S = 0.1  # between looks for new modules
+_COUNTS_S = 0.05  # between looks at branches
 
 
 class Trace:
@@ -97,6 +101,7 @@ class Trace:
         sample: int = 1,
         filters: tuple[Sequence[str], Sequence[str]] = ((), ()),
         ring_bytes: int = 0,
+        functions: Callable[[], list[Site]] | None = None,
     ) -> None:
         self.target = target
         self.chosen = chosen
@@ -135,7 +140,7 @@ class Trace:
         self._reader: RingReader | None = None
         self._log: CaptureLog | None = None
         self._seen: set[tuple[str, int, int]] = set()
-        self._next_look = 0.0
+        self._next_look = self._next_counts = 0.0
         self._lost_no_ring = 0
         self._overruns = 0
         self._tap = -1
@@ -145,6 +150,8 @@ class Trace:
         self._ring_bytes = ring_bytes
         self.on_demand = False
         self._written = 0
+        self._functions = functions  # what was chosen, with entries that cannot be patched
+        self._branches: BranchCounting | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -237,7 +244,7 @@ class Trace:
     @filter.setter  # noqa: A003
     def filter(self, include: str | Sequence[str]) -> None:
         wanted = [include] if isinstance(include, str) else list(include)
-        self.choose(self.target.sites(wanted, self._notrace, traps=self.traps))
+        self._choose_matching(wanted, self._notrace)
         self._filter = wanted
 
     @property
@@ -248,12 +255,26 @@ class Trace:
     @notrace.setter
     def notrace(self, exclude: str | Sequence[str]) -> None:
         unwanted = [exclude] if isinstance(exclude, str) else list(exclude)
-        self.choose(self.target.sites(self._filter, unwanted, traps=self.traps))
+        self._choose_matching(self._filter, unwanted)
         self._notrace = unwanted
 
     def choose(self, sites: Sequence[Site]) -> None:
         """Trace these sites from now on. Raises as `filter` does when it is set."""
-        self.chosen = list(sites)
+        self._choose(sites, None)
+
+    def _choose_matching(self, include: list[str], exclude: list[str]) -> None:
+        functions = functools.partial(self.target.functions, include, exclude)
+        try:
+            sites = self.target.sites(include, exclude, traps=self.traps)
+        except SiteError:
+            if self._tracer != BRANCH:
+                raise
+            functions()  # those whose entries cannot be patched have branches, too
+            sites = []
+        self._choose(sites, functions)
+
+    def _choose(self, sites: Sequence[Site], functions: Callable[[], list[Site]] | None) -> None:
+        self.chosen, self._functions = list(sites), functions
         if not self.is_on:
             return
         fresh = [
@@ -270,10 +291,13 @@ class Trace:
 
     def forget_in(self, mappings: Sequence[Mapped]) -> None:
         """Other code is mapped there now: what was chosen there is gone (`Target.modules`)."""
-        gone = set(within(self._prepared, mappings))
+        addresses = self._prepared.keys() | {site.address for site in self.chosen}
+        gone = set(within(addresses, mappings))
         self._stale |= gone
         self.chosen = [site for site in self.chosen if site.address not in gone]
         self._plans = {a: p for a, p in self._plans.items() if a not in gone}
+        if self._branches is not None:
+            self._branches.forget_in(mappings)
         self._wants.clear()
 
     def start(self) -> None:
@@ -287,7 +311,7 @@ class Trace:
         self.target.add_trace(self)
         try:
             self._seen = {module.key for module in self.target.modules}
-            self.on, self.refused = None, []
+            self.on, self.refused, self._branches = None, [], None
             self.plan = plan = self.target.prepare(self.chosen, traps=self.traps)
             self.refused += plan.refused
             self._plans = {p.site.address: p for p in plan.sites}
@@ -341,11 +365,46 @@ class Trace:
         self._captures.upload(rings, self._tracer, self._prepared)
         wanted = self._wants.get(self._tracer)
         if wanted is None:
-            options = replace(self._options, sample=self._sample)
-            wish = tracers.Wish(self._tracer, rings, options, self.target.returns.why_not)
-            captured = self._captures.programs(self._tracer)
-            wanted = self._wants[self._tracer] = wish.of(self._traced(), captured)
-        self._note(self.target.records.switch(self.name, wanted, self.mode))
+            wanted = self._wants[self._tracer] = self._wanted(rings)
+        with self._counting(wanted) as refused:
+            done = self.target.records.switch(self.name, wanted, self.mode)
+            refused.extend(done.refused)
+        self._note(done)
+
+    def _wanted(self, rings: RingSet) -> Wants:
+        if self._tracer == BRANCH:
+            return self._wanted_branches()
+        options = replace(self._options, sample=self._sample)
+        wish = tracers.Wish(self._tracer, rings, options, self.target.returns.why_not)
+        return wish.of(self._traced(), self._captures.programs(self._tracer))
+
+    def _wanted_branches(self) -> Wants:
+        """The sites that count the branches of what is chosen."""
+        if self._branches is None:
+            from textpoke.branch_counting import BranchCounting  # here: it needs numpy
+
+            self._branches = BranchCounting(self.target)
+        functions = {site.entry: site for site in self.chosen}
+        if self._functions is not None:
+            with suppress(SiteError):  # of modules that are gone
+                functions |= {site.entry: site for site in self._functions()}
+        wanted = self._branches.choose(list(functions.values()))
+        self.refused += self._branches.take_refused()
+        return wanted
+
+    def _counting(self, wanted: Wants) -> AbstractContextManager[list[tuple[Site, str]]]:
+        """While sites are switched: branches count from now on, or do not any more."""
+        if self._branches is None:
+            return nullcontext([])
+        return self._branches.turned(wanted if wanted.alone else None)
+
+    def branch_counts(self, *, lines: bool = True) -> list[BranchRow]:
+        """What the branch tracer has counted so far, by branch; nothing is stopped.
+
+        Args:
+            lines: Look up source files and lines, which takes a while the first time.
+        """
+        return self._branches.rows(lines=lines) if self._branches else []
 
     def _traced(self) -> list[SitePlan]:
         """What the tracer looks at: what was chosen, but blk; and its functions of libc."""
@@ -431,6 +490,7 @@ class Trace:
         """
         if self._reader is not None:
             self._look_for_modules()
+            self._look_at_branches()
         if self._reader is None or (self.overwrite and not self.on_demand):
             return Drained()
         if self._log is not None:
@@ -493,6 +553,12 @@ class Trace:
             self._trace_in(self.find_in, fresh)
         except NoSuchTarget as exc:
             raise TargetExited(self.target.pid, "the recording") from exc
+
+    def _look_at_branches(self) -> None:
+        """What a program has counted is gone with it: remember it now and then."""
+        if self._tracer == BRANCH and self._branches and time.monotonic() >= self._next_counts:
+            self._next_counts = time.monotonic() + _COUNTS_S
+            self._branches.look()
 
     def _drop_unsafe_traps(self) -> None:
         """What was opened since may block SIGTRAP: int3s that stay must not meet that."""
@@ -571,6 +637,8 @@ class Trace:
             failure = exc
         if self._profile is not None:
             self._measured["profile"] = profile.as_json(self._profile)
+        if self._branches is not None:
+            self._measured["branch"] = self._branches.as_json()
         try:
             self._drain_rest()
             if before_end is not None:
@@ -584,7 +652,8 @@ class Trace:
             raise failure
 
     def _switch_off(self) -> None:
-        done = self.target.records.switch(self.name, Wants(), self.mode)
+        with self._counting(Wants()):
+            done = self.target.records.switch(self.name, Wants(), self.mode)
         self.left_alone += done.left_alone
         self.off = done.outcome
         for rings in (self._events, self._profile):

@@ -34,7 +34,7 @@ from textpoke.redirection import Redirection
 from textpoke.returns import Returns
 from textpoke.ring_sets import RingSets
 from textpoke.trace import Trace
-from textpoke.tracer_names import BLK, FUNCTION
+from textpoke.tracer_names import BLK, BRANCH, FUNCTION
 
 if TYPE_CHECKING:
     from collections import abc
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from textpoke.agent import Agent
     from textpoke.arguments import Captures, Resolver, Spec
+    from textpoke.branch_counts import BranchCounts
     from textpoke.capture import CaptureWriter
     from textpoke.code_views import CodeViews
     from textpoke.libc_calls import Function
@@ -85,11 +86,13 @@ class Target:
         }
         default = Probe(lib.TP_PROBE_FUNCTION)
         self.placing = Placing(agent, default)
-        self.records = Records(agent, self.placing.probes, default)
+        self.records = Records(agent, self.placing.probes, default, self.placing.outlast)
         self.placing.forget = self.records.forget_leads
         self.ring_sets = RingSets(agent)
         self.redirection = Redirection(agent, self.placing, self.records)
         self.traces: dict[str, Trace] = {}
+        self.counting: set[int] = set()  # who counts branches now
+        self.counting_turns = 0  # how often somebody began or ended that
         self._resolver: Resolver | None = None
         self._returns: tuple[frozenset[tuple[str, int, int]], Returns] | None = None
         self._repair()
@@ -237,12 +240,14 @@ class Target:
             UnknownFunction, NoSites: As `sites`.
             UnknownTracer: There is no such tracer.
         """
-        chosen = (
-            []  # it looks at libc alone
-            if tracer == BLK and not include
-            else self.sites(include, exclude, everything=everything, traps=traps)
-        )
         finder = self._finders[everything, traps]
+        if tracer == BLK and not include:
+            chosen = []  # it looks at libc alone
+        elif tracer == BRANCH:  # functions whose entries cannot be patched have branches, too
+            self.functions(include, exclude)
+            chosen = self._sites_in(self.modules, include, exclude, finder)
+        else:
+            chosen = self.sites(include, exclude, everything=everything, traps=traps)
 
         def find_in(modules: Sequence[Module]) -> list[Site]:
             return self._sites_in(modules, trace.filter, trace.notrace, finder)
@@ -256,6 +261,7 @@ class Target:
             command=command,
             mode=Mode(mode),
             find_in=find_in,
+            functions=lambda: self.functions(include, exclude),
             traps=traps,
             tracer=tracer,
             options=tracers.Options(depth, _ticks(threshold_us)),
@@ -323,6 +329,48 @@ class Target:
     def merge(self, plan: Plan, mode: Mode = Mode.AUTO) -> Outcome | None:
         """Make planned runs of NOPs one instruction (`Placing.merge`)."""
         return self.placing.merge(plan, self.modules, mode)
+
+    def branches(
+        self,
+        include: str | Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        *,
+        mode: Mode | str = Mode.AUTO,
+    ) -> BranchCounts:
+        """Counts of the branches of chosen functions; nothing happens before it is entered.
+
+        Functions whose entries cannot be patched are counted too.
+
+        Args:
+            include: As for `sites`.
+            exclude: As for `sites`.
+            mode: How sites are written: "auto", "int3", "direct" or "stop" (`Mode`).
+
+        Raises:
+            UnknownFunction, NoSites: As `sites`.
+            ModuleUnavailable, BadElf: A module's file cannot be read.
+        """
+        from textpoke.branch_counts import BranchCounts  # here: only this tracer needs numpy
+
+        functions = self.functions(include, exclude)
+        counts = BranchCounts(self, functions, Mode(mode))
+        if not counts.found.sites:
+            raise NotPatchable(functions[0], "none of its branches can be counted")
+        return counts
+
+    def functions(
+        self, include: str | Sequence[str] = (), exclude: Sequence[str] = ()
+    ) -> list[Site]:
+        """A site of every function by pattern, those that cannot be patched too.
+
+        Raises:
+            UnknownFunction, NoSites: As `sites`.
+        """
+        patterns = [include] if isinstance(include, str) else list(include)
+        where = f"pid {self.pid} ({os.path.basename(self.exe)})"
+        chosen = self._finders[True, False].choose(self.modules, patterns, list(exclude), where)
+        self.agent.require_alive("the search for functions")
+        return chosen
 
     def _sites_in(
         self,

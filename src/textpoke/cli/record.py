@@ -80,6 +80,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         "textpoke record -p 1234 -t function_graph --threshold 100us",
         "textpoke record -p 1234 -t function_graph -A 'setCommand(c->id, c->argc)' -R call",
         "textpoke record -p 1234 -t blk -d 5s               what it reads and writes",
+        "textpoke record -p 1234 -t branch -i '*Command'    which way its branches go, by line",
         "textpoke record -p 1234 -t irqsoff                 the longest lock held",
         "textpoke record -p 1234 -t function_graph --flight --trigger 'handle>5ms:keep=200ms'",
         "textpoke record -p 1234 --budget 5%                the hottest functions go off first",
