@@ -99,6 +99,7 @@ void tpa_set_limits(const struct tpa_set *set, uint64_t waiting);
 void tpa_retire_rings(void);
 struct tp_ring *tpa_ring(const struct tpa_set *set, uint32_t i);
 int tpa_holds(uint64_t at, uint64_t value);
+int tpa_is_readable(uint64_t at);
 void tpa_write_long(struct tp_ring *ring, uint64_t word, uint64_t now, uint64_t ticks);
 
 /* sets.c */
@@ -110,15 +111,37 @@ int tpa_any_gate_open(void);
 /* shadow.c */
 int tpa_make_shadows(struct tp_wire *wire, const uint64_t args[4]);
 struct tp_shadow *tpa_shadow_claim(uint64_t fs_base, uint32_t tid);
-struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site);
+struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site,
+				 uint64_t exit);
 struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot);
 void tpa_lower_top(struct tp_shadow *shadow);
 int tpa_any_frames(void);
+void tpa_note_migration(void);
+int tpa_frames_migrate(void);
 
 static inline uint64_t tpa_trampoline(const struct tp_shadow *shadow, const struct tp_call *frame)
 {
 	return ((uint64_t)frame >> 2) + shadow->returns;
 }
+
+/** What a trampoline leaves in the slot until the return address is there. */
+static inline uint64_t tpa_number(const struct tp_call *frame)
+{
+	return ((uint64_t)frame - tpa_image.shadow_frames) / sizeof(*frame);
+}
+
+/** Compare and swap in one instruction: a signal comes before or after, other threads do not count. */
+static inline int tpa_move(uint64_t *word, uint64_t from, uint64_t to)
+{
+	uint64_t found = from;
+
+	__asm__ volatile("cmpxchgq %2, %1"
+			 : "+a"(found), "+m"(*(volatile uint64_t *)word)
+			 : "r"(to)
+			 : "memory", "cc");
+	return found == from;
+}
+
 struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, uint64_t fs_base,
 			       struct tpa_set *set);
 

@@ -101,12 +101,16 @@ tpa_profile_exit:
 	orq	%rdx, %rax
 	subq	FRAME_TSC(%rsi), %rax
 	addq	%rax, FRAME_CHILD-FRAME_BYTES(%rsi)	/* of who called: the frame below */
+	movq	%rax, %rdx
 	movq	%rax, %rcx
 	subq	FRAME_CHILD(%rsi), %rcx
-	movq	FRAME_AUX(%rsi), %rdx
+	leaq	FRAME_BYTES(%rsi), %rax
+	push_word FRAME_AUX(%rsi)
 	movq	$0, FRAME_STATE(%rsi)
-	movq	%rsi, SHADOW_TOP(%rdi)
-	movq	%rdx, %rsi
+	cmpxchgq %rsi, SHADOW_TOP(%rdi)
+	jne	.Lnot_top
+	pop_word %rsi
+	movq	%rdx, %rax
 .Ladd:					/* rax: ticks, rcx: of them its own, rsi: the row */
 	incq	PROFILE_HITS(%rsi)
 	addq	%rax, PROFILE_TOTAL(%rsi)
@@ -139,9 +143,17 @@ tpa_profile_exit:
 	movl	$LAST_BUCKET, %edx
 	jmp	.Lbucket
 .Lclosed:
+	leaq	FRAME_BYTES(%rsi), %rax
 	movq	$0, FRAME_STATE(%rsi)
-	movq	%rsi, SHADOW_TOP(%rdi)
-	jmp	.Lreturn
+	cmpxchgq %rsi, SHADOW_TOP(%rdi)
+	je	.Lreturn
+	jmp	.Lforeign
+	.cfi_remember_state
+	.cfi_adjust_cfa_offset 8
+.Lnot_top:
+	leaq	8(%rsp), %rsp
+	.cfi_restore_state
+	rdfsbase %rdx
 .Lforeign:
 	movq	.Lset(%rip), %rcx
 	xchgq	%rsi, %rdi

@@ -158,21 +158,21 @@ static struct tp_call *redirect(struct tp_shadow *shadow, struct tp_ring *ring, 
 		ring->overruns++;
 		return NULL;
 	}
-	frame = (struct tp_call *)shadow->top;
-	if ((uint64_t)frame >= shadow->limit)
-		frame = tpa_shadow_sweep(shadow, slot);
-	if (frame && (uint64_t)frame - shadow->base >= probe->depth)
-		return NULL;
-	if (!frame) {
-		ring->overruns++;
-		return NULL;
-	}
-	if (frame[-1].slot <= slot)
-		frame = tpa_shadow_check(shadow, slot, site);
-	if (!frame)
-		return NULL;
-	*(volatile uint64_t *)&shadow->top = (uint64_t)(frame + 1);
-	__asm__ volatile("" : : : "memory");
+	do {
+		frame = (struct tp_call *)shadow->top;
+		if ((uint64_t)frame >= shadow->limit)
+			frame = tpa_shadow_sweep(shadow, slot);
+		if (frame && (uint64_t)frame - shadow->base >= probe->depth)
+			return NULL;
+		if (!frame) {
+			ring->overruns++;
+			return NULL;
+		}
+		if (frame[-1].slot <= slot)
+			frame = tpa_shadow_check(shadow, slot, site, probe->exit);
+		if (!frame)
+			return NULL;
+	} while (!tpa_move(&shadow->top, (uint64_t)frame, (uint64_t)(frame + 1)));
 	frame->word = site << 16 | TP_EVENT_EXIT;
 	frame->slot = slot;
 	frame->aux = (uint64_t)ring;
@@ -182,6 +182,7 @@ static struct tp_call *redirect(struct tp_shadow *shadow, struct tp_ring *ring, 
 	frame->state = TP_FRAME_LIVE;
 	__asm__ volatile("" : : : "memory");
 	*(volatile uint64_t *)slot = tpa_trampoline(shadow, frame);
+	*(volatile uint64_t *)&frame->state = TP_FRAME_LIVE; /* a handler unwound just before */
 	return frame;
 }
 
@@ -225,13 +226,10 @@ void tpa_rich_leave(const struct tpa_regs *regs, const struct tp_probe_words *pr
 	const struct tp_capture_site *what = find_site(table, word >> 16);
 	uint32_t count = 0;
 
-	if (shadow->fs_base == fs_base && shadow->top == (uint64_t)(frame + 1)) {
-		frame->state = TP_FRAME_FREE;
-		__asm__ volatile("" : : : "memory");
-		*(volatile uint64_t *)&shadow->top = (uint64_t)frame;
-	} else {
+	frame->state = TP_FRAME_FREE;
+	if (shadow->fs_base != fs_base ||
+	    !tpa_move(&shadow->top, (uint64_t)(frame + 1), (uint64_t)frame))
 		ring = tpa_shadow_pop(frame, shadow, fs_base, set);
-	}
 	if (!ring || !*set->gate || (probe->threshold && now - began < probe->threshold))
 		return;
 	if (probe->threshold)

@@ -16,6 +16,11 @@
 #define PAGE_UP(bytes) (((bytes) + TP_PAGE_BYTES - 1) & ~(uint64_t)(TP_PAGE_BYTES - 1))
 #define MOST_SHADOWS 4096
 #define SHADOW_NONE ((struct tp_shadow *)1) /* probe.inc */
+#define FULL_CALLS 1024 /* between two looks for dead frames that found none */
+
+enum { SHADOW_UNUSED, SHADOW_USED, SHADOW_SEARCHED };
+
+static uint32_t frames_migrate;
 
 static struct tp_shadow *heads(void)
 {
@@ -56,8 +61,45 @@ static void begin(struct tp_shadow *shadow, uint64_t number, uint64_t fs_base, u
 	shadow->returns = tpa_image.shadow_returns - (tpa_image.shadow_frames >> 2);
 	shadow->base = (uint64_t)(sentinel + 1);
 	shadow->limit = shadow->end = (uint64_t)(sentinel + TP_SHADOW_DEPTH);
-	shadow->walker = 0;
+	shadow->walker = sentinel->tsc = 0;
 	__atomic_store_n(&shadow->top, shadow->base, __ATOMIC_RELEASE);
+	__atomic_store_n(&shadow->state, SHADOW_USED, __ATOMIC_RELEASE);
+}
+
+static int redirects_to(const struct tp_call *frame, const struct tp_call *below,
+			const struct tp_shadow *shadow)
+{
+	return frame->slot == below->slot && frame->real == tpa_trampoline(shadow, below);
+}
+
+/* On whichever shadow stack: a coroutine may have moved before its function was left by a jump. */
+static const struct tp_call *find_redirecting(const struct tp_call *below,
+					      const struct tp_shadow *shadow)
+{
+	for (uint64_t i = 0; i < tpa_image.shadow_count; i++) {
+		const struct tp_shadow *of = &heads()[i];
+		uint64_t top = of->state ? of->top : 0;
+
+		for (uint64_t at = of->base; at < top; at += sizeof(struct tp_call)) {
+			const struct tp_call *frame = (const struct tp_call *)at;
+
+			if (frame->state != TP_FRAME_DEAD && redirects_to(frame, below, shadow))
+				return frame;
+		}
+	}
+	return NULL;
+}
+
+static const struct tp_shadow *shadow_of(const struct tp_call *frame)
+{
+	return &heads()[tpa_number(frame) / TP_SHADOW_DEPTH];
+}
+
+/* What stands in the slot leads to the frame, at once or by its trampoline. */
+static int is_in_place(const struct tp_shadow *shadow, const struct tp_call *frame)
+{
+	return tpa_holds(frame->slot, tpa_trampoline(shadow, frame)) ||
+	       tpa_holds(frame->slot, frame->real) || tpa_holds(frame->slot, tpa_number(frame));
 }
 
 /*
@@ -71,20 +113,38 @@ static int is_live(const struct tp_shadow *shadow, const struct tp_call *frame,
 		return 1;
 	if (frame->state == TP_FRAME_DEAD)
 		return 0;
-	if (above && above->slot == frame->slot && above->real == tpa_trampoline(shadow, frame))
+	if (above && redirects_to(above, frame, shadow))
 		return 1;
-	return tpa_holds(frame->slot, tpa_trampoline(shadow, frame)) ||
-	       tpa_holds(frame->slot, frame->real);
+	for (int i = 0; frame && i < TP_SHADOW_DEPTH; i++) {
+		if (is_in_place(shadow, frame))
+			return 1;
+		frame = find_redirecting(frame, shadow);
+		shadow = frame ? shadow_of(frame) : NULL;
+	}
+	return 0;
 }
 
-/** Give back the topmost frames that are dead. */
+/** Give back the topmost frames that are dead. A nested handler may push and pop at any moment. */
 void tpa_lower_top(struct tp_shadow *shadow)
 {
-	struct tp_call *top = (struct tp_call *)shadow->top;
+	for (;;) {
+		uint64_t top = *(volatile uint64_t *)&shadow->top;
+		struct tp_call *frame = (struct tp_call *)top - 1;
 
-	while ((uint64_t)top > shadow->base && top[-1].state == TP_FRAME_DEAD)
-		(--top)->state = TP_FRAME_FREE;
-	shadow->top = (uint64_t)top;
+		if (top <= shadow->base || !tpa_move(&frame->state, TP_FRAME_DEAD, TP_FRAME_FREE))
+			return;
+		if (!tpa_move(&shadow->top, top, (uint64_t)frame))
+			tpa_move(&frame->state, TP_FRAME_FREE, TP_FRAME_DEAD);
+	}
+}
+
+/* @above as for is_live(). Returns whether the frame is dead. */
+static int bury(struct tp_shadow *shadow, struct tp_call *frame, const struct tp_call *above)
+{
+	uint64_t state = *(volatile uint64_t *)&frame->state, slot = frame->slot;
+
+	return !is_live(shadow, frame, above) && *(volatile uint64_t *)&frame->slot == slot &&
+	       tpa_move(&frame->state, state, TP_FRAME_DEAD);
 }
 
 static void sweep(struct tp_shadow *shadow)
@@ -92,13 +152,22 @@ static void sweep(struct tp_shadow *shadow)
 	struct tp_call *above = NULL;
 
 	for (struct tp_call *frame = (struct tp_call *)shadow->top;
-	     (uint64_t)--frame >= shadow->base;) {
-		if (is_live(shadow, frame, above))
+	     (uint64_t)--frame >= shadow->base;)
+		if (!bury(shadow, frame, above))
 			above = frame;
-		else
-			frame->state = TP_FRAME_DEAD;
-	}
 	tpa_lower_top(shadow);
+}
+
+/* As sweep(), down to the first frame that is live. */
+static void trim(struct tp_shadow *shadow)
+{
+	for (;;) {
+		struct tp_call *top = (struct tp_call *)*(volatile uint64_t *)&shadow->top;
+
+		if ((uint64_t)top <= shadow->base || !bury(shadow, top - 1, NULL))
+			return;
+		tpa_lower_top(shadow);
+	}
 }
 
 static int is_gone(uint32_t tid)
@@ -108,23 +177,41 @@ static int is_gone(uint32_t tid)
 
 static int take(struct tp_shadow *shadow)
 {
-	uint32_t free = 0;
+	uint32_t free = SHADOW_UNUSED;
 
-	return __atomic_compare_exchange_n(&shadow->state, &free, 1, 0, __ATOMIC_ACQ_REL,
-					   __ATOMIC_RELAXED);
+	return __atomic_compare_exchange_n(&shadow->state, &free, SHADOW_SEARCHED, 0,
+					   __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
 
-/* One whose thread is gone, and to whose frames nobody will return. */
-static int take_over(struct tp_shadow *shadow, uint32_t tid)
+/* The thread that was unwound is gone: its return addresses are in place, nobody needs the frames. */
+static void let_go_restored(struct tp_shadow *shadow)
 {
-	uint32_t dead = shadow->tid;
+	for (struct tp_call *frame = (struct tp_call *)shadow->base; (uint64_t)frame < shadow->top;
+	     frame++)
+		if (!tpa_holds(frame->slot, tpa_number(frame)))
+			tpa_move(&frame->state, TP_FRAME_RESTORED, TP_FRAME_DEAD);
+}
 
-	if (!is_gone(dead))
+/*
+ * One whose thread is gone, and to whose frames nobody will return. Looked at by one thread only:
+ * its frames belong to the next one from then on.
+ */
+static int take_over(struct tp_shadow *shadow)
+{
+	uint32_t used = SHADOW_USED;
+
+	if (!is_gone(shadow->tid) ||
+	    !__atomic_compare_exchange_n(&shadow->state, &used, SHADOW_SEARCHED, 0,
+					 __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
 		return 0;
-	sweep(shadow);
-	return shadow->top == shadow->base &&
-	       __atomic_compare_exchange_n(&shadow->tid, &dead, tid, 0, __ATOMIC_ACQ_REL,
-					   __ATOMIC_RELAXED);
+	if (is_gone(shadow->tid)) { /* another thread may just have made it its own */
+		let_go_restored(shadow);
+		sweep(shadow);
+		if (shadow->top == shadow->base)
+			return 1;
+	}
+	__atomic_store_n(&shadow->state, SHADOW_USED, __ATOMIC_RELEASE);
+	return 0;
 }
 
 /** The calling thread's shadow stack; NULL: there are none yet; SHADOW_NONE: none is left. */
@@ -133,19 +220,28 @@ struct tp_shadow *tpa_shadow_claim(uint64_t fs_base, uint32_t tid)
 	uint64_t count = __atomic_load_n(&tpa_image.shadow_count, __ATOMIC_ACQUIRE);
 
 	for (uint64_t i = 0; i < count; i++)
-		if (heads()[i].state && heads()[i].fs_base == fs_base && heads()[i].tid == tid)
+		if (heads()[i].state == SHADOW_USED && heads()[i].fs_base == fs_base &&
+		    heads()[i].tid == tid)
 			return &heads()[i];
-	for (uint64_t i = 0; i < count; i++)
-		if (take(&heads()[i])) {
-			begin(&heads()[i], i, fs_base, tid);
-			return &heads()[i];
-		}
-	for (uint64_t i = 0; i < count; i++)
-		if (take_over(&heads()[i], tid)) {
-			begin(&heads()[i], i, fs_base, tid);
-			return &heads()[i];
-		}
+	for (int again = 0; again < 2; again++)
+		for (uint64_t i = 0; i < count; i++)
+			if (again ? take_over(&heads()[i]) : take(&heads()[i])) {
+				begin(&heads()[i], i, fs_base, tid);
+				return &heads()[i];
+			}
 	return count ? SHADOW_NONE : NULL;
+}
+
+/* Looking costs two system calls a frame, and a deep recursion finds none dead. */
+static void make_room(struct tp_shadow *shadow)
+{
+	struct tp_call *sentinel = (struct tp_call *)shadow->base - 1;
+
+	if (sentinel->tsc++ % FULL_CALLS)
+		return;
+	sweep(shadow);
+	if (shadow->top < shadow->end)
+		sentinel->tsc = 0;
 }
 
 /**
@@ -157,43 +253,68 @@ struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot)
 	if (shadow->walker && slot >= shadow->walker)
 		tpa_redirect_again(shadow, slot); /* the walk is over */
 	if (shadow->top >= shadow->end)
-		sweep(shadow);
+		make_room(shadow);
 	return shadow->top < shadow->end ? (struct tp_call *)shadow->top : NULL;
 }
 
-/* The code of a function may jump back to its first byte: a loop, or tail recursion. */
+/*
+ * The code of a function may jump back to its first byte: a loop, or tail recursion. Where a site
+ * has several probes, their frames stand one above the other.
+ */
 static int is_loop(const struct tp_shadow *shadow, const struct tp_call *frame, uint64_t slot,
-		   uint64_t site)
+		   uint64_t site, uint64_t exit)
 {
-	return frame->state == TP_FRAME_LIVE && frame->slot == slot && frame->word >> 16 == site &&
-	       *(const uint64_t *)slot == tpa_trampoline(shadow, frame);
+	uint64_t found = *(const uint64_t *)slot;
+
+	for (; (uint64_t)frame >= shadow->base; frame--) {
+		if (frame->state != TP_FRAME_LIVE || frame->slot != slot ||
+		    frame->word >> 16 != site || found != tpa_trampoline(shadow, frame))
+			return 0;
+		if (frame->exit == exit)
+			return 1;
+		found = frame->real;
+	}
+	return 0;
 }
 
 /**
  * Where the frame of a call goes whose slot is not below the top one's: dead ones make room. NULL:
  * it is the same call.
  */
-struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site)
+struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site,
+				 uint64_t exit)
 {
-	struct tp_call *top = (struct tp_call *)shadow->top;
+	for (;;) {
+		struct tp_call *top = (struct tp_call *)*(volatile uint64_t *)&shadow->top;
 
-	for (; (uint64_t)top > shadow->base && top[-1].slot <= slot; top--) {
-		if (is_loop(shadow, &top[-1], slot, site))
+		if ((uint64_t)top <= shadow->base || top[-1].slot > slot)
+			return top;
+		if (is_loop(shadow, &top[-1], slot, site, exit))
 			return NULL;
-		if (is_live(shadow, &top[-1], NULL))
-			break;
-		top[-1].state = TP_FRAME_FREE;
-		shadow->top = (uint64_t)&top[-1];
+		if (!bury(shadow, &top[-1], NULL))
+			return top;
+		tpa_lower_top(shadow);
 	}
-	return (struct tp_call *)shadow->top;
 }
 
 /* What was restored for an unwinder and not found again: the thread has come back to below it. */
 static void let_go_above(struct tp_shadow *shadow, struct tp_call *frame)
 {
 	while ((uint64_t)++frame < shadow->top)
-		if (frame->state == TP_FRAME_RESTORED)
-			frame->state = TP_FRAME_DEAD;
+		if (frame->state == TP_FRAME_RESTORED &&
+		    !tpa_holds(frame->slot, tpa_number(frame)))
+			tpa_move(&frame->state, TP_FRAME_RESTORED, TP_FRAME_DEAD);
+}
+
+/** A thread is on a stack that has frames of another one. */
+void tpa_note_migration(void)
+{
+	__atomic_store_n(&frames_migrate, 1, __ATOMIC_SEQ_CST);
+}
+
+int tpa_frames_migrate(void)
+{
+	return __atomic_load_n(&frames_migrate, __ATOMIC_SEQ_CST) != 0;
 }
 
 /**
@@ -207,10 +328,13 @@ struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, 
 	int own = shadow->fs_base == fs_base;
 	struct tpa_slot *slot;
 
-	frame->state = TP_FRAME_DEAD;
+	if (!own)
+		tpa_note_migration();
+	__atomic_store_n(&frame->state, TP_FRAME_DEAD, __ATOMIC_RELEASE);
 	if (own) {
 		let_go_above(shadow, frame);
-		sweep(shadow);
+		tpa_lower_top(shadow);
+		trim(shadow);
 		return ring;
 	}
 	slot = *set->gate ? tpa_claim(fs_base, set) : NULL;

@@ -8,17 +8,117 @@
 
 enum { JMP_BUF_RSP = 6 };
 
+#define MOST_PAGES 2048 /* of a stack that are looked at */
+#define PAGE_OF(at) ((at) & ~(uint64_t)(TP_PAGE_BYTES - 1))
+
+/*
+ * Put @to where @from stands, if it does. In one instruction where nothing forbids: on the stack of a
+ * coroutine another thread may be running.
+ */
+static int swap(uint64_t slot, uint64_t from, uint64_t to)
+{
+	if (!tpa_holds(slot, from))
+		return 0;
+	if (slot % sizeof(from)) { /* a locked access across two lines may be a fault */
+		*(volatile uint64_t *)slot = to;
+		return 1;
+	}
+	return __atomic_compare_exchange_n((uint64_t *)slot, &from, to, 0, __ATOMIC_SEQ_CST,
+					   __ATOMIC_RELAXED);
+}
+
+/* A function that was left by a jump returns to the trampoline of the one before. */
+static uint64_t final_real(const struct tp_call *frame)
+{
+	uint64_t real = frame->real, count = tpa_image.shadow_count * TP_SHADOW_DEPTH;
+
+	for (uint64_t i = 0; i < count; i++) {
+		uint64_t number = (real - tpa_image.shadow_returns) / TP_RETURN_BYTES;
+
+		if (real < tpa_image.shadow_returns || number >= count)
+			break;
+		real = ((const struct tp_call *)tpa_image.shadow_frames)[number].real;
+	}
+	return real;
+}
+
+/* Whoever is on the way through a trampoline still needs the frame: then the slot has its number. */
+static int is_returning(const struct tp_call *frame)
+{
+	return tpa_holds(frame->slot, tpa_number(frame));
+}
+
 /* Frames whose slot is in [low, high): from the newest on, since one may redirect to another. */
 static void restore(struct tp_shadow *shadow, uint64_t low, uint64_t high,
 		    enum tp_frame_state state)
 {
 	for (struct tp_call *frame = (struct tp_call *)shadow->top;
 	     (uint64_t)--frame >= shadow->base;) {
-		if (frame->state != TP_FRAME_LIVE || frame->slot < low || frame->slot >= high)
+		uint64_t before = *(volatile uint64_t *)&frame->state;
+
+		if ((before != TP_FRAME_LIVE && before != TP_FRAME_RESTORED) ||
+		    before == (uint64_t)state || frame->slot < low || frame->slot >= high)
 			continue;
-		if (tpa_holds(frame->slot, tpa_trampoline(shadow, frame)))
-			*(uint64_t *)frame->slot = frame->real;
-		frame->state = state;
+		if (swap(frame->slot, tpa_trampoline(shadow, frame), final_real(frame)) ||
+		    !is_returning(frame))
+			tpa_move(&frame->state, before, state);
+	}
+}
+
+/* Where the readable memory ends in which @at is. */
+static uint64_t end_of_stack(uint64_t at)
+{
+	uint64_t page = PAGE_OF(at);
+
+	for (int i = 0; i < MOST_PAGES; i++) {
+		page += TP_PAGE_BYTES;
+		if (!tpa_is_readable(page))
+			break;
+	}
+	return page;
+}
+
+/* From @low to @high there is nothing but stack, and not much. */
+static int is_one_stack(uint64_t low, uint64_t high)
+{
+	uint64_t page = PAGE_OF(low);
+
+	if (high - low > MOST_PAGES * TP_PAGE_BYTES)
+		return 0;
+	while ((page += TP_PAGE_BYTES) < high)
+		if (!tpa_is_readable(page))
+			return 0;
+	return 1;
+}
+
+/* A coroutine has come from another thread: the frames of before are on that one's shadow stack. */
+static void restore_migrated(struct tp_shadow *shadow, uint64_t slot, uint64_t *end)
+{
+	for (struct tp_call *frame = (struct tp_call *)shadow->base; (uint64_t)frame < shadow->top;
+	     frame++) {
+		if ((frame->state != TP_FRAME_LIVE && frame->state != TP_FRAME_RESTORED) ||
+		    frame->slot <= slot || frame->slot - slot > MOST_PAGES * TP_PAGE_BYTES)
+			continue;
+		*end = *end ? *end : end_of_stack(slot);
+		if (frame->slot >= *end)
+			continue;
+		tpa_note_migration();
+		restore(shadow, frame->slot, frame->slot + 1, TP_FRAME_DEAD);
+	}
+}
+
+static void redirect_frame(struct tp_shadow *shadow, struct tp_call *frame, uint64_t rsp)
+{
+	if (frame->state != TP_FRAME_RESTORED || is_returning(frame))
+		return;
+	if (tpa_frames_migrate()) { /* another thread may be unwinding there: never again */
+		tpa_move(&frame->state, TP_FRAME_RESTORED, TP_FRAME_DEAD);
+	} else if (frame->slot < rsp) {
+		if (is_one_stack(frame->slot, rsp))
+			tpa_move(&frame->state, TP_FRAME_RESTORED, TP_FRAME_DEAD);
+	} else if (tpa_holds(frame->slot, frame->real) &&
+		   tpa_move(&frame->state, TP_FRAME_RESTORED, TP_FRAME_LIVE)) {
+		swap(frame->slot, frame->real, tpa_trampoline(shadow, frame));
 	}
 }
 
@@ -26,16 +126,8 @@ static void restore(struct tp_shadow *shadow, uint64_t low, uint64_t high,
 void tpa_redirect_again(struct tp_shadow *shadow, uint64_t rsp)
 {
 	for (struct tp_call *frame = (struct tp_call *)shadow->base; (uint64_t)frame < shadow->top;
-	     frame++) {
-		if (frame->state != TP_FRAME_RESTORED)
-			continue;
-		if (frame->slot < rsp) {
-			frame->state = TP_FRAME_DEAD;
-		} else if (tpa_holds(frame->slot, frame->real)) {
-			frame->state = TP_FRAME_LIVE;
-			*(uint64_t *)frame->slot = tpa_trampoline(shadow, frame);
-		}
-	}
+	     frame++)
+		redirect_frame(shadow, frame, rsp);
 	tpa_lower_top(shadow);
 	shadow->walker = 0;
 	shadow->limit = shadow->end;
@@ -96,8 +188,14 @@ static void unwind(struct tp_shadow *shadow, uint64_t what, uint64_t slot, uint6
 void tpa_unwind(uint64_t fs_base, uint64_t what, uint64_t slot, uint64_t argument)
 {
 	struct tp_shadow *heads = (struct tp_shadow *)tpa_image.shadow_heads;
+	uint64_t end = 0;
 
-	for (uint64_t i = 0; i < tpa_image.shadow_count; i++)
-		if (heads[i].state && heads[i].fs_base == fs_base && heads[i].top > heads[i].base)
+	for (uint64_t i = 0; i < tpa_image.shadow_count; i++) {
+		if (!heads[i].state || heads[i].top <= heads[i].base)
+			continue;
+		if (heads[i].fs_base == fs_base)
 			unwind(&heads[i], what, slot, argument);
+		else if (what == TP_UNWIND_BEGINS || what == TP_UNWIND_WALKS)
+			restore_migrated(&heads[i], slot, &end);
+	}
 }
