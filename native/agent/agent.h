@@ -130,6 +130,11 @@ static inline uint64_t tpa_number(const struct tp_call *frame)
 	return ((uint64_t)frame - tpa_image.shadow_frames) / sizeof(*frame);
 }
 
+static inline enum tp_frame_state tpa_state(uint64_t word)
+{
+	return (enum tp_frame_state)(word & 0xff);
+}
+
 /** Compare and swap in one instruction: a signal comes before or after, other threads do not count. */
 static inline int tpa_move(uint64_t *word, uint64_t from, uint64_t to)
 {
@@ -140,6 +145,17 @@ static inline int tpa_move(uint64_t *word, uint64_t from, uint64_t to)
 			 : "r"(to)
 			 : "memory", "cc");
 	return found == from;
+}
+
+/** Change the state of a frame that is used as it was when @word was read, and only then. */
+static inline int tpa_change(struct tp_call *frame, uint64_t word, enum tp_frame_state to)
+{
+	return tpa_move(&frame->state, word, (word & ~0xffull) | to);
+}
+
+static inline uint64_t tpa_word(const struct tp_call *frame)
+{
+	return *(const volatile uint64_t *)&frame->state;
 }
 
 struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, uint64_t fs_base,
@@ -156,6 +172,7 @@ struct tp_profile *tpa_profile_find(struct tp_ring *ring, uint64_t site);
 
 /* unwind.c */
 void tpa_unwind(uint64_t fs_base, uint64_t what, uint64_t slot, uint64_t argument);
+int tpa_put_back(struct tp_shadow *shadow, struct tp_call *frame);
 void tpa_redirect_again(struct tp_shadow *shadow, uint64_t rsp);
 
 /* commands.c */

@@ -105,11 +105,13 @@ tpa_profile_exit:
 	movq	%rax, %rcx
 	subq	FRAME_CHILD(%rsi), %rcx
 	leaq	FRAME_BYTES(%rsi), %rax
+	push_word FRAME_REAL(%rsi)
 	push_word FRAME_AUX(%rsi)
-	movq	$0, FRAME_STATE(%rsi)
+	movb	$0, FRAME_STATE(%rsi)
 	cmpxchgq %rsi, SHADOW_TOP(%rdi)
 	jne	.Lnot_top
 	pop_word %rsi
+	pop_word KEPT_BYTES(%rsp)
 	movq	%rdx, %rax
 .Ladd:					/* rax: ticks, rcx: of them its own, rsi: the row */
 	incq	PROFILE_HITS(%rsi)
@@ -144,20 +146,20 @@ tpa_profile_exit:
 	jmp	.Lbucket
 .Lclosed:
 	leaq	FRAME_BYTES(%rsi), %rax
-	movq	$0, FRAME_STATE(%rsi)
+	push_word FRAME_REAL(%rsi)
+	push_word %rax			/* as above */
+	movb	$0, FRAME_STATE(%rsi)
 	cmpxchgq %rsi, SHADOW_TOP(%rdi)
-	je	.Lreturn
-	jmp	.Lforeign
-	.cfi_remember_state
-	.cfi_adjust_cfa_offset 8
-.Lnot_top:
-	leaq	8(%rsp), %rsp
-	.cfi_restore_state
-	rdfsbase %rdx
-.Lforeign:
+	jne	.Lnot_top
+	pop_word %rax
+	pop_word KEPT_BYTES(%rsp)
+	jmp	.Lreturn
+	not_top
+	push_word FRAME_REAL(%rsi)
 	movq	.Lset(%rip), %rcx
 	xchgq	%rsi, %rdi
 	call_c	.Lpop(%rip)		/* not counted: the row belongs to another thread, perhaps */
+	pop_word KEPT_BYTES(%rsp)
 	jmp	.Lreturn
 	end_probe tpa_profile
 

@@ -148,6 +148,13 @@ static struct tpa_slot *slot_of_thread(struct tpa_set *set, uint64_t fs_base)
 	return tpa_claim(fs_base, set);
 }
 
+/* Of a frame that is this code's alone. */
+static void set_state(struct tp_call *frame, uint64_t word, enum tp_frame_state state)
+{
+	*(volatile uint64_t *)&frame->state = (word & ~0xffull) | state;
+	__asm__ volatile("" : : : "memory");
+}
+
 /* As push_frame in probe.inc, in the same order. */
 static struct tp_call *redirect(struct tp_shadow *shadow, struct tp_ring *ring, uint64_t site,
 				uint64_t slot, const struct tp_probe_words *probe)
@@ -173,16 +180,16 @@ static struct tp_call *redirect(struct tp_shadow *shadow, struct tp_ring *ring, 
 		if (!frame)
 			return NULL;
 	} while (!tpa_move(&shadow->top, (uint64_t)frame, (uint64_t)(frame + 1)));
-	frame->word = site << 16 | TP_EVENT_EXIT;
 	frame->slot = slot;
+	set_state(frame, tpa_word(frame) + (1ull << 32), TP_FRAME_PUSHED);
+	frame->word = site << 16 | TP_EVENT_EXIT;
 	frame->aux = (uint64_t)ring;
 	frame->exit = probe->exit;
 	frame->child = 0;
 	frame->real = *(const uint64_t *)slot;
-	frame->state = TP_FRAME_LIVE;
 	__asm__ volatile("" : : : "memory");
 	*(volatile uint64_t *)slot = tpa_trampoline(shadow, frame);
-	*(volatile uint64_t *)&frame->state = TP_FRAME_LIVE; /* a handler unwound just before */
+	set_state(frame, tpa_word(frame), TP_FRAME_LIVE);
 	return frame;
 }
 
@@ -220,16 +227,17 @@ void tpa_rich_leave(const struct tpa_regs *regs, const struct tp_probe_words *pr
 {
 	struct tpa_set *set = (struct tpa_set *)probe->set;
 	struct tp_ring *ring = (struct tp_ring *)frame->aux;
-	uint64_t word = frame->word, began = frame->tsc, now = ticks();
+	uint64_t word = frame->word, began = frame->tsc, now = ticks(), real = frame->real;
 	uint64_t words[TP_CAPTURE_MOST_WORDS], fs_base = fs_base_of_thread();
 	const struct table *table = __atomic_load_n(&set->captures, __ATOMIC_ACQUIRE);
 	const struct tp_capture_site *what = find_site(table, word >> 16);
 	uint32_t count = 0;
 
-	frame->state = TP_FRAME_FREE;
+	set_state(frame, tpa_word(frame), TP_FRAME_FREE);
 	if (shadow->fs_base != fs_base ||
 	    !tpa_move(&shadow->top, (uint64_t)(frame + 1), (uint64_t)frame))
 		ring = tpa_shadow_pop(frame, shadow, fs_base, set);
+	*(uint64_t *)regs->slot = real; /* until now the frame's number stood there */
 	if (!ring || !*set->gate || (probe->threshold && now - began < probe->threshold))
 		return;
 	if (probe->threshold)

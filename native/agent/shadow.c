@@ -83,7 +83,8 @@ static const struct tp_call *find_redirecting(const struct tp_call *below,
 		for (uint64_t at = of->base; at < top; at += sizeof(struct tp_call)) {
 			const struct tp_call *frame = (const struct tp_call *)at;
 
-			if (frame->state != TP_FRAME_DEAD && redirects_to(frame, below, shadow))
+			if (tpa_state(frame->state) != TP_FRAME_DEAD &&
+			    redirects_to(frame, below, shadow))
 				return frame;
 		}
 	}
@@ -109,9 +110,11 @@ static int is_in_place(const struct tp_shadow *shadow, const struct tp_call *fra
 static int is_live(const struct tp_shadow *shadow, const struct tp_call *frame,
 		   const struct tp_call *above)
 {
-	if (frame->state == TP_FRAME_FREE) /* reserved by code that a signal has interrupted */
-		return 1;
-	if (frame->state == TP_FRAME_DEAD)
+	enum tp_frame_state state = tpa_state(tpa_word(frame));
+
+	if (state == TP_FRAME_FREE || state == TP_FRAME_PUSHED)
+		return 1; /* code that a signal has interrupted fills it, or takes it away */
+	if (state == TP_FRAME_DEAD)
 		return 0;
 	if (above && redirects_to(above, frame, shadow))
 		return 1;
@@ -130,21 +133,22 @@ void tpa_lower_top(struct tp_shadow *shadow)
 	for (;;) {
 		uint64_t top = *(volatile uint64_t *)&shadow->top;
 		struct tp_call *frame = (struct tp_call *)top - 1;
+		uint64_t word = tpa_word(frame);
 
-		if (top <= shadow->base || !tpa_move(&frame->state, TP_FRAME_DEAD, TP_FRAME_FREE))
+		if (top <= shadow->base || tpa_state(word) != TP_FRAME_DEAD ||
+		    !tpa_change(frame, word, TP_FRAME_FREE))
 			return;
 		if (!tpa_move(&shadow->top, top, (uint64_t)frame))
-			tpa_move(&frame->state, TP_FRAME_FREE, TP_FRAME_DEAD);
+			tpa_change(frame, word & ~0xffull, TP_FRAME_DEAD);
 	}
 }
 
 /* @above as for is_live(). Returns whether the frame is dead. */
 static int bury(struct tp_shadow *shadow, struct tp_call *frame, const struct tp_call *above)
 {
-	uint64_t state = *(volatile uint64_t *)&frame->state, slot = frame->slot;
+	uint64_t word = tpa_word(frame);
 
-	return !is_live(shadow, frame, above) && *(volatile uint64_t *)&frame->slot == slot &&
-	       tpa_move(&frame->state, state, TP_FRAME_DEAD);
+	return !is_live(shadow, frame, above) && tpa_change(frame, word, TP_FRAME_DEAD);
 }
 
 static void sweep(struct tp_shadow *shadow)
@@ -183,13 +187,18 @@ static int take(struct tp_shadow *shadow)
 					   __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
 
-/* The thread that was unwound is gone: its return addresses are in place, nobody needs the frames. */
-static void let_go_restored(struct tp_shadow *shadow)
+/*
+ * What was restored for an unwinder and not found again. Whoever is on the way through a trampoline
+ * still needs the frame.
+ */
+static void let_go_restored(struct tp_shadow *shadow, struct tp_call *frame)
 {
-	for (struct tp_call *frame = (struct tp_call *)shadow->base; (uint64_t)frame < shadow->top;
-	     frame++)
-		if (!tpa_holds(frame->slot, tpa_number(frame)))
-			tpa_move(&frame->state, TP_FRAME_RESTORED, TP_FRAME_DEAD);
+	for (; (uint64_t)frame < shadow->top; frame++) {
+		uint64_t word = tpa_word(frame);
+
+		if (tpa_state(word) == TP_FRAME_RESTORED && tpa_put_back(shadow, frame))
+			tpa_change(frame, word, TP_FRAME_DEAD);
+	}
 }
 
 /*
@@ -205,7 +214,7 @@ static int take_over(struct tp_shadow *shadow)
 					 __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
 		return 0;
 	if (is_gone(shadow->tid)) { /* another thread may just have made it its own */
-		let_go_restored(shadow);
+		let_go_restored(shadow, (struct tp_call *)shadow->base);
 		sweep(shadow);
 		if (shadow->top == shadow->base)
 			return 1;
@@ -267,7 +276,7 @@ static int is_loop(const struct tp_shadow *shadow, const struct tp_call *frame, 
 	uint64_t found = *(const uint64_t *)slot;
 
 	for (; (uint64_t)frame >= shadow->base; frame--) {
-		if (frame->state != TP_FRAME_LIVE || frame->slot != slot ||
+		if (tpa_state(frame->state) != TP_FRAME_LIVE || frame->slot != slot ||
 		    frame->word >> 16 != site || found != tpa_trampoline(shadow, frame))
 			return 0;
 		if (frame->exit == exit)
@@ -297,15 +306,6 @@ struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64
 	}
 }
 
-/* What was restored for an unwinder and not found again: the thread has come back to below it. */
-static void let_go_above(struct tp_shadow *shadow, struct tp_call *frame)
-{
-	while ((uint64_t)++frame < shadow->top)
-		if (frame->state == TP_FRAME_RESTORED &&
-		    !tpa_holds(frame->slot, tpa_number(frame)))
-			tpa_move(&frame->state, TP_FRAME_RESTORED, TP_FRAME_DEAD);
-}
-
 /** A thread is on a stack that has frames of another one. */
 void tpa_note_migration(void)
 {
@@ -330,9 +330,9 @@ struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, 
 
 	if (!own)
 		tpa_note_migration();
-	__atomic_store_n(&frame->state, TP_FRAME_DEAD, __ATOMIC_RELEASE);
+	__atomic_store_n(&frame->state, (frame->state & ~0xffull) | TP_FRAME_DEAD, __ATOMIC_RELEASE);
 	if (own) {
-		let_go_above(shadow, frame);
+		let_go_restored(shadow, frame + 1); /* the thread has come back to below them */
 		tpa_lower_top(shadow);
 		trim(shadow);
 		return ring;

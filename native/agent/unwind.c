@@ -42,26 +42,36 @@ static uint64_t final_real(const struct tp_call *frame)
 	return real;
 }
 
-/* Whoever is on the way through a trampoline still needs the frame: then the slot has its number. */
-static int is_returning(const struct tp_call *frame)
+/**
+ * The return address to where its trampoline stands, if it does. 0: somebody is on the way through
+ * the trampoline, or about to write it; the frame must stay.
+ */
+int tpa_put_back(struct tp_shadow *shadow, struct tp_call *frame)
 {
-	return tpa_holds(frame->slot, tpa_number(frame));
+	enum tp_frame_state state = tpa_state(tpa_word(frame));
+
+	if (state == TP_FRAME_FREE)
+		return 0;
+	if (swap(frame->slot, tpa_trampoline(shadow, frame), final_real(frame)))
+		return state != TP_FRAME_PUSHED;
+	return state != TP_FRAME_PUSHED && !tpa_holds(frame->slot, tpa_number(frame));
 }
 
-/* Frames whose slot is in [low, high): from the newest on, since one may redirect to another. */
+/*
+ * Frames whose slot is in [low, high): from the newest on, since one may redirect to another. Those
+ * that were restored too: that may have been interrupted.
+ */
 static void restore(struct tp_shadow *shadow, uint64_t low, uint64_t high,
 		    enum tp_frame_state state)
 {
 	for (struct tp_call *frame = (struct tp_call *)shadow->top;
 	     (uint64_t)--frame >= shadow->base;) {
-		uint64_t before = *(volatile uint64_t *)&frame->state;
+		uint64_t word = tpa_word(frame);
 
-		if ((before != TP_FRAME_LIVE && before != TP_FRAME_RESTORED) ||
-		    before == (uint64_t)state || frame->slot < low || frame->slot >= high)
+		if (tpa_state(word) == TP_FRAME_DEAD || frame->slot < low || frame->slot >= high)
 			continue;
-		if (swap(frame->slot, tpa_trampoline(shadow, frame), final_real(frame)) ||
-		    !is_returning(frame))
-			tpa_move(&frame->state, before, state);
+		if (tpa_put_back(shadow, frame) && tpa_state(word) != state)
+			tpa_change(frame, word, state);
 	}
 }
 
@@ -96,8 +106,10 @@ static void restore_migrated(struct tp_shadow *shadow, uint64_t slot, uint64_t *
 {
 	for (struct tp_call *frame = (struct tp_call *)shadow->base; (uint64_t)frame < shadow->top;
 	     frame++) {
-		if ((frame->state != TP_FRAME_LIVE && frame->state != TP_FRAME_RESTORED) ||
-		    frame->slot <= slot || frame->slot - slot > MOST_PAGES * TP_PAGE_BYTES)
+		enum tp_frame_state state = tpa_state(tpa_word(frame));
+
+		if ((state != TP_FRAME_LIVE && state != TP_FRAME_RESTORED) || frame->slot <= slot ||
+		    frame->slot - slot > MOST_PAGES * TP_PAGE_BYTES)
 			continue;
 		*end = *end ? *end : end_of_stack(slot);
 		if (frame->slot >= *end)
@@ -107,17 +119,24 @@ static void restore_migrated(struct tp_shadow *shadow, uint64_t slot, uint64_t *
 	}
 }
 
+static int is_over(const struct tp_call *frame, uint64_t rsp)
+{
+	if (tpa_frames_migrate()) /* another thread may be unwinding there: never again */
+		return 1;
+	return frame->slot < rsp && is_one_stack(frame->slot, rsp);
+}
+
 static void redirect_frame(struct tp_shadow *shadow, struct tp_call *frame, uint64_t rsp)
 {
-	if (frame->state != TP_FRAME_RESTORED || is_returning(frame))
+	uint64_t word = tpa_word(frame);
+
+	if (tpa_state(word) != TP_FRAME_RESTORED)
 		return;
-	if (tpa_frames_migrate()) { /* another thread may be unwinding there: never again */
-		tpa_move(&frame->state, TP_FRAME_RESTORED, TP_FRAME_DEAD);
-	} else if (frame->slot < rsp) {
-		if (is_one_stack(frame->slot, rsp))
-			tpa_move(&frame->state, TP_FRAME_RESTORED, TP_FRAME_DEAD);
-	} else if (tpa_holds(frame->slot, frame->real) &&
-		   tpa_move(&frame->state, TP_FRAME_RESTORED, TP_FRAME_LIVE)) {
+	if (is_over(frame, rsp)) {
+		if (tpa_put_back(shadow, frame))
+			tpa_change(frame, word, TP_FRAME_DEAD);
+	} else if (frame->slot >= rsp && tpa_holds(frame->slot, frame->real) &&
+		   tpa_change(frame, word, TP_FRAME_LIVE)) {
 		swap(frame->slot, frame->real, tpa_trampoline(shadow, frame));
 	}
 }

@@ -209,7 +209,7 @@ static int let_go(const struct tp_leave *in, uint64_t at, uint64_t returns)
 	uint64_t word;
 	int error = read_at(in, at, &frame, sizeof(frame));
 
-	if (error || frame.state != TP_FRAME_LIVE || read_at(in, frame.slot, &word, sizeof(word)) ||
+	if (error || (frame.state & 0xff) == TP_FRAME_FREE || read_at(in, frame.slot, &word, sizeof(word)) ||
 	    word != at / 4 + returns)
 		return error;
 	return pwrite(in->mem_fd, &frame.real, sizeof(frame.real), (off_t)frame.slot) ==
