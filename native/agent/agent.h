@@ -116,6 +116,7 @@ struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64
 struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot);
 void tpa_lower_top(struct tp_shadow *shadow);
 int tpa_any_frames(void);
+int tpa_is_passed(const struct tp_shadow *shadow, const struct tp_call *frame);
 void tpa_note_migration(void);
 int tpa_frames_migrate(void);
 

@@ -105,13 +105,10 @@ tpa_profile_exit:
 	movq	%rax, %rcx
 	subq	FRAME_CHILD(%rsi), %rcx
 	leaq	FRAME_BYTES(%rsi), %rax
-	push_word FRAME_REAL(%rsi)
 	push_word FRAME_AUX(%rsi)
-	movb	$0, FRAME_STATE(%rsi)
-	cmpxchgq %rsi, SHADOW_TOP(%rdi)
+	give_back
 	jne	.Lnot_top
 	pop_word %rsi
-	pop_word KEPT_BYTES(%rsp)
 	movq	%rdx, %rax
 .Ladd:					/* rax: ticks, rcx: of them its own, rsi: the row */
 	incq	PROFILE_HITS(%rsi)
@@ -146,20 +143,18 @@ tpa_profile_exit:
 	jmp	.Lbucket
 .Lclosed:
 	leaq	FRAME_BYTES(%rsi), %rax
-	push_word FRAME_REAL(%rsi)
-	push_word %rax			/* as above */
-	movb	$0, FRAME_STATE(%rsi)
-	cmpxchgq %rsi, SHADOW_TOP(%rdi)
+	push_word %rax
+	give_back
 	jne	.Lnot_top
 	pop_word %rax
-	pop_word KEPT_BYTES(%rsp)
 	jmp	.Lreturn
 	not_top
+	movb	$0, FRAME_STATE(%rsi)
 	push_word FRAME_REAL(%rsi)
+	pop_word KEPT_BYTES(%rsp)
 	movq	.Lset(%rip), %rcx
 	xchgq	%rsi, %rdi
 	call_c	.Lpop(%rip)		/* not counted: the row belongs to another thread, perhaps */
-	pop_word KEPT_BYTES(%rsp)
 	jmp	.Lreturn
 	end_probe tpa_profile
 

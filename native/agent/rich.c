@@ -227,17 +227,17 @@ void tpa_rich_leave(const struct tpa_regs *regs, const struct tp_probe_words *pr
 {
 	struct tpa_set *set = (struct tpa_set *)probe->set;
 	struct tp_ring *ring = (struct tp_ring *)frame->aux;
-	uint64_t word = frame->word, began = frame->tsc, now = ticks(), real = frame->real;
+	uint64_t word = frame->word, began = frame->tsc, now = ticks();
 	uint64_t words[TP_CAPTURE_MOST_WORDS], fs_base = fs_base_of_thread();
 	const struct table *table = __atomic_load_n(&set->captures, __ATOMIC_ACQUIRE);
 	const struct tp_capture_site *what = find_site(table, word >> 16);
 	uint32_t count = 0;
 
 	set_state(frame, tpa_word(frame), TP_FRAME_FREE);
+	*(volatile uint64_t *)regs->slot = frame->real; /* the frame's number stood there */
 	if (shadow->fs_base != fs_base ||
 	    !tpa_move(&shadow->top, (uint64_t)(frame + 1), (uint64_t)frame))
 		ring = tpa_shadow_pop(frame, shadow, fs_base, set);
-	*(uint64_t *)regs->slot = real; /* until now the frame's number stood there */
 	if (!ring || !*set->gate || (probe->threshold && now - began < probe->threshold))
 		return;
 	if (probe->threshold)

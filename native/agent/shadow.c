@@ -72,9 +72,49 @@ static int redirects_to(const struct tp_call *frame, const struct tp_call *below
 	return frame->slot == below->slot && frame->real == tpa_trampoline(shadow, below);
 }
 
-/* On whichever shadow stack: a coroutine may have moved before its function was left by a jump. */
-static const struct tp_call *find_redirecting(const struct tp_call *below,
-					      const struct tp_shadow *shadow)
+static const struct tp_shadow *shadow_of(const struct tp_call *frame)
+{
+	return &heads()[tpa_number(frame) / TP_SHADOW_DEPTH];
+}
+
+/* Code that a signal has interrupted fills it, or takes it away. */
+static int is_in_hand(const struct tp_call *frame)
+{
+	enum tp_frame_state state = tpa_state(tpa_word(frame));
+
+	return state == TP_FRAME_FREE || state == TP_FRAME_PUSHED;
+}
+
+static int is_on_the_way(const struct tp_shadow *shadow, const struct tp_call *frame)
+{
+	(void)shadow;
+	return is_in_hand(frame) || tpa_holds(frame->slot, tpa_number(frame));
+}
+
+/* What stands in the slot leads to the frame. */
+static int is_in_place(const struct tp_shadow *shadow, const struct tp_call *frame)
+{
+	return is_on_the_way(shadow, frame) ||
+	       tpa_holds(frame->slot, tpa_trampoline(shadow, frame)) ||
+	       tpa_holds(frame->slot, frame->real);
+}
+
+/* May @frame's return address be the trampoline of @below? Who has yet to note it counts. */
+static int may_redirect(const struct tp_call *frame, const struct tp_call *below,
+			const struct tp_shadow *shadow)
+{
+	enum tp_frame_state state = tpa_state(tpa_word(frame));
+
+	if (frame == below || frame->slot != below->slot || state == TP_FRAME_DEAD)
+		return 0;
+	return state == TP_FRAME_PUSHED || frame->real == tpa_trampoline(shadow, below);
+}
+
+typedef int fact(const struct tp_shadow *shadow, const struct tp_call *frame);
+
+/* 1: such a frame redirects to @below, and is so. Else *@next is the last that is not. */
+static int find_redirecting(const struct tp_shadow *shadow, const struct tp_call *below, fact *is,
+			    const struct tp_call **next)
 {
 	for (uint64_t i = 0; i < tpa_image.shadow_count; i++) {
 		const struct tp_shadow *of = &heads()[i];
@@ -83,24 +123,39 @@ static const struct tp_call *find_redirecting(const struct tp_call *below,
 		for (uint64_t at = of->base; at < top; at += sizeof(struct tp_call)) {
 			const struct tp_call *frame = (const struct tp_call *)at;
 
-			if (tpa_state(frame->state) != TP_FRAME_DEAD &&
-			    redirects_to(frame, below, shadow))
-				return frame;
+			if (!may_redirect(frame, below, shadow))
+				continue;
+			if (is(of, frame))
+				return 1;
+			*next = frame;
 		}
 	}
-	return NULL;
+	return 0;
 }
 
-static const struct tp_shadow *shadow_of(const struct tp_call *frame)
+/*
+ * Functions that were left by a jump return to each other's trampolines. Is there one so, from which
+ * the way leads to @frame? On whichever shadow stack: a coroutine may have moved in between.
+ */
+static int some_above(const struct tp_shadow *shadow, const struct tp_call *frame, fact *is)
 {
-	return &heads()[tpa_number(frame) / TP_SHADOW_DEPTH];
+	for (int i = 0; i < TP_SHADOW_DEPTH; i++) {
+		const struct tp_call *next = NULL;
+
+		if (find_redirecting(shadow, frame, is, &next))
+			return 1;
+		if (!next)
+			return 0;
+		frame = next;
+		shadow = shadow_of(frame);
+	}
+	return 1; /* never gamble */
 }
 
-/* What stands in the slot leads to the frame, at once or by its trampoline. */
-static int is_in_place(const struct tp_shadow *shadow, const struct tp_call *frame)
+/** Is somebody on the way through the trampoline, or filling a frame whose return leads there? */
+int tpa_is_passed(const struct tp_shadow *shadow, const struct tp_call *frame)
 {
-	return tpa_holds(frame->slot, tpa_trampoline(shadow, frame)) ||
-	       tpa_holds(frame->slot, frame->real) || tpa_holds(frame->slot, tpa_number(frame));
+	return is_on_the_way(shadow, frame) || some_above(shadow, frame, is_on_the_way);
 }
 
 /*
@@ -110,21 +165,11 @@ static int is_in_place(const struct tp_shadow *shadow, const struct tp_call *fra
 static int is_live(const struct tp_shadow *shadow, const struct tp_call *frame,
 		   const struct tp_call *above)
 {
-	enum tp_frame_state state = tpa_state(tpa_word(frame));
-
-	if (state == TP_FRAME_FREE || state == TP_FRAME_PUSHED)
-		return 1; /* code that a signal has interrupted fills it, or takes it away */
-	if (state == TP_FRAME_DEAD)
+	if (tpa_state(tpa_word(frame)) == TP_FRAME_DEAD)
 		return 0;
 	if (above && redirects_to(above, frame, shadow))
 		return 1;
-	for (int i = 0; frame && i < TP_SHADOW_DEPTH; i++) {
-		if (is_in_place(shadow, frame))
-			return 1;
-		frame = find_redirecting(frame, shadow);
-		shadow = frame ? shadow_of(frame) : NULL;
-	}
-	return 0;
+	return is_in_place(shadow, frame) || some_above(shadow, frame, is_in_place);
 }
 
 /** Give back the topmost frames that are dead. A nested handler may push and pop at any moment. */

@@ -43,18 +43,14 @@ static uint64_t final_real(const struct tp_call *frame)
 }
 
 /**
- * The return address to where its trampoline stands, if it does. 0: somebody is on the way through
- * the trampoline, or about to write it; the frame must stay.
+ * The return address to where its trampoline stands, if it does. 0: somebody is on the way to the
+ * trampoline nevertheless; the frame must stay.
  */
 int tpa_put_back(struct tp_shadow *shadow, struct tp_call *frame)
 {
-	enum tp_frame_state state = tpa_state(tpa_word(frame));
-
-	if (state == TP_FRAME_FREE)
-		return 0;
-	if (swap(frame->slot, tpa_trampoline(shadow, frame), final_real(frame)))
-		return state != TP_FRAME_PUSHED;
-	return state != TP_FRAME_PUSHED && !tpa_holds(frame->slot, tpa_number(frame));
+	if (tpa_state(tpa_word(frame)) != TP_FRAME_FREE)
+		swap(frame->slot, tpa_trampoline(shadow, frame), final_real(frame));
+	return !tpa_is_passed(shadow, frame);
 }
 
 /*
@@ -121,8 +117,8 @@ static void restore_migrated(struct tp_shadow *shadow, uint64_t slot, uint64_t *
 
 static int is_over(const struct tp_call *frame, uint64_t rsp)
 {
-	if (tpa_frames_migrate()) /* another thread may be unwinding there: never again */
-		return 1;
+	if (tpa_frames_migrate() || !tpa_any_gate_open())
+		return 1; /* another thread may be unwinding there; or nobody asks any more */
 	return frame->slot < rsp && is_one_stack(frame->slot, rsp);
 }
 
@@ -182,6 +178,11 @@ static void jump(struct tp_shadow *shadow, uint64_t slot, uint64_t jmp_buf)
 
 static void unwind(struct tp_shadow *shadow, uint64_t what, uint64_t slot, uint64_t argument)
 {
+	if (!tpa_any_gate_open() && (what == TP_UNWIND_WALKS || what == TP_UNWIND_BEGINS)) {
+		restore(shadow, 0, ~0ull, TP_FRAME_DEAD);
+		tpa_lower_top(shadow);
+		return;
+	}
 	switch (what) {
 	case TP_UNWIND_WALKS: /* the next call from here, or above, tells that it is over */
 		shadow->walker = slot;

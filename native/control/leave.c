@@ -202,15 +202,54 @@ static int read_at(const struct tp_leave *in, uint64_t at, void *to, size_t byte
 	return pread(in->mem_fd, to, bytes, (off_t)at) == (ssize_t)bytes ? 0 : -EFAULT;
 }
 
-/* Where its trampoline still stands on a stack, the return address does again. */
-static int let_go(const struct tp_leave *in, uint64_t at, uint64_t returns)
+/* A function that was left by a jump returns to the trampoline of another one. */
+static int find_real(const struct tp_leave *in, uint64_t *real, uint64_t shift)
+{
+	uint64_t first = in->shadow_frames / 4 + shift;
+	uint64_t count = in->shadow_count * TP_SHADOW_DEPTH;
+
+	for (uint64_t i = 0; i < count; i++) {
+		uint64_t number = (*real - first) / TP_RETURN_BYTES;
+
+		if (*real < first || number >= count)
+			return 0;
+		if (read_at(in, in->shadow_frames + number * sizeof(struct tp_call), real,
+			    sizeof(*real)))
+			return -EFAULT;
+	}
+	return -ELOOP;
+}
+
+/*
+ * Where its trampoline still stands on a stack, the return address does again. A frame in hand, or
+ * whose number stands in its slot, tells of code of ours that was interrupted: on a stack that no
+ * thread is on, perhaps.
+ */
+static int let_go(const struct tp_leave *in, uint64_t at, uint64_t shift, struct tp_left *out)
 {
 	struct tp_call frame;
 	uint64_t word;
 	int error = read_at(in, at, &frame, sizeof(frame));
+	uint64_t state = frame.state & 0xff;
 
-	if (error || (frame.state & 0xff) == TP_FRAME_FREE || read_at(in, frame.slot, &word, sizeof(word)) ||
-	    word != at / 4 + returns)
+	if (error || state == TP_FRAME_DEAD)
+		return error;
+	if (state == TP_FRAME_FREE || state == TP_FRAME_PUSHED) {
+		out->busy_why = TP_BUSY_STACK;
+		out->busy_at = at / 4 + shift;
+		return -EAGAIN;
+	}
+	if (read_at(in, frame.slot, &word, sizeof(word)))
+		return 0; /* the stack is gone */
+	if (word == (at - in->shadow_frames) / sizeof(frame)) {
+		out->busy_why = TP_BUSY_STACK;
+		out->busy_at = at / 4 + shift;
+		return -EAGAIN;
+	}
+	if (word != at / 4 + shift)
+		return 0;
+	error = find_real(in, &frame.real, shift);
+	if (error)
 		return error;
 	return pwrite(in->mem_fd, &frame.real, sizeof(frame.real), (off_t)frame.slot) ==
 			       sizeof(frame.real) ?
@@ -219,7 +258,7 @@ static int let_go(const struct tp_leave *in, uint64_t at, uint64_t returns)
 }
 
 /* From the newest on: a function left by a jump has its trampoline in the next one's frame. */
-static int let_frames_go(const struct tp_leave *in)
+static int let_frames_go(const struct tp_leave *in, struct tp_left *out)
 {
 	for (uint64_t i = 0; i < in->shadow_count; i++) {
 		uint64_t at = in->shadow_heads + i * sizeof(struct tp_shadow);
@@ -233,7 +272,8 @@ static int let_frames_go(const struct tp_leave *in)
 			continue;
 		for (uint64_t top = shadow.top; !error && top > shadow.base;) {
 			top -= sizeof(struct tp_call);
-			error = let_go(in, top, shadow.returns);
+			error = let_go(in, top, shadow.returns, out);
+			out->busy_tid = (pid_t)shadow.tid;
 		}
 		if (error)
 			return error;
@@ -265,7 +305,7 @@ static int leave(const void *request, void *result)
 	if (!error)
 		error = find_busy(in, &world, out);
 	if (!error)
-		error = let_frames_go(in);
+		error = let_frames_go(in, out);
 	if (!error)
 		error = put_back(in, out);
 	if (!error && in->unmap)
