@@ -157,22 +157,32 @@ static uint64_t rotate_right(uint64_t value, int bits)
  * Where longjmp() goes to: glibc keeps the stack pointer rotated and mixed with a word of the
  * thread's (PTR_MANGLE of sysdeps/x86_64), musl as it is. 0: unknown.
  */
-static uint64_t destination(uint64_t jmp_buf, uint64_t slot)
+static uint64_t destination(uint64_t jmp_buf)
 {
 	uint64_t kept = ((const uint64_t *)jmp_buf)[JMP_BUF_RSP], guard, plain;
 
 	__asm__("movq %%fs:0x30, %0" : "=r"(guard));
 	plain = rotate_right(kept, 17) ^ guard;
-	if (plain > slot && plain - slot < 1ull << 40)
+	if (tpa_is_readable(plain & ~3ull))
 		return plain;
-	return kept > slot && kept - slot < 1ull << 40 ? kept : 0;
+	return tpa_is_readable(kept & ~3ull) ? kept : 0;
 }
 
+/* The jump leads within one stack; or to another one, from a signal handler's or a coroutine's. */
 static void jump(struct tp_shadow *shadow, uint64_t slot, uint64_t jmp_buf)
 {
-	uint64_t to = destination(jmp_buf, slot);
+	uint64_t to = destination(jmp_buf);
+	int within = to > slot && is_one_stack(slot, to);
+	uint64_t end = within ? to : end_of_stack(slot);
 
-	restore(shadow, to ? slot : 0, to ? to : ~0ull, TP_FRAME_DEAD);
+	restore(shadow, slot, end, TP_FRAME_DEAD);
+	for (uint64_t at = shadow->base; to && !within && at < shadow->top;
+	     at += sizeof(struct tp_call)) {
+		uint64_t left = ((const struct tp_call *)at)->slot;
+
+		if (left < to && is_one_stack(left, to))
+			restore(shadow, left, left + 1, TP_FRAME_DEAD);
+	}
 	tpa_lower_top(shadow);
 }
 

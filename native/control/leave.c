@@ -273,7 +273,7 @@ static int let_frames_go(const struct tp_leave *in, struct tp_left *out)
 		for (uint64_t top = shadow.top; !error && top > shadow.base;) {
 			top -= sizeof(struct tp_call);
 			error = let_go(in, top, shadow.returns, out);
-			out->busy_tid = (pid_t)shadow.tid;
+			out->busy_tid = (int64_t)shadow.tid;
 		}
 		if (error)
 			return error;

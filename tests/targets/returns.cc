@@ -281,6 +281,15 @@ PLAIN void coroutine_main()
 	abort();
 }
 
+PLAIN char *guarded_stack()
+{
+	auto *memory = static_cast<char *>(mmap(nullptr, STACK + 2 * 4096, PROT_NONE,
+						MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+
+	mprotect(memory + 4096, STACK, PROT_READ | PROT_WRITE);
+	return memory + 4096;
+}
+
 PLAIN Coroutine *make(std::function<void(Coroutine &)> body)
 {
 	auto *made = new Coroutine{ nullptr,
@@ -908,13 +917,15 @@ TRACED void on_turn(int)
 
 PLAIN int preempted()
 {
-	static char stacks[TASKS][STACK];
+	static char *stacks[TASKS];
 	struct sigaction action = {};
 	volatile bool begun = false;
 
 	finished = 0;
 	task_wrong = 0;
 	for (int i = 0; i < TASKS; i++) {
+		if (!stacks[i])
+			stacks[i] = guarded_stack();
 		getcontext(&tasks[i]);
 		tasks[i].uc_stack.ss_sp = stacks[i];
 		tasks[i].uc_stack.ss_size = STACK;
