@@ -173,6 +173,7 @@ struct tp_profile *tpa_profile_find(struct tp_ring *ring, uint64_t site);
 
 /* unwind.c */
 void tpa_unwind(uint64_t fs_base, uint64_t what, uint64_t slot, uint64_t argument);
+int tpa_is_one_stack(uint64_t low, uint64_t high);
 int tpa_put_back(struct tp_shadow *shadow, struct tp_call *frame);
 void tpa_redirect_again(struct tp_shadow *shadow, uint64_t rsp);
 

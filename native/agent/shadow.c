@@ -233,15 +233,30 @@ static int take(struct tp_shadow *shadow)
 }
 
 /*
- * What was restored for an unwinder and not found again. Whoever is on the way through a trampoline
- * still needs the frame.
+ * What was restored for an unwinder and not found again: frames whose slot is below @rsp, on the same
+ * stack. On another one a signal may have found a thread just before a trampoline's first instruction,
+ * and nothing but its saved rip tells.
  */
-static void let_go_restored(struct tp_shadow *shadow, struct tp_call *frame)
+static void let_go_restored(struct tp_shadow *shadow, struct tp_call *frame, uint64_t rsp)
 {
 	for (; (uint64_t)frame < shadow->top; frame++) {
 		uint64_t word = tpa_word(frame);
 
-		if (tpa_state(word) == TP_FRAME_RESTORED && tpa_put_back(shadow, frame))
+		if (tpa_state(word) == TP_FRAME_RESTORED && frame->slot < rsp &&
+		    tpa_is_one_stack(frame->slot, rsp) && tpa_put_back(shadow, frame))
+			tpa_change(frame, word, TP_FRAME_DEAD);
+	}
+}
+
+/* Of a thread that is gone: the return addresses are in place, nobody needs the frames. */
+static void let_go_of_dead(struct tp_shadow *shadow)
+{
+	for (struct tp_call *frame = (struct tp_call *)shadow->base; (uint64_t)frame < shadow->top;
+	     frame++) {
+		uint64_t word = tpa_word(frame);
+
+		if (tpa_state(word) == TP_FRAME_RESTORED && !tpa_frames_migrate() &&
+		    tpa_put_back(shadow, frame))
 			tpa_change(frame, word, TP_FRAME_DEAD);
 	}
 }
@@ -259,7 +274,7 @@ static int take_over(struct tp_shadow *shadow)
 					 __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
 		return 0;
 	if (is_gone(shadow->tid)) { /* another thread may just have made it its own */
-		let_go_restored(shadow, (struct tp_call *)shadow->base);
+		let_go_of_dead(shadow);
 		sweep(shadow);
 		if (shadow->top == shadow->base)
 			return 1;
@@ -377,7 +392,7 @@ struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, 
 		tpa_note_migration();
 	__atomic_store_n(&frame->state, (frame->state & ~0xffull) | TP_FRAME_DEAD, __ATOMIC_RELEASE);
 	if (own) {
-		let_go_restored(shadow, frame + 1); /* the thread has come back to below them */
+		let_go_restored(shadow, frame + 1, frame->slot);
 		tpa_lower_top(shadow);
 		trim(shadow);
 		return ring;

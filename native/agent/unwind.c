@@ -84,8 +84,8 @@ static uint64_t end_of_stack(uint64_t at)
 	return page;
 }
 
-/* From @low to @high there is nothing but stack, and not much. */
-static int is_one_stack(uint64_t low, uint64_t high)
+/** From @low to @high there is nothing but readable memory, and not much: one stack. */
+int tpa_is_one_stack(uint64_t low, uint64_t high)
 {
 	uint64_t page = PAGE_OF(low);
 
@@ -119,7 +119,7 @@ static int is_over(const struct tp_call *frame, uint64_t rsp)
 {
 	if (tpa_frames_migrate() || !tpa_any_gate_open())
 		return 1; /* another thread may be unwinding there; or nobody asks any more */
-	return frame->slot < rsp && is_one_stack(frame->slot, rsp);
+	return frame->slot < rsp && tpa_is_one_stack(frame->slot, rsp);
 }
 
 static void redirect_frame(struct tp_shadow *shadow, struct tp_call *frame, uint64_t rsp)
@@ -172,7 +172,7 @@ static uint64_t destination(uint64_t jmp_buf)
 static void jump(struct tp_shadow *shadow, uint64_t slot, uint64_t jmp_buf)
 {
 	uint64_t to = destination(jmp_buf);
-	int within = to > slot && is_one_stack(slot, to);
+	int within = to > slot && tpa_is_one_stack(slot, to);
 	uint64_t end = within ? to : end_of_stack(slot);
 
 	restore(shadow, slot, end, TP_FRAME_DEAD);
@@ -180,7 +180,7 @@ static void jump(struct tp_shadow *shadow, uint64_t slot, uint64_t jmp_buf)
 	     at += sizeof(struct tp_call)) {
 		uint64_t left = ((const struct tp_call *)at)->slot;
 
-		if (left < to && is_one_stack(left, to))
+		if (left < to && tpa_is_one_stack(left, to))
 			restore(shadow, left, left + 1, TP_FRAME_DEAD);
 	}
 	tpa_lower_top(shadow);
