@@ -116,6 +116,7 @@ struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64
 struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot);
 void tpa_lower_top(struct tp_shadow *shadow);
 int tpa_any_frames(void);
+int tpa_is_replaced(const struct tp_shadow *shadow, const struct tp_call *frame);
 int tpa_is_passed(const struct tp_shadow *shadow, const struct tp_call *frame);
 void tpa_note_migration(void);
 int tpa_frames_migrate(void);
@@ -172,8 +173,15 @@ void tpa_rich_leave(const struct tpa_regs *regs, const struct tp_probe_words *pr
 struct tp_profile *tpa_profile_find(struct tp_ring *ring, uint64_t site);
 
 /* unwind.c */
+/** A stack pointer, and what is known of the memory below it. */
+struct tpa_stack {
+	uint64_t rsp;
+	uint64_t hole;	/* the highest page below that cannot be read; 0: none is known */
+	uint64_t known; /* from here on it can */
+};
+
 void tpa_unwind(uint64_t fs_base, uint64_t what, uint64_t slot, uint64_t argument);
-int tpa_is_one_stack(uint64_t low, uint64_t high);
+int tpa_is_below(struct tpa_stack *stack, uint64_t at);
 int tpa_put_back(struct tp_shadow *shadow, struct tp_call *frame);
 void tpa_redirect_again(struct tp_shadow *shadow, uint64_t rsp);
 

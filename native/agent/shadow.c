@@ -85,6 +85,26 @@ static int is_in_hand(const struct tp_call *frame)
 	return state == TP_FRAME_FREE || state == TP_FRAME_PUSHED;
 }
 
+/**
+ * Has another call been made from the same place on the stack since? Then this one is gone, unless it
+ * was left by a jump to that.
+ */
+int tpa_is_replaced(const struct tp_shadow *shadow, const struct tp_call *frame)
+{
+	int found = 0;
+
+	for (const struct tp_call *above = frame + 1; (uint64_t)above < shadow->top; above++) {
+		enum tp_frame_state state = tpa_state(tpa_word(above));
+
+		if (above->slot != frame->slot || state == TP_FRAME_DEAD)
+			continue;
+		if (state == TP_FRAME_PUSHED || above->real == tpa_trampoline(shadow, frame))
+			return 0;
+		found |= state != TP_FRAME_FREE;
+	}
+	return found;
+}
+
 static int is_on_the_way(const struct tp_shadow *shadow, const struct tp_call *frame)
 {
 	(void)shadow;
@@ -169,6 +189,8 @@ static int is_live(const struct tp_shadow *shadow, const struct tp_call *frame,
 		return 0;
 	if (above && redirects_to(above, frame, shadow))
 		return 1;
+	if (!is_in_hand(frame) && tpa_is_replaced(shadow, frame))
+		return 0;
 	return is_in_place(shadow, frame) || some_above(shadow, frame, is_in_place);
 }
 
@@ -239,11 +261,13 @@ static int take(struct tp_shadow *shadow)
  */
 static void let_go_restored(struct tp_shadow *shadow, struct tp_call *frame, uint64_t rsp)
 {
+	struct tpa_stack stack = { rsp, 0, rsp };
+
 	for (; (uint64_t)frame < shadow->top; frame++) {
 		uint64_t word = tpa_word(frame);
 
-		if (tpa_state(word) == TP_FRAME_RESTORED && frame->slot < rsp &&
-		    tpa_is_one_stack(frame->slot, rsp) && tpa_put_back(shadow, frame))
+		if (tpa_state(word) == TP_FRAME_RESTORED && tpa_is_below(&stack, frame->slot) &&
+		    tpa_put_back(shadow, frame))
 			tpa_change(frame, word, TP_FRAME_DEAD);
 	}
 }

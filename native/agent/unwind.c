@@ -84,16 +84,24 @@ static uint64_t end_of_stack(uint64_t at)
 	return page;
 }
 
-/** From @low to @high there is nothing but readable memory, and not much: one stack. */
-int tpa_is_one_stack(uint64_t low, uint64_t high)
+/**
+ * Is @at below @stack->rsp, with nothing but readable memory between them, and not much: on the same
+ * stack? What was found out before is kept there.
+ */
+int tpa_is_below(struct tpa_stack *stack, uint64_t at)
 {
-	uint64_t page = PAGE_OF(low);
+	uint64_t page = PAGE_OF(at);
 
-	if (high - low > MOST_PAGES * TP_PAGE_BYTES)
+	if (at >= stack->rsp || at < stack->hole ||
+	    stack->rsp - at > MOST_PAGES * TP_PAGE_BYTES)
 		return 0;
-	while ((page += TP_PAGE_BYTES) < high)
-		if (!tpa_is_readable(page))
+	for (; (page += TP_PAGE_BYTES) < stack->known;)
+		if (!tpa_is_readable(page)) {
+			stack->hole = page;
 			return 0;
+		}
+	if (PAGE_OF(at) < stack->known)
+		stack->known = PAGE_OF(at);
 	return 1;
 }
 
@@ -115,23 +123,24 @@ static void restore_migrated(struct tp_shadow *shadow, uint64_t slot, uint64_t *
 	}
 }
 
-static int is_over(const struct tp_call *frame, uint64_t rsp)
+static int is_over(const struct tp_call *frame, struct tpa_stack *stack)
 {
 	if (tpa_frames_migrate() || !tpa_any_gate_open())
 		return 1; /* another thread may be unwinding there; or nobody asks any more */
-	return frame->slot < rsp && tpa_is_one_stack(frame->slot, rsp);
+	return tpa_is_below(stack, frame->slot);
 }
 
-static void redirect_frame(struct tp_shadow *shadow, struct tp_call *frame, uint64_t rsp)
+static void redirect_frame(struct tp_shadow *shadow, struct tp_call *frame,
+			   struct tpa_stack *stack)
 {
 	uint64_t word = tpa_word(frame);
 
 	if (tpa_state(word) != TP_FRAME_RESTORED)
 		return;
-	if (is_over(frame, rsp)) {
+	if (tpa_is_replaced(shadow, frame) || is_over(frame, stack)) {
 		if (tpa_put_back(shadow, frame))
 			tpa_change(frame, word, TP_FRAME_DEAD);
-	} else if (frame->slot >= rsp && tpa_holds(frame->slot, frame->real) &&
+	} else if (frame->slot >= stack->rsp && tpa_holds(frame->slot, frame->real) &&
 		   tpa_change(frame, word, TP_FRAME_LIVE)) {
 		swap(frame->slot, frame->real, tpa_trampoline(shadow, frame));
 	}
@@ -140,9 +149,11 @@ static void redirect_frame(struct tp_shadow *shadow, struct tp_call *frame, uint
 /** Redirect again what was restored and is still there, older ones first. Below @rsp nothing is. */
 void tpa_redirect_again(struct tp_shadow *shadow, uint64_t rsp)
 {
+	struct tpa_stack stack = { rsp, 0, rsp };
+
 	for (struct tp_call *frame = (struct tp_call *)shadow->base; (uint64_t)frame < shadow->top;
 	     frame++)
-		redirect_frame(shadow, frame, rsp);
+		redirect_frame(shadow, frame, &stack);
 	tpa_lower_top(shadow);
 	shadow->walker = 0;
 	shadow->limit = shadow->end;
@@ -172,7 +183,8 @@ static uint64_t destination(uint64_t jmp_buf)
 static void jump(struct tp_shadow *shadow, uint64_t slot, uint64_t jmp_buf)
 {
 	uint64_t to = destination(jmp_buf);
-	int within = to > slot && tpa_is_one_stack(slot, to);
+	struct tpa_stack stack = { to, 0, to };
+	int within = tpa_is_below(&stack, slot);
 	uint64_t end = within ? to : end_of_stack(slot);
 
 	restore(shadow, slot, end, TP_FRAME_DEAD);
@@ -180,7 +192,7 @@ static void jump(struct tp_shadow *shadow, uint64_t slot, uint64_t jmp_buf)
 	     at += sizeof(struct tp_call)) {
 		uint64_t left = ((const struct tp_call *)at)->slot;
 
-		if (left < to && tpa_is_one_stack(left, to))
+		if (tpa_is_below(&stack, left))
 			restore(shadow, left, left + 1, TP_FRAME_DEAD);
 	}
 	tpa_lower_top(shadow);
