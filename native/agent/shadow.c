@@ -105,18 +105,21 @@ int tpa_is_replaced(const struct tp_shadow *shadow, const struct tp_call *frame)
 	return found;
 }
 
-static int is_on_the_way(const struct tp_shadow *shadow, const struct tp_call *frame)
+static int is_on_the_way(const struct tp_call *frame)
 {
-	(void)shadow;
 	return is_in_hand(frame) || tpa_holds(frame->slot, tpa_number(frame));
 }
 
-/* What stands in the slot leads to the frame. */
+/* The return comes by the trampoline. */
+static int is_waiting(const struct tp_shadow *shadow, const struct tp_call *frame)
+{
+	return is_on_the_way(frame) || tpa_holds(frame->slot, tpa_trampoline(shadow, frame));
+}
+
+/* What stands in the slot leads to the frame, or past it to where it leads. */
 static int is_in_place(const struct tp_shadow *shadow, const struct tp_call *frame)
 {
-	return is_on_the_way(shadow, frame) ||
-	       tpa_holds(frame->slot, tpa_trampoline(shadow, frame)) ||
-	       tpa_holds(frame->slot, frame->real);
+	return is_waiting(shadow, frame) || tpa_holds(frame->slot, frame->real);
 }
 
 /* May @frame's return address be the trampoline of @below? Who has yet to note it counts. */
@@ -172,10 +175,10 @@ static int some_above(const struct tp_shadow *shadow, const struct tp_call *fram
 	return 1; /* never gamble */
 }
 
-/** Is somebody on the way through the trampoline, or filling a frame whose return leads there? */
+/** Is somebody on the way to the trampoline, or does another frame's return lead there? */
 int tpa_is_passed(const struct tp_shadow *shadow, const struct tp_call *frame)
 {
-	return is_on_the_way(shadow, frame) || some_above(shadow, frame, is_on_the_way);
+	return is_on_the_way(frame) || some_above(shadow, frame, is_waiting);
 }
 
 /*

@@ -53,21 +53,20 @@ int tpa_put_back(struct tp_shadow *shadow, struct tp_call *frame)
 	return !tpa_is_passed(shadow, frame);
 }
 
-/*
- * Frames whose slot is in [low, high): from the newest on, since one may redirect to another. Those
- * that were restored too: that may have been interrupted.
- */
+/* Frames whose slot is in [low, high): from the newest on, since one may redirect to another. */
 static void restore(struct tp_shadow *shadow, uint64_t low, uint64_t high,
-		    enum tp_frame_state state)
+		    enum tp_frame_state to)
 {
 	for (struct tp_call *frame = (struct tp_call *)shadow->top;
 	     (uint64_t)--frame >= shadow->base;) {
 		uint64_t word = tpa_word(frame);
+		enum tp_frame_state state = tpa_state(word);
 
-		if (tpa_state(word) == TP_FRAME_DEAD || frame->slot < low || frame->slot >= high)
+		if (state == TP_FRAME_DEAD || state == to || frame->slot < low ||
+		    frame->slot >= high)
 			continue;
-		if (tpa_put_back(shadow, frame) && tpa_state(word) != state)
-			tpa_change(frame, word, state);
+		if (tpa_put_back(shadow, frame))
+			tpa_change(frame, word, to);
 	}
 }
 
@@ -125,8 +124,8 @@ static void restore_migrated(struct tp_shadow *shadow, uint64_t slot, uint64_t *
 
 static int is_over(const struct tp_call *frame, struct tpa_stack *stack)
 {
-	if (tpa_frames_migrate() || !tpa_any_gate_open())
-		return 1; /* another thread may be unwinding there; or nobody asks any more */
+	if (tpa_frames_migrate()) /* another thread may be unwinding there: never again */
+		return 1;
 	return tpa_is_below(stack, frame->slot);
 }
 
@@ -143,6 +142,8 @@ static void redirect_frame(struct tp_shadow *shadow, struct tp_call *frame,
 	} else if (frame->slot >= stack->rsp && tpa_holds(frame->slot, frame->real) &&
 		   tpa_change(frame, word, TP_FRAME_LIVE)) {
 		swap(frame->slot, frame->real, tpa_trampoline(shadow, frame));
+		if (tpa_state(tpa_word(frame)) != TP_FRAME_LIVE) /* a handler unwound just before */
+			swap(frame->slot, tpa_trampoline(shadow, frame), final_real(frame));
 	}
 }
 
@@ -200,7 +201,7 @@ static void jump(struct tp_shadow *shadow, uint64_t slot, uint64_t jmp_buf)
 
 static void unwind(struct tp_shadow *shadow, uint64_t what, uint64_t slot, uint64_t argument)
 {
-	if (!tpa_any_gate_open() && (what == TP_UNWIND_WALKS || what == TP_UNWIND_BEGINS)) {
+	if (!tpa_any_gate_open()) { /* nobody asks any more */
 		restore(shadow, 0, ~0ull, TP_FRAME_DEAD);
 		tpa_lower_top(shadow);
 		return;
