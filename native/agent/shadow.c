@@ -282,8 +282,10 @@ static void let_go_of_dead(struct tp_shadow *shadow)
 	     frame++) {
 		uint64_t word = tpa_word(frame);
 
-		if (tpa_state(word) == TP_FRAME_RESTORED && !tpa_frames_migrate() &&
-		    tpa_put_back(shadow, frame))
+		/* in hand: a signal came, and its handler never returned */
+		if (!tpa_frames_migrate() &&
+		    (is_in_hand(frame) || (tpa_state(word) == TP_FRAME_RESTORED &&
+					   tpa_put_back(shadow, frame))))
 			tpa_change(frame, word, TP_FRAME_DEAD);
 	}
 }
