@@ -490,9 +490,16 @@ class Trace:
         try:
             if fresh:
                 self._drop_unsafe_traps()
+                self._guard_returns()
             self._trace_in(self.find_in, fresh)
         except NoSuchTarget as exc:
             raise TargetExited(self.target.pid, "the recording") from exc
+
+    def _guard_returns(self) -> None:
+        """What has come may unwind the stack. Raises UnsupportedTarget ("returns")."""
+        if self._tracer in tracers.REDIRECTING:
+            with suppress(PokeError, SiteError, AgentFailed):  # closed again meanwhile, perhaps
+                self.target.make_ready_for_returns(self.mode)
 
     def _drop_unsafe_traps(self) -> None:
         """What was opened since may block SIGTRAP: int3s that stay must not meet that."""
