@@ -43,7 +43,8 @@ def compile_target(tmp_path_factory: pytest.TempPathFactory) -> Compile:
         key = (name, *flags)
         if key not in known:
             program = directory / f"{Path(name).stem}-{len(known)}"
-            command = ["gcc", "-O2", "-g", *flags, str(TARGETS / name), "-o", str(program)]
+            compiler = "g++" if name.endswith(".cc") else "gcc"
+            command = [compiler, "-O2", "-g", *flags, str(TARGETS / name), "-o", str(program)]
             subprocess.run([*command, "-pthread", "-ldl"], check=True)
             known[key] = program
         return known[key]

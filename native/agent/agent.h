@@ -99,6 +99,7 @@ void tpa_set_limits(const struct tpa_set *set, uint64_t waiting);
 void tpa_retire_rings(void);
 struct tp_ring *tpa_ring(const struct tpa_set *set, uint32_t i);
 int tpa_holds(uint64_t at, uint64_t value);
+int tpa_is_readable(uint64_t at);
 void tpa_write_long(struct tp_ring *ring, uint64_t word, uint64_t now, uint64_t ticks);
 
 /* sets.c */
@@ -115,11 +116,50 @@ struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64
 struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot);
 void tpa_lower_top(struct tp_shadow *shadow);
 int tpa_any_frames(void);
+int tpa_is_replaced(const struct tp_shadow *shadow, const struct tp_call *frame);
+int tpa_is_passed(const struct tp_shadow *shadow, const struct tp_call *frame);
+void tpa_note_migration(void);
+int tpa_frames_migrate(void);
 
 static inline uint64_t tpa_trampoline(const struct tp_shadow *shadow, const struct tp_call *frame)
 {
 	return ((uint64_t)frame >> 2) + shadow->returns;
 }
+
+/** What a trampoline leaves in the slot until the return address is there. */
+static inline uint64_t tpa_number(const struct tp_call *frame)
+{
+	return ((uint64_t)frame - tpa_image.shadow_frames) / sizeof(*frame);
+}
+
+static inline enum tp_frame_state tpa_state(uint64_t word)
+{
+	return (enum tp_frame_state)(word & 0xff);
+}
+
+/** Compare and swap in one instruction: a signal comes before or after, other threads do not count. */
+static inline int tpa_move(uint64_t *word, uint64_t from, uint64_t to)
+{
+	uint64_t found = from;
+
+	__asm__ volatile("cmpxchgq %2, %1"
+			 : "+a"(found), "+m"(*(volatile uint64_t *)word)
+			 : "r"(to)
+			 : "memory", "cc");
+	return found == from;
+}
+
+/** Change the state of a frame that is used as it was when @word was read, and only then. */
+static inline int tpa_change(struct tp_call *frame, uint64_t word, enum tp_frame_state to)
+{
+	return tpa_move(&frame->state, word, (word & ~0xffull) | to);
+}
+
+static inline uint64_t tpa_word(const struct tp_call *frame)
+{
+	return *(const volatile uint64_t *)&frame->state;
+}
+
 struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, uint64_t fs_base,
 			       struct tpa_set *set);
 
@@ -133,7 +173,16 @@ void tpa_rich_leave(const struct tpa_regs *regs, const struct tp_probe_words *pr
 struct tp_profile *tpa_profile_find(struct tp_ring *ring, uint64_t site);
 
 /* unwind.c */
+/** A stack pointer, and what is known of the memory below it. */
+struct tpa_stack {
+	uint64_t rsp;
+	uint64_t hole;	/* the highest page below that cannot be read; 0: none is known */
+	uint64_t known; /* from here on it can */
+};
+
 void tpa_unwind(uint64_t fs_base, uint64_t what, uint64_t slot, uint64_t argument);
+int tpa_is_below(struct tpa_stack *stack, uint64_t at);
+int tpa_put_back(struct tp_shadow *shadow, struct tp_call *frame);
 void tpa_redirect_again(struct tp_shadow *shadow, uint64_t rsp);
 
 /* commands.c */

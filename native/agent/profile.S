@@ -108,11 +108,13 @@ tpa_profile_exit:
 	addq	%rax, FRAME_CHILD-FRAME_BYTES(%rsi)	/* of who called: the frame below */
 	movq	%rax, %rdx
 	subq	FRAME_CHILD(%rsi), %rdx
-	movq	FRAME_AUX(%rsi), %rcx
-	movq	$0, FRAME_STATE(%rsi)
-	movq	%rsi, SHADOW_TOP(%rdi)
-	movq	%rcx, %rdi
-	movq	%rax, %rsi		/* rsi: ticks, rdx: of them its own, rdi: the row */
+	movq	%rax, %rcx
+	leaq	FRAME_BYTES(%rsi), %rax
+	push_word FRAME_AUX(%rsi)
+	give_back
+	jne	.Lnot_top
+	pop_word %rdi
+	movq	%rcx, %rsi		/* rsi: ticks, rdx: of them its own, rdi: the row */
 	incq	PROFILE_HITS(%rdi)
 	addq	%rsi, PROFILE_TOTAL(%rdi)
 	addq	%rdx, PROFILE_SELF(%rdi)
@@ -156,10 +158,16 @@ tpa_profile_exit:
 	incq	PROFILE_SQUARES+8(%rdi)
 	jmp	.Lreturn
 .Lclosed:
-	movq	$0, FRAME_STATE(%rsi)
-	movq	%rsi, SHADOW_TOP(%rdi)
+	leaq	FRAME_BYTES(%rsi), %rax
+	push_word %rax
+	give_back
+	jne	.Lnot_top
+	pop_word %rax
 	jmp	.Lreturn
-.Lforeign:
+	not_top
+	movb	$0, FRAME_STATE(%rsi)
+	push_word FRAME_REAL(%rsi)
+	pop_word KEPT_BYTES(%rsp)
 	movq	.Lset(%rip), %rcx
 	xchgq	%rsi, %rdi
 	call_c	.Lpop(%rip)		/* not counted: the row belongs to another thread, perhaps */

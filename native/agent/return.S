@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Where a redirected return arrives. The trampoline of a frame is `push $number; jmp` to the copy of
- * this that stands before the trampolines; the number then stands where the return address stood.
+ * this that stands before the trampolines; the number then stands where the return address stood, and
+ * says so to all who look for live frames, until the frame is popped.
  */
 #include "probe.inc"
 
@@ -31,8 +32,6 @@ tpa_return:
 	addq	.Lshadows(%rip), %rdi
 	shlq	$FRAME_SHIFT, %rsi
 	addq	.Lframes(%rip), %rsi
-	movq	FRAME_REAL(%rsi), %rax
-	movq	%rax, SAVED_BYTES(%rsp)
 	jmp	*FRAME_EXIT(%rsi)
 	.balign	8, 0xcc
 	.globl	tpa_return_words

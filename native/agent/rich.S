@@ -7,7 +7,6 @@
 
 #define REGS_BYTES	208		/* struct tpa_regs, and a word to keep the stack aligned */
 #define REGS_SLOT	192
-#define KEPT		48		/* by return.S: rdx rax flags rcx rsi rdi */
 #define RICH_SCRUB	2048
 
 	.macro	store_rest
@@ -75,7 +74,7 @@
 	.balign	32
 	.globl	tpa_rich_exit
 	.hidden	tpa_rich_exit
-	.cfi_adjust_cfa_offset KEPT-8
+	.cfi_adjust_cfa_offset KEPT_BYTES-8
 tpa_rich_exit:
 	subq	$REGS_BYTES, %rsp
 	.cfi_adjust_cfa_offset REGS_BYTES
@@ -86,7 +85,7 @@ tpa_rich_exit:
 	movq	%rax, (%rsp)
 	movq	REGS_BYTES+40(%rsp), %rax
 	movq	%rax, 8(%rsp)
-	leaq	REGS_BYTES+KEPT(%rsp), %rax
+	leaq	REGS_BYTES+KEPT_BYTES(%rsp), %rax
 	movq	%rax, REGS_SLOT(%rsp)
 	movq	%rsp, %rdi
 	leaq	.Lgate(%rip), %rsi

@@ -175,6 +175,13 @@ static struct tpa_slot *slot_of_thread(struct tpa_set *set, uint64_t fs_base)
 	return tpa_claim(fs_base, set);
 }
 
+/* Of a frame that is this code's alone. */
+static void set_state(struct tp_call *frame, uint64_t word, enum tp_frame_state state)
+{
+	*(volatile uint64_t *)&frame->state = (word & ~0xffull) | state;
+	__asm__ volatile("" : : : "memory");
+}
+
 /* As push_frame in probe.inc, in the same order. */
 static struct tp_call *redirect(struct tp_shadow *shadow, struct tp_ring *ring, uint64_t site,
 				uint64_t slot, const struct tp_probe_words *probe)
@@ -185,30 +192,31 @@ static struct tp_call *redirect(struct tp_shadow *shadow, struct tp_ring *ring, 
 		ring->overruns++;
 		return NULL;
 	}
-	frame = (struct tp_call *)shadow->top;
-	if ((uint64_t)frame >= shadow->limit)
-		frame = tpa_shadow_sweep(shadow, slot);
-	if (frame && (uint64_t)frame - shadow->base >= probe->depth)
-		return NULL;
-	if (!frame) {
-		ring->overruns++;
-		return NULL;
-	}
-	if (frame[-1].slot <= slot)
-		frame = tpa_shadow_check(shadow, slot, site, probe->exit);
-	if (!frame)
-		return NULL;
-	*(volatile uint64_t *)&shadow->top = (uint64_t)(frame + 1);
-	__asm__ volatile("" : : : "memory");
-	frame->word = site << 16 | TP_EVENT_EXIT;
+	do {
+		frame = (struct tp_call *)shadow->top;
+		if ((uint64_t)frame >= shadow->limit)
+			frame = tpa_shadow_sweep(shadow, slot);
+		if (frame && (uint64_t)frame - shadow->base >= probe->depth)
+			return NULL;
+		if (!frame) {
+			ring->overruns++;
+			return NULL;
+		}
+		if (frame[-1].slot <= slot)
+			frame = tpa_shadow_check(shadow, slot, site, probe->exit);
+		if (!frame)
+			return NULL;
+	} while (!tpa_move(&shadow->top, (uint64_t)frame, (uint64_t)(frame + 1)));
 	frame->slot = slot;
+	set_state(frame, tpa_word(frame) + (1ull << 32), TP_FRAME_PUSHED);
+	frame->word = site << 16 | TP_EVENT_EXIT;
 	frame->aux = (uint64_t)ring;
 	frame->exit = probe->exit;
 	frame->child = 0;
 	frame->real = *(const uint64_t *)slot;
-	frame->state = TP_FRAME_LIVE;
 	__asm__ volatile("" : : : "memory");
 	*(volatile uint64_t *)slot = tpa_trampoline(shadow, frame);
+	set_state(frame, tpa_word(frame), TP_FRAME_LIVE);
 	return frame;
 }
 
@@ -264,13 +272,11 @@ void tpa_rich_leave(const struct tpa_regs *regs, const struct tp_probe_words *pr
 	const struct tp_capture_site *what = find_site(table, word >> 16);
 	uint32_t count = 0;
 
-	if (shadow->fs_base == fs_base && shadow->top == (uint64_t)(frame + 1)) {
-		frame->state = TP_FRAME_FREE;
-		__asm__ volatile("" : : : "memory");
-		*(volatile uint64_t *)&shadow->top = (uint64_t)frame;
-	} else {
+	set_state(frame, tpa_word(frame), TP_FRAME_FREE);
+	*(volatile uint64_t *)regs->slot = frame->real; /* the frame's number stood there */
+	if (shadow->fs_base != fs_base ||
+	    !tpa_move(&shadow->top, (uint64_t)(frame + 1), (uint64_t)frame))
 		ring = tpa_shadow_pop(frame, shadow, fs_base, set);
-	}
 	if (!ring || !*set->gate || (probe->threshold && now - began < probe->threshold))
 		return;
 	if (probe->threshold)

@@ -47,13 +47,24 @@ static struct tp_ring *take_free_ring(const struct tpa_set *set)
 }
 
 /*
- * Is there readable memory that holds @value? The kernel compares it before it moves no waiter at
- * all; no filter forbids a thread a futex call: the program may have put itself under seccomp since
- * we came. Waiting for no time would do, too, but takes the thread's timer slack, 50 us.
+ * Compare memory that may not be there with @value: the kernel does, and no filter forbids a thread
+ * this call; the program may have put itself under seccomp since we came. Nobody is waked or moved. 0,
+ * -EAGAIN or -EFAULT. (To wait for the value, without time, would take the timer's slack: 50 us.)
  */
+static long compare(uint64_t at, uint32_t value)
+{
+	return sys6(__NR_futex, (long)at, FUTEX_CMP_REQUEUE_PRIVATE, 0, 0, (long)at, value);
+}
+
 static int holds_half(uint64_t at, uint32_t value)
 {
-	return sys6(__NR_futex, (long)at, FUTEX_CMP_REQUEUE_PRIVATE, 0, 0, (long)at, value) >= 0;
+	return compare(at, value) == 0;
+}
+
+/** Is there memory at @at, a multiple of four, that can be read? */
+int tpa_is_readable(uint64_t at)
+{
+	return compare(at, 0) != -14; /* EFAULT */
 }
 
 /** Is there readable memory that holds @value? No fault, whatever @at is. */

@@ -16,6 +16,11 @@
 #define PAGE_UP(bytes) (((bytes) + TP_PAGE_BYTES - 1) & ~(uint64_t)(TP_PAGE_BYTES - 1))
 #define MOST_SHADOWS 4096
 #define SHADOW_NONE ((struct tp_shadow *)1) /* probe.inc */
+#define FULL_CALLS 1024			    /* between two looks for dead frames that found none */
+
+enum { SHADOW_UNUSED, SHADOW_USED, SHADOW_SEARCHED };
+
+static uint32_t frames_migrate;
 
 static struct tp_shadow *heads(void)
 {
@@ -56,8 +61,124 @@ static void begin(struct tp_shadow *shadow, uint64_t number, uint64_t fs_base, u
 	shadow->returns = tpa_image.shadow_returns - (tpa_image.shadow_frames >> 2);
 	shadow->base = (uint64_t)(sentinel + 1);
 	shadow->limit = shadow->end = (uint64_t)(sentinel + TP_SHADOW_DEPTH);
-	shadow->walker = 0;
+	shadow->walker = sentinel->tsc = 0;
 	__atomic_store_n(&shadow->top, shadow->base, __ATOMIC_RELEASE);
+	__atomic_store_n(&shadow->state, SHADOW_USED, __ATOMIC_RELEASE);
+}
+
+static int redirects_to(const struct tp_call *frame, const struct tp_call *below,
+			const struct tp_shadow *shadow)
+{
+	return frame->slot == below->slot && frame->real == tpa_trampoline(shadow, below);
+}
+
+static const struct tp_shadow *shadow_of(const struct tp_call *frame)
+{
+	return &heads()[tpa_number(frame) / TP_SHADOW_DEPTH];
+}
+
+/* Code that a signal has interrupted fills it, or takes it away. */
+static int is_in_hand(const struct tp_call *frame)
+{
+	enum tp_frame_state state = tpa_state(tpa_word(frame));
+
+	return state == TP_FRAME_FREE || state == TP_FRAME_PUSHED;
+}
+
+/**
+ * Has another call been made from the same place on the stack since? Then this one is gone, unless it
+ * was left by a jump to that.
+ */
+int tpa_is_replaced(const struct tp_shadow *shadow, const struct tp_call *frame)
+{
+	int found = 0;
+
+	for (const struct tp_call *above = frame + 1; (uint64_t)above < shadow->top; above++) {
+		enum tp_frame_state state = tpa_state(tpa_word(above));
+
+		if (above->slot != frame->slot || state == TP_FRAME_DEAD)
+			continue;
+		if (state == TP_FRAME_PUSHED || above->real == tpa_trampoline(shadow, frame))
+			return 0;
+		found |= state != TP_FRAME_FREE;
+	}
+	return found;
+}
+
+static int is_on_the_way(const struct tp_call *frame)
+{
+	return is_in_hand(frame) || tpa_holds(frame->slot, tpa_number(frame));
+}
+
+/* The return comes by the trampoline. */
+static int is_waiting(const struct tp_shadow *shadow, const struct tp_call *frame)
+{
+	return is_on_the_way(frame) || tpa_holds(frame->slot, tpa_trampoline(shadow, frame));
+}
+
+/* What stands in the slot leads to the frame, or past it to where it leads. */
+static int is_in_place(const struct tp_shadow *shadow, const struct tp_call *frame)
+{
+	return is_waiting(shadow, frame) || tpa_holds(frame->slot, frame->real);
+}
+
+/* May @frame's return address be the trampoline of @below? Who has yet to note it counts. */
+static int may_redirect(const struct tp_call *frame, const struct tp_call *below,
+			const struct tp_shadow *shadow)
+{
+	enum tp_frame_state state = tpa_state(tpa_word(frame));
+
+	if (frame == below || frame->slot != below->slot || state == TP_FRAME_DEAD)
+		return 0;
+	return state == TP_FRAME_PUSHED || frame->real == tpa_trampoline(shadow, below);
+}
+
+typedef int fact(const struct tp_shadow *shadow, const struct tp_call *frame);
+
+/* 1: such a frame redirects to @below, and is so. Else *@next is the last that is not. */
+static int find_redirecting(const struct tp_shadow *shadow, const struct tp_call *below, fact *is,
+			    const struct tp_call **next)
+{
+	for (uint64_t i = 0; i < tpa_image.shadow_count; i++) {
+		const struct tp_shadow *of = &heads()[i];
+		uint64_t top = of->state ? of->top : 0;
+
+		for (uint64_t at = of->base; at < top; at += sizeof(struct tp_call)) {
+			const struct tp_call *frame = (const struct tp_call *)at;
+
+			if (!may_redirect(frame, below, shadow))
+				continue;
+			if (is(of, frame))
+				return 1;
+			*next = frame;
+		}
+	}
+	return 0;
+}
+
+/*
+ * Functions that were left by a jump return to each other's trampolines. Is there one so, from which
+ * the way leads to @frame? On whichever shadow stack: a coroutine may have moved in between.
+ */
+static int some_above(const struct tp_shadow *shadow, const struct tp_call *frame, fact *is)
+{
+	for (int i = 0; i < TP_SHADOW_DEPTH; i++) {
+		const struct tp_call *next = NULL;
+
+		if (find_redirecting(shadow, frame, is, &next))
+			return 1;
+		if (!next)
+			return 0;
+		frame = next;
+		shadow = shadow_of(frame);
+	}
+	return 1; /* never gamble */
+}
+
+/** Is somebody on the way to the trampoline, or does another frame's return lead there? */
+int tpa_is_passed(const struct tp_shadow *shadow, const struct tp_call *frame)
+{
+	return is_on_the_way(frame) || some_above(shadow, frame, is_waiting);
 }
 
 /*
@@ -67,24 +188,37 @@ static void begin(struct tp_shadow *shadow, uint64_t number, uint64_t fs_base, u
 static int is_live(const struct tp_shadow *shadow, const struct tp_call *frame,
 		   const struct tp_call *above)
 {
-	if (frame->state == TP_FRAME_FREE) /* reserved by code that a signal has interrupted */
-		return 1;
-	if (frame->state == TP_FRAME_DEAD)
+	if (tpa_state(tpa_word(frame)) == TP_FRAME_DEAD)
 		return 0;
-	if (above && above->slot == frame->slot && above->real == tpa_trampoline(shadow, frame))
+	if (above && redirects_to(above, frame, shadow))
 		return 1;
-	return tpa_holds(frame->slot, tpa_trampoline(shadow, frame)) ||
-	       tpa_holds(frame->slot, frame->real);
+	if (!is_in_hand(frame) && tpa_is_replaced(shadow, frame))
+		return 0;
+	return is_in_place(shadow, frame) || some_above(shadow, frame, is_in_place);
 }
 
-/** Give back the topmost frames that are dead. */
+/** Give back the topmost frames that are dead. A nested handler may push and pop at any moment. */
 void tpa_lower_top(struct tp_shadow *shadow)
 {
-	struct tp_call *top = (struct tp_call *)shadow->top;
+	for (;;) {
+		uint64_t top = *(volatile uint64_t *)&shadow->top;
+		struct tp_call *frame = (struct tp_call *)top - 1;
+		uint64_t word = tpa_word(frame);
 
-	while ((uint64_t)top > shadow->base && top[-1].state == TP_FRAME_DEAD)
-		(--top)->state = TP_FRAME_FREE;
-	shadow->top = (uint64_t)top;
+		if (top <= shadow->base || tpa_state(word) != TP_FRAME_DEAD ||
+		    !tpa_change(frame, word, TP_FRAME_FREE))
+			return;
+		if (!tpa_move(&shadow->top, top, (uint64_t)frame))
+			tpa_change(frame, word & ~0xffull, TP_FRAME_DEAD);
+	}
+}
+
+/* @above as for is_live(). Returns whether the frame is dead. */
+static int bury(struct tp_shadow *shadow, struct tp_call *frame, const struct tp_call *above)
+{
+	uint64_t word = tpa_word(frame);
+
+	return !is_live(shadow, frame, above) && tpa_change(frame, word, TP_FRAME_DEAD);
 }
 
 static void sweep(struct tp_shadow *shadow)
@@ -92,13 +226,22 @@ static void sweep(struct tp_shadow *shadow)
 	struct tp_call *above = NULL;
 
 	for (struct tp_call *frame = (struct tp_call *)shadow->top;
-	     (uint64_t)--frame >= shadow->base;) {
-		if (is_live(shadow, frame, above))
+	     (uint64_t)--frame >= shadow->base;)
+		if (!bury(shadow, frame, above))
 			above = frame;
-		else
-			frame->state = TP_FRAME_DEAD;
-	}
 	tpa_lower_top(shadow);
+}
+
+/* As sweep(), down to the first frame that is live. */
+static void trim(struct tp_shadow *shadow)
+{
+	for (;;) {
+		struct tp_call *top = (struct tp_call *)*(volatile uint64_t *)&shadow->top;
+
+		if ((uint64_t)top <= shadow->base || !bury(shadow, top - 1, NULL))
+			return;
+		tpa_lower_top(shadow);
+	}
 }
 
 static int is_gone(uint32_t tid)
@@ -108,23 +251,65 @@ static int is_gone(uint32_t tid)
 
 static int take(struct tp_shadow *shadow)
 {
-	uint32_t free = 0;
+	uint32_t free = SHADOW_UNUSED;
 
-	return __atomic_compare_exchange_n(&shadow->state, &free, 1, 0, __ATOMIC_ACQ_REL,
-					   __ATOMIC_RELAXED);
+	return __atomic_compare_exchange_n(&shadow->state, &free, SHADOW_SEARCHED, 0,
+					   __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
 
-/* One whose thread is gone, and to whose frames nobody will return. */
-static int take_over(struct tp_shadow *shadow, uint32_t tid)
+/*
+ * What was restored for an unwinder and not found again: frames whose slot is below @rsp, on the same
+ * stack. On another one a signal may have found a thread just before a trampoline's first instruction,
+ * and nothing but its saved rip tells.
+ */
+static void let_go_restored(struct tp_shadow *shadow, struct tp_call *frame, uint64_t rsp)
 {
-	uint32_t dead = shadow->tid;
+	struct tpa_stack stack = { rsp, 0, rsp };
 
-	if (!is_gone(dead))
+	for (; (uint64_t)frame < shadow->top; frame++) {
+		uint64_t word = tpa_word(frame);
+
+		if (tpa_state(word) == TP_FRAME_RESTORED && tpa_is_below(&stack, frame->slot) &&
+		    tpa_put_back(shadow, frame))
+			tpa_change(frame, word, TP_FRAME_DEAD);
+	}
+}
+
+/* Of a thread that is gone: the return addresses are in place, nobody needs the frames. */
+static void let_go_of_dead(struct tp_shadow *shadow)
+{
+	for (struct tp_call *frame = (struct tp_call *)shadow->base; (uint64_t)frame < shadow->top;
+	     frame++) {
+		uint64_t word = tpa_word(frame);
+
+		/* in hand: a signal came, and its handler never returned */
+		if (!tpa_frames_migrate() &&
+		    (is_in_hand(frame) ||
+		     (tpa_state(word) == TP_FRAME_RESTORED && tpa_put_back(shadow, frame))))
+			tpa_change(frame, word, TP_FRAME_DEAD);
+	}
+}
+
+/*
+ * One whose thread is gone, and to whose frames nobody will return. Looked at by one thread only:
+ * its frames belong to the next one from then on.
+ */
+static int take_over(struct tp_shadow *shadow)
+{
+	uint32_t used = SHADOW_USED;
+
+	if (!is_gone(shadow->tid) ||
+	    !__atomic_compare_exchange_n(&shadow->state, &used, SHADOW_SEARCHED, 0,
+					 __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
 		return 0;
-	sweep(shadow);
-	return shadow->top == shadow->base &&
-	       __atomic_compare_exchange_n(&shadow->tid, &dead, tid, 0, __ATOMIC_ACQ_REL,
-					   __ATOMIC_RELAXED);
+	if (is_gone(shadow->tid)) { /* another thread may just have made it its own */
+		let_go_of_dead(shadow);
+		sweep(shadow);
+		if (shadow->top == shadow->base)
+			return 1;
+	}
+	__atomic_store_n(&shadow->state, SHADOW_USED, __ATOMIC_RELEASE);
+	return 0;
 }
 
 /** The calling thread's shadow stack; NULL: there are none yet; SHADOW_NONE: none is left. */
@@ -133,19 +318,28 @@ struct tp_shadow *tpa_shadow_claim(uint64_t fs_base, uint32_t tid)
 	uint64_t count = __atomic_load_n(&tpa_image.shadow_count, __ATOMIC_ACQUIRE);
 
 	for (uint64_t i = 0; i < count; i++)
-		if (heads()[i].state && heads()[i].fs_base == fs_base && heads()[i].tid == tid)
+		if (heads()[i].state == SHADOW_USED && heads()[i].fs_base == fs_base &&
+		    heads()[i].tid == tid)
 			return &heads()[i];
-	for (uint64_t i = 0; i < count; i++)
-		if (take(&heads()[i])) {
-			begin(&heads()[i], i, fs_base, tid);
-			return &heads()[i];
-		}
-	for (uint64_t i = 0; i < count; i++)
-		if (take_over(&heads()[i], tid)) {
-			begin(&heads()[i], i, fs_base, tid);
-			return &heads()[i];
-		}
+	for (int again = 0; again < 2; again++)
+		for (uint64_t i = 0; i < count; i++)
+			if (again ? take_over(&heads()[i]) : take(&heads()[i])) {
+				begin(&heads()[i], i, fs_base, tid);
+				return &heads()[i];
+			}
 	return count ? SHADOW_NONE : NULL;
+}
+
+/* Looking costs two system calls a frame, and a deep recursion finds none dead. */
+static void make_room(struct tp_shadow *shadow)
+{
+	struct tp_call *sentinel = (struct tp_call *)shadow->base - 1;
+
+	if (sentinel->tsc++ % FULL_CALLS)
+		return;
+	sweep(shadow);
+	if (shadow->top < shadow->end)
+		sentinel->tsc = 0;
 }
 
 /**
@@ -157,7 +351,7 @@ struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot)
 	if (shadow->walker && slot >= shadow->walker)
 		tpa_redirect_again(shadow, slot); /* the walk is over */
 	if (shadow->top >= shadow->end)
-		sweep(shadow);
+		make_room(shadow);
 	return shadow->top < shadow->end ? (struct tp_call *)shadow->top : NULL;
 }
 
@@ -171,7 +365,7 @@ static int is_loop(const struct tp_shadow *shadow, const struct tp_call *frame, 
 	uint64_t found = *(const uint64_t *)slot;
 
 	for (; (uint64_t)frame >= shadow->base; frame--) {
-		if (frame->state != TP_FRAME_LIVE || frame->slot != slot ||
+		if (tpa_state(frame->state) != TP_FRAME_LIVE || frame->slot != slot ||
 		    frame->word >> 16 != site || found != tpa_trampoline(shadow, frame))
 			return 0;
 		if (frame->exit == exit)
@@ -184,7 +378,7 @@ static int is_loop(const struct tp_shadow *shadow, const struct tp_call *frame, 
 /* Does the slot lead to this frame? Whoever calls from there stands above it. */
 static int is_below(const struct tp_shadow *shadow, const struct tp_call *frame, uint64_t slot)
 {
-	return frame->state == TP_FRAME_LIVE && frame->slot == slot &&
+	return tpa_state(frame->state) == TP_FRAME_LIVE && frame->slot == slot &&
 	       *(const uint64_t *)slot == tpa_trampoline(shadow, frame);
 }
 
@@ -195,25 +389,28 @@ static int is_below(const struct tp_shadow *shadow, const struct tp_call *frame,
 struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site,
 				 uint64_t exit)
 {
-	struct tp_call *top = (struct tp_call *)shadow->top;
+	for (;;) {
+		struct tp_call *top = (struct tp_call *)*(volatile uint64_t *)&shadow->top;
 
-	for (; (uint64_t)top > shadow->base && top[-1].slot <= slot; top--) {
+		if ((uint64_t)top <= shadow->base || top[-1].slot > slot)
+			return top;
 		if (is_loop(shadow, &top[-1], slot, site, exit))
 			return NULL;
-		if (is_below(shadow, &top[-1], slot) || is_live(shadow, &top[-1], NULL))
-			break;
-		top[-1].state = TP_FRAME_FREE;
-		shadow->top = (uint64_t)&top[-1];
+		if (is_below(shadow, &top[-1], slot) || !bury(shadow, &top[-1], NULL))
+			return top;
+		tpa_lower_top(shadow);
 	}
-	return (struct tp_call *)shadow->top;
 }
 
-/* What was restored for an unwinder and not found again: the thread has come back to below it. */
-static void let_go_above(struct tp_shadow *shadow, struct tp_call *frame)
+/** A thread is on a stack that has frames of another one. */
+void tpa_note_migration(void)
 {
-	while ((uint64_t)++frame < shadow->top)
-		if (frame->state == TP_FRAME_RESTORED)
-			frame->state = TP_FRAME_DEAD;
+	__atomic_store_n(&frames_migrate, 1, __ATOMIC_SEQ_CST);
+}
+
+int tpa_frames_migrate(void)
+{
+	return __atomic_load_n(&frames_migrate, __ATOMIC_SEQ_CST) != 0;
 }
 
 /**
@@ -227,10 +424,14 @@ struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, 
 	int own = shadow->fs_base == fs_base;
 	struct tpa_slot *slot;
 
-	frame->state = TP_FRAME_DEAD;
+	if (!own)
+		tpa_note_migration();
+	__atomic_store_n(&frame->state, (frame->state & ~0xffull) | TP_FRAME_DEAD,
+			 __ATOMIC_RELEASE);
 	if (own) {
-		let_go_above(shadow, frame);
-		sweep(shadow);
+		let_go_restored(shadow, frame + 1, frame->slot);
+		tpa_lower_top(shadow);
+		trim(shadow);
 		return ring;
 	}
 	slot = *set->gate ? tpa_claim(fs_base, set) : NULL;

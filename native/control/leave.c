@@ -202,15 +202,83 @@ static int read_at(const struct tp_leave *in, uint64_t at, void *to, size_t byte
 	return pread(in->mem_fd, to, bytes, (off_t)at) == (ssize_t)bytes ? 0 : -EFAULT;
 }
 
-/* Where its trampoline still stands on a stack, the return address does again. */
-static int let_go(const struct tp_leave *in, uint64_t at, uint64_t returns)
+/* A function that was left by a jump returns to the trampoline of another one. */
+static int find_real(const struct tp_leave *in, uint64_t *real, uint64_t shift)
 {
+	uint64_t first = in->shadow_frames / 4 + shift;
+	uint64_t count = in->shadow_count * TP_SHADOW_DEPTH;
+
+	for (uint64_t i = 0; i < count; i++) {
+		uint64_t number = (*real - first) / TP_RETURN_BYTES;
+
+		if (*real < first || number >= count)
+			return 0;
+		if (read_at(in, in->shadow_frames + number * sizeof(struct tp_call), real,
+			    sizeof(*real)))
+			return -EFAULT;
+	}
+	return -ELOOP;
+}
+
+/* A thread's shadow stack, and the thread itself where it still is. */
+struct owned {
+	const struct tp_leave *in;
+	const struct tp_shadow *shadow;
+	const struct tp_held *held;
+};
+
+static const struct tp_held *find_thread(const struct tp_world *world, uint32_t tid)
+{
+	for (size_t i = 0; i < world->count; i++)
+		if ((uint32_t)world->threads[i].tid == tid && world->threads[i].stopped)
+			return &world->threads[i];
+	return NULL;
+}
+
+/*
+ * Code of ours that a signal has interrupted comes back to a frame in hand, unless its handler never
+ * returned: then the thread is gone, or above it on the same stack.
+ */
+static bool is_abandoned(const struct owned *owned, uint64_t slot)
+{
+	uint64_t rsp = owned->held ? owned->held->saved.rsp : 0;
+
+	if (!owned->held)
+		return true;
+	for (uint64_t i = 0; i < owned->in->stack_count; i++) {
+		const uint64_t *range = &owned->in->stacks[2 * i];
+
+		if (slot >= range[0] && slot < rsp && rsp < range[1])
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Where its trampoline still stands on a stack, the return address does again. A frame in hand, or
+ * whose number stands in its slot, tells of code of ours that was interrupted: on a stack that no
+ * thread is on, perhaps.
+ */
+static int let_go(const struct owned *owned, uint64_t at, uint64_t shift)
+{
+	const struct tp_leave *in = owned->in;
 	struct tp_call frame;
 	uint64_t word;
 	int error = read_at(in, at, &frame, sizeof(frame));
+	uint64_t state = frame.state & 0xff;
 
-	if (error || frame.state != TP_FRAME_LIVE || read_at(in, frame.slot, &word, sizeof(word)) ||
-	    word != at / 4 + returns)
+	if (error || state == TP_FRAME_DEAD)
+		return error;
+	if (state == TP_FRAME_FREE || state == TP_FRAME_PUSHED)
+		return is_abandoned(owned, frame.slot) ? 0 : -EAGAIN;
+	if (read_at(in, frame.slot, &word, sizeof(word)))
+		return 0; /* the stack is gone */
+	if (word == (at - in->shadow_frames) / sizeof(frame))
+		return is_abandoned(owned, frame.slot) ? 0 : -EAGAIN;
+	if (word != at / 4 + shift)
+		return 0;
+	error = find_real(in, &frame.real, shift);
+	if (error)
 		return error;
 	return pwrite(in->mem_fd, &frame.real, sizeof(frame.real), (off_t)frame.slot) ==
 			       sizeof(frame.real) ?
@@ -219,11 +287,30 @@ static int let_go(const struct tp_leave *in, uint64_t at, uint64_t returns)
 }
 
 /* From the newest on: a function left by a jump has its trampoline in the next one's frame. */
-static int let_frames_go(const struct tp_leave *in)
+static int let_shadow_go(const struct owned *owned, struct tp_left *out)
+{
+	const struct tp_shadow *shadow = owned->shadow;
+	int error = 0;
+
+	for (uint64_t top = shadow->top; !error && top > shadow->base;) {
+		top -= sizeof(struct tp_call);
+		error = let_go(owned, top, shadow->returns);
+		if (error == -EAGAIN) {
+			out->busy_why = TP_BUSY_STACK;
+			out->busy_tid = shadow->tid;
+			out->busy_at = top / 4 + shadow->returns;
+		}
+	}
+	return error;
+}
+
+static int let_frames_go(const struct tp_leave *in, const struct tp_world *world,
+			 struct tp_left *out)
 {
 	for (uint64_t i = 0; i < in->shadow_count; i++) {
 		uint64_t at = in->shadow_heads + i * sizeof(struct tp_shadow);
 		struct tp_shadow shadow;
+		struct owned owned = { in, &shadow, NULL };
 		int error = read_at(in, at, &shadow, sizeof(shadow));
 
 		if (error)
@@ -231,10 +318,8 @@ static int let_frames_go(const struct tp_leave *in)
 		if (!shadow.state || shadow.top < shadow.base ||
 		    shadow.top - shadow.base > TP_SHADOW_DEPTH * sizeof(struct tp_call))
 			continue;
-		for (uint64_t top = shadow.top; !error && top > shadow.base;) {
-			top -= sizeof(struct tp_call);
-			error = let_go(in, top, shadow.returns);
-		}
+		owned.held = find_thread(world, shadow.tid);
+		error = let_shadow_go(&owned, out);
 		if (error)
 			return error;
 		shadow.top = shadow.base;
@@ -265,7 +350,7 @@ static int leave(const void *request, void *result)
 	if (!error)
 		error = find_busy(in, &world, out);
 	if (!error)
-		error = let_frames_go(in);
+		error = let_frames_go(in, &world, out);
 	if (!error)
 		error = put_back(in, out);
 	if (!error && in->unmap)

@@ -95,6 +95,7 @@ struct tp_leave {
 	const struct tp_known *known; /* what to put back first: sites that no agent can any more */
 	uint64_t known_count;
 	uint64_t shadow_heads; /* struct tp_shadow[]: their frames are let go; 0: there are none */
+	uint64_t shadow_frames;
 	uint64_t shadow_count;
 	int unmap;		 /* 0: look only, and let frames go */
 	int spared;		 /* the agent's thread, while there is one; or 0 */

@@ -245,7 +245,7 @@ struct tp_call {
 	uint64_t exit;
 	uint64_t aux;	/* the ring, or the row of the profile */
 	uint64_t child; /* ticks in calls below */
-	uint64_t state; /* enum tp_frame_state */
+	uint64_t state; /* enum tp_frame_state; above the low byte, how often the frame was used */
 };
 
 enum tp_frame_state {
@@ -253,6 +253,7 @@ enum tp_frame_state {
 	TP_FRAME_LIVE,	   /* its trampoline stands in the slot, or soon will */
 	TP_FRAME_RESTORED, /* the return address does: somebody is unwinding */
 	TP_FRAME_DEAD,	   /* nobody will return, but frames above it are in use */
+	TP_FRAME_PUSHED,   /* the code that fills it may be interrupted, and comes back */
 };
 
 /** A thread's shadow stack; frames from base to top are in use. */

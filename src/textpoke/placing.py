@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from textpoke import branch_stubs, modes, stubs, target
-from textpoke._errors import AgentFailed, NotPatchable, UnsupportedTarget
+from textpoke._errors import AgentFailed, NotPatchable, TargetExited, UnsupportedTarget
 from textpoke._native import lib
 from textpoke.agent_image import Probe, load_image
 from textpoke.engine import run_request
@@ -142,7 +142,10 @@ class Placing:
         owned = [(r.start, r.bytes) for r in (head.regions[i] for i in range(head.region_count))]
         # What is mapped meanwhile, by our own planning in the own process, is near the rest.
         steps = attempt + (self._agent.pid == os.getpid())
-        return Space(target.read_maps(self._agent.pid), owned, _APART * steps)
+        maps = target.read_maps(self._agent.pid)
+        if not maps:  # memory goes first, the pidfd tells later
+            raise TargetExited(self._agent.pid, "a look for room")
+        return Space(maps, owned, _APART * steps)
 
     def _plan(self, chosen: Sequence[Site], space: Space, *, traps: bool) -> Plan:
         wanted, refused = self._without_windows(chosen)

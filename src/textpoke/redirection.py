@@ -54,11 +54,12 @@ class Redirection:
             UnsupportedTarget: ("returns") No return of this process can be redirected.
             BatchRefused, BatchFailed: A guard could not be written; none was.
         """
-        why = returns.why_no_returns(modules)
+        fresh = [module for module in modules if module.key not in self._seen]
+        why = returns.why_no_returns(self._agent.pid, fresh) if fresh else ""
         if why:
             raise UnsupportedTarget(self._agent.pid, "returns", why)
         self._make_stacks(modules)
-        self._guard([m for m in modules if m.key not in self._seen], finder, mode)
+        self._guard(fresh, finder, mode)
 
     def _make_stacks(self, modules: Sequence[Module]) -> None:
         agent = self._agent

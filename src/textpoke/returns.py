@@ -34,11 +34,18 @@ GUARDED = {
     "pthread_exit": lib.TP_UNWIND_BEGINS,
     "_Unwind_Backtrace": lib.TP_UNWIND_WALKS,
     "backtrace": lib.TP_UNWIND_WALKS,
+    # Every unwinder asks one of these for its tables before its first step: those without a name,
+    # and those that are loaded later.
+    "_dl_find_object": lib.TP_UNWIND_BEGINS,
+    "dl_iterate_phdr": lib.TP_UNWIND_BEGINS,
     "unw_init_local": lib.TP_UNWIND_WALKS,
     "unw_init_local2": lib.TP_UNWIND_WALKS,
     "_ULx86_64_init_local": lib.TP_UNWIND_WALKS,
     "_ULx86_64_init_local2": lib.TP_UNWIND_WALKS,
+    "unw_step": lib.TP_UNWIND_WALKS,
+    "_ULx86_64_step": lib.TP_UNWIND_WALKS,
     "__cxa_begin_catch": lib.TP_UNWIND_CAUGHT,
+    "objc_begin_catch": lib.TP_UNWIND_CAUGHT,
     "__rust_panic_cleanup": lib.TP_UNWIND_CAUGHT,
     "longjmp": lib.TP_UNWIND_JUMPS,
     "_longjmp": lib.TP_UNWIND_JUMPS,
@@ -51,6 +58,7 @@ _TWICE = frozenset(
     (
         *("setjmp", "_setjmp", "__setjmp", "sigsetjmp", "__sigsetjmp", "vfork", "__vfork"),
         *("getcontext", "__getcontext", "swapcontext", "__swapcontext", "__morestack"),
+        *("setcontext", "__setcontext", "__start_context"),
         *("clone", "__clone", "clone3", "__clone3", "_start"),
     )
 )
@@ -58,7 +66,8 @@ _LOOKERS = frozenset(("dlopen", "dlsym", "dlvsym", "dlmopen", "mcount", "_mcount
 _UNWINDERS = re.compile(r"_Unwind_|uw_|unw_|_U\w*x86_64_|\w*_personality_v0")
 _UNWINDER_FILES = re.compile(r"lib(gcc_s|unwind)[^/]*\.so")
 _LOADERS = re.compile(r"ld(-linux|-musl|-)[^/]*\.so|ld\.so")
-_COPIERS = ("_greenlet*.so",)
+_COPIERS = ("_greenlet*.so", "libguile-*.so*", "continuation.so")
+_UNWINDER_NAMES = ("_Unwind_Resume", "_dl_find_object")
 _COMPILED = (SiteKind.NOP_RUN, SiteKind.NOP5)
 
 
@@ -119,12 +128,26 @@ def guards(pid: int, modules: Iterable[Module]) -> dict[int, int]:
     return found
 
 
-def why_no_returns(modules: Iterable[Module]) -> str:
+def why_no_returns(pid: int, modules: Iterable[Module]) -> str:
     """Return why no return of this process can be redirected; "" when it can."""
     for module in modules:
         if any(fnmatch.fnmatchcase(module.name, pattern) for pattern in _COPIERS):
             return f"{module.name} copies stacks away and back"
+        if module.is_main and _has_nameless_unwinder(pid, module):
+            return f"{module.name} is linked statically and its unwinder has no name"
     return ""
+
+
+def _has_nameless_unwinder(pid: int, module: Module) -> bool:
+    """Whether a program brings an unwinder of its own that nobody can find: static and stripped."""
+    try:
+        with elf.Image.open(target.open_module(pid, module)) as image:
+            names = {section.name for section in image.sections}
+            if ".interp" in names or (names and ".gcc_except_table" not in names):
+                return False
+            return not symbols.addresses(image, _UNWINDER_NAMES, hidden=True)
+    except SiteError:
+        return False
 
 
 def _why_not_by_name(name: str, module: str) -> str:

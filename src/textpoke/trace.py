@@ -550,6 +550,7 @@ class Trace:
         try:
             if fresh:
                 self._drop_unsafe_traps()
+                self._guard_returns()
             self._trace_in(self.find_in, fresh)
         except NoSuchTarget as exc:
             raise TargetExited(self.target.pid, "the recording") from exc
@@ -559,6 +560,12 @@ class Trace:
         if self._tracer == BRANCH and self._branches and time.monotonic() >= self._next_counts:
             self._next_counts = time.monotonic() + _COUNTS_S
             self._branches.look()
+
+    def _guard_returns(self) -> None:
+        """What has come may unwind the stack. Raises UnsupportedTarget ("returns")."""
+        if self._tracer in tracers.REDIRECTING:
+            with suppress(PokeError, SiteError, AgentFailed):  # closed again meanwhile, perhaps
+                self.target.make_ready_for_returns(self.mode)
 
     def _drop_unsafe_traps(self) -> None:
         """What was opened since may block SIGTRAP: int3s that stay must not meet that."""

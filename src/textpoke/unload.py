@@ -231,6 +231,7 @@ def _remove_once(
     count = min(head.shadow_count, _MOST_SHADOWS)
     if wire.is_range(head.shadow_heads, count * ffi.sizeof("struct tp_shadow")):
         request.shadow_heads, request.shadow_count = head.shadow_heads, count
+        request.shadow_frames = head.shadow_frames
     raw = bytes(ffi.buffer(request))
     parts = (raw, pairs(ranges), words(sites), pairs(stacks), known)
     code, found = helper.perform(agent, Work.LEAVE, *parts)

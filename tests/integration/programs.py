@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+TARGETS = Path(__file__).parent.parent / "targets"
 NOPS = "-fpatchable-function-entry=5"
 PIE = (NOPS, "-fPIE", "-pie")
 _NOP5 = "-DENTRY_BYTES=0x0f,0x1f,0x44,0x00,0x00"

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Redirected returns: no way to leave a function breaks a program, nor what walks its stack."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import programs
+import pytest
+from observe import agent_task, ask, maps, recording, text_equals_files, untouched, wait_until
+
+import textpoke as api
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Compile, Start
+
+CPP = ("-std=c++20", str(programs.TARGETS / "returns.S"))
+BUILDS = {
+    "O2": programs.PIE,
+    "O0": (*programs.PIE, "-O0"),
+    "static-libgcc": (*programs.PIE, "-static-libgcc"),
+    "static": (programs.NOPS, "-static"),
+}
+PARTS = {
+    "exceptions": 20,
+    "passed": 20,
+    "jumps": 500,
+    "handlers": 500,
+    "switched": 20,
+    "contexts": 50,
+    "moved": 10,
+    "generated": 50,
+    "ended": 5,
+    "processes": 5,
+    "deep": 1,
+    "values": 50,
+    "walked": 50,
+    "ticked": 1,
+}
+# A part of a program can run in several threads at a time, but for these.
+STORMS = tuple(part for part in PARTS if part not in {"contexts", "deep"})
+TRACERS = ("function_graph", "profile")
+LIBC = (
+    "*",
+    "libc.so*!mem*",
+    "libc.so*!str*",
+    "libc.so*!*printf*",
+    "libc.so*!malloc",
+    "libc.so*!free",
+)
+SWITCHES = 50
+
+
+@pytest.fixture
+def start(compile_target: Compile, start_target: Start):
+    def started(build: str = "O2") -> subprocess.Popen[str]:
+        process = start_target(compile_target("returns.cc", *BUILDS[build], *CPP))
+        ask(process, "run ended 1")  # stacks that libc keeps, libraries that it loads
+        return process
+
+    return started
+
+
+@pytest.mark.parametrize("tracer", TRACERS)
+@pytest.mark.parametrize("build", BUILDS)
+def test_every_way_out_of_a_function_ends_right(start, build: str, tracer: str) -> None:
+    process = start(build)
+    for part, rounds in PARTS.items():
+        with api.attach(process.pid) as target, target.trace(tracer=tracer) as trace:
+            assert ask(process, f"run {part} {rounds}") == "0", part
+            trace.drain()
+        assert target.report is not None
+        assert target.report.residue == [], part
+        assert text_equals_files(process.pid)
+    ask(process, "run exceptions 1")
+
+
+def let_go(process: subprocess.Popen[str], target: api.Target) -> None:
+    """What could not be removed while the program stormed can be when it does not."""
+    assert target.report is not None
+    for line in target.report.residue:
+        assert "code" in line or "first bytes" in line, line
+    if target.report.residue:
+        with api.attach(process.pid) as again:
+            pass
+        assert again.report is not None
+        assert again.report.residue == []
+    assert text_equals_files(process.pid)
+    assert agent_task(process.pid) is None
+
+
+@pytest.mark.parametrize("part", STORMS)
+def test_tracers_are_switched_under_load(start, part: str) -> None:
+    process = start()
+    with api.attach(process.pid) as target:
+        with target.trace(tracer="function_graph") as trace:
+            ask(process, f"storm {part} 3")
+            for i in range(SWITCHES):
+                trace.tracer = ("nop", "profile", "function_graph", "function")[i % 4]
+                trace.drain()
+                time.sleep(0.01)
+    # The detach came in the middle of it.
+    rounds, wrong = map(int, ask(process, "calm").split())
+    assert rounds > 0
+    assert wrong == 0
+    let_go(process, target)
+    assert ask(process, f"run {part} 1") == "0"
+
+
+@pytest.mark.parametrize("tracer", TRACERS)
+def test_functions_of_libc_too(start, tracer: str) -> None:
+    process = start()
+    with untouched(process), api.attach(process.pid) as target:
+        with target.trace(LIBC, tracer=tracer, everything=True) as trace:
+            for part in ("exceptions", "jumps", "switched", "moved", "values", "walked", "ended"):
+                assert ask(process, f"run {part} 5") == "0", part
+                trace.drain()
+
+
+@pytest.mark.parametrize("walks", [0, 1])
+def test_signals_at_a_high_rate(start, walks: int) -> None:
+    process = start()
+    with api.attach(process.pid) as target:
+        with target.trace(tracer="function_graph") as trace:
+            ask(process, f"tick 100 {walks}")
+            for part in ("ticked", "exceptions", "jumps", "values", "switched", "ticked"):
+                assert ask(process, f"run {part} 5") == "0", part
+                trace.drain()
+            signals = int(ask(process, "tick 0 0").split()[0])
+    assert signals > 10
+    let_go(process, target)
+
+
+def test_a_scheduler_in_a_signal_handler(start) -> None:
+    process = start()
+    with api.attach(process.pid) as target, target.trace(tracer="function_graph"):
+        assert ask(process, "run preempted 1") == "0"
+    # Stacks that were given up in the middle of a probe look like stacks that wait.
+    assert target.report is not None
+    assert ask(process, "run exceptions 5") == "0"
+
+
+def test_an_unwinder_that_comes_later(compile_target: Compile, start_target: Start) -> None:
+    process = start_target(compile_target("cancelled.c", *programs.PIE, "-fexceptions"))
+    assert "libgcc_s" not in str(maps(process.pid))
+    with api.attach(process.pid) as target, target.trace(tracer="function_graph"):
+        assert ask(process, "run 50") == "0"
+    assert "libgcc_s" in str(maps(process.pid))
+    let_go(process, target)
+
+
+def test_a_static_program_without_names_is_refused(
+    compile_target: Compile, start_target: Start, tmp_path: Path
+) -> None:
+    program, bare = compile_target("returns.cc", *BUILDS["static"], *CPP), tmp_path / "bare"
+    subprocess.run(["strip", "-o", str(bare), str(program)], check=True)
+    process = start_target(bare)
+    with untouched(process), api.attach(process.pid) as target:
+        with pytest.raises(api.UnsupportedTarget) as caught:
+            target.trace(tracer="function_graph").start()
+        assert caught.value.reason == "returns"
+        assert "unwinder has no name" in str(caught.value)
+    assert ask(process, "run exceptions 2") == "0"
+
+
+def test_too_deep_is_counted_and_not_fatal(start) -> None:
+    process = start()
+    with untouched(process), api.attach(process.pid) as target:
+        with target.trace(tracer="function_graph") as trace:
+            assert ask(process, "run deep 1") == "0"
+        assert trace.lost == 0
+
+
+@pytest.mark.parametrize("part", ["exceptions", "ended", "switched", "walked"])
+def test_the_tool_is_killed_while_returns_are_redirected(start, part: str) -> None:
+    process = start()
+    for _ in range(3):
+        with recording(
+            "-p", process.pid, "-t", "function_graph", "-o", "/dev/null", "-f"
+        ) as record:
+            ask(process, f"storm {part} 2")
+            time.sleep(0.2)
+            record.kill()
+            time.sleep(0.6)  # the agent cleans up, as far as it may
+            rounds, wrong = map(int, ask(process, "calm").split())
+            assert rounds > 0
+            assert wrong == 0
+    wait_until(lambda: ask(process, f"run {part} 2") == "0", "it works on")
+    with api.attach(process.pid) as target:
+        pass
+    let_go(process, target)
+    assert ask(process, f"run {part} 2") == "0"
