@@ -153,6 +153,8 @@ class Recording:
         overhead = {"overhead": self.overhead.as_dict()}
         if self._flow is None:
             return overhead
+        self._next_threads = 0.0
+        self._look_at_threads()
         self._take(self._feed(None))
         self._flow.close()
         return {"remarks": self.remarks, "snapshots": self.snapshots, **overhead}
