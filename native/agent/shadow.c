@@ -61,7 +61,7 @@ static void begin(struct tp_shadow *shadow, uint64_t number, uint64_t fs_base, u
 	shadow->returns = tpa_image.shadow_returns - (tpa_image.shadow_frames >> 2);
 	shadow->base = (uint64_t)(sentinel + 1);
 	shadow->limit = shadow->end = (uint64_t)(sentinel + TP_SHADOW_DEPTH);
-	shadow->walker = sentinel->tsc = 0;
+	shadow->walker = sentinel->tsc = sentinel->aux = 0;
 	__atomic_store_n(&shadow->top, shadow->base, __ATOMIC_RELEASE);
 	__atomic_store_n(&shadow->state, SHADOW_USED, __ATOMIC_RELEASE);
 }

@@ -144,17 +144,50 @@ static void redirect_frame(struct tp_shadow *shadow, struct tp_call *frame, stru
 	}
 }
 
+/* Where the return address of the outermost unwinder stands that has not come to an end; or 0. */
+static uint64_t *unwinder_of(const struct tp_shadow *shadow)
+{
+	return &((struct tp_call *)shadow->base - 1)->aux;
+}
+
+/* Has the thread come back to above an unwinder? */
+static int is_gone(uint64_t unwinder, uint64_t rsp)
+{
+	struct tpa_stack stack = { rsp, 0, rsp };
+
+	return unwinder == rsp || tpa_is_below(&stack, unwinder) ||
+	       !tpa_is_readable(unwinder & ~7ull);
+}
+
+/*
+ * A signal handler may unwind and catch, or walk, within the work of another unwinder. One that is
+ * asked for tables within a walk is that walk's.
+ */
+static void note_unwinder(struct tp_shadow *shadow, uint64_t slot)
+{
+	uint64_t *unwinder = unwinder_of(shadow);
+
+	if (!(shadow->walker && slot < shadow->walker) &&
+	    (!*unwinder || is_gone(*unwinder, slot)))
+		*unwinder = slot;
+}
+
 /** Redirect again what was restored and is still there, older ones first. Below @rsp nothing is. */
 void tpa_redirect_again(struct tp_shadow *shadow, uint64_t rsp)
 {
 	struct tpa_stack stack = { rsp, 0, rsp };
+	uint64_t *unwinder = unwinder_of(shadow);
+
+	shadow->walker = 0;
+	shadow->limit = shadow->end;
+	if (*unwinder && !is_gone(*unwinder, rsp))
+		return;
+	*unwinder = 0;
 
 	for (struct tp_call *frame = (struct tp_call *)shadow->base; (uint64_t)frame < shadow->top;
 	     frame++)
 		redirect_frame(shadow, frame, &stack);
 	tpa_lower_top(shadow);
-	shadow->walker = 0;
-	shadow->limit = shadow->end;
 }
 
 static uint64_t rotate_right(uint64_t value, int bits)
@@ -205,10 +238,13 @@ static void unwind(struct tp_shadow *shadow, uint64_t what, uint64_t slot, uint6
 	}
 	switch (what) {
 	case TP_UNWIND_WALKS: /* the next call from here, or above, tells that it is over */
-		shadow->walker = slot;
+		if (slot > shadow->walker)
+			shadow->walker = slot;
 		shadow->limit = 0;
-		__attribute__((fallthrough));
+		restore(shadow, 0, ~0ull, TP_FRAME_RESTORED);
+		break;
 	case TP_UNWIND_BEGINS:
+		note_unwinder(shadow, slot);
 		restore(shadow, 0, ~0ull, TP_FRAME_RESTORED);
 		break;
 	case TP_UNWIND_CAUGHT:

