@@ -114,11 +114,13 @@ def test_tracers_are_switched_under_load(start, part: str) -> None:
 @pytest.mark.parametrize("tracer", TRACERS)
 def test_functions_of_libc_too(start, tracer: str) -> None:
     process = start()
-    with api.attach(process.pid) as target:
-        with target.trace(LIBC, tracer=tracer, everything=True) as trace:
-            for part in ("exceptions", "jumps", "switched", "moved", "values", "walked", "ended"):
-                assert ask(process, f"run {part} 5") == "0", part
-                trace.drain()
+    with (
+        api.attach(process.pid) as target,
+        target.trace(LIBC, tracer=tracer, everything=True) as trace,
+    ):
+        for part in ("exceptions", "jumps", "switched", "moved", "values", "walked", "ended"):
+            assert ask(process, f"run {part} 5") == "0", part
+            trace.drain()
     let_go(process, target)
 
 
@@ -169,9 +171,11 @@ def test_a_static_program_without_names_is_refused(
 
 def test_too_deep_is_counted_and_not_fatal(start) -> None:
     process = start()
-    with api.attach(process.pid) as target:
-        with target.trace(tracer="function_graph", overwrite=True):
-            assert ask(process, "run deep 1") == "0"
+    with (
+        api.attach(process.pid) as target,
+        target.trace(tracer="function_graph", overwrite=True),
+    ):
+        assert ask(process, "run deep 1") == "0"
     let_go(process, target)
 
 
