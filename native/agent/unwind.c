@@ -167,8 +167,7 @@ static void note_unwinder(struct tp_shadow *shadow, uint64_t slot)
 {
 	uint64_t *unwinder = unwinder_of(shadow);
 
-	if (!(shadow->walker && slot < shadow->walker) &&
-	    (!*unwinder || is_gone(*unwinder, slot)))
+	if (!(shadow->walker && slot < shadow->walker) && (!*unwinder || is_gone(*unwinder, slot)))
 		*unwinder = slot;
 }
 
