@@ -27,12 +27,13 @@ class Row:
         register: The CFA (canonical frame address: rsp before the CALL) is this register's value...
         offset: ...plus so many bytes.
         rules: Where registers of the caller are: number to ("offset", bytes from the CFA),
-            ("val_offset", bytes), ("register", number), ("undefined", 0) or ("same", 0).
+            ("val_offset", bytes), ("register", number), ("undefined", 0), ("same", 0) or
+            ("expression", DWARF operations that give the address).
     """
 
     register: int = RSP
     offset: int = WORD_BYTES
-    rules: Mapping[int, tuple[str, int]] = field(
+    rules: Mapping[int, tuple[str, int | bytes]] = field(
         default_factory=lambda: {RETURN_ADDRESS: ("offset", -WORD_BYTES)}
     )
 
@@ -103,8 +104,10 @@ def _changes(old: Row, new: Row) -> bytes:
     return bytes(program)
 
 
-def _rule(register: int, kind: str, value: int) -> bytes:
+def _rule(register: int, kind: str, value: int | bytes) -> bytes:
     number = uleb(register)
+    if isinstance(value, bytes):
+        return b"\x10" + number + uleb(len(value)) + value
     factor = value // -WORD_BYTES
     match kind:
         case "offset" if factor >= 0:

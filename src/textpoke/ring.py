@@ -14,6 +14,7 @@ from textpoke._errors import AgentFailed
 from textpoke._native import ffi, lib
 
 if TYPE_CHECKING:
+    from textpoke._native import Pointer
     from textpoke.agent import Agent
     from textpoke.ring_sets import RingSet
 
@@ -94,6 +95,7 @@ class RingReader:
         self._rings.buffer = self._buffer
         if lib.tp_rings_start(self._rings):
             raise AgentFailed("checking the rings", errno.EBADMSG)
+        self._overruns_before = self._all_overruns()
 
     def write_to(self, fd: int) -> None:
         """Send what is drained from now on to `fd`; -1 throws it away."""
@@ -119,12 +121,23 @@ class RingReader:
         """Events of threads for which no ring was left, since this reader began."""
         return plausible(int(self._wire.events_without_ring) - self._no_ring_before)
 
+    @property
+    def overruns(self) -> int:
+        """Calls that were too deep to be followed to their return, since this reader began."""
+        return plausible(self._all_overruns() - self._overruns_before)
+
+    def _all_overruns(self) -> int:
+        return sum(int(self._ring(i).overruns) for i in range(self.count))
+
+    def _ring(self, i: int) -> Pointer:
+        offset = self._rings.ring_offset + i * self._rings.ring_stride
+        return ffi.cast("struct tp_ring *", self._rings.map + offset)
+
     def tids(self) -> list[int]:
         """Ids of the threads that have had a ring, in the target's own numbering."""
         found = set()
         for i in range(self.count):
-            offset = self._rings.ring_offset + i * self._rings.ring_stride
-            ring = ffi.cast("struct tp_ring *", self._rings.map + offset)
+            ring = self._ring(i)
             if ring.tid:
                 found.add(int(ring.tid))
         return sorted(found)

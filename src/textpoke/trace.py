@@ -121,7 +121,7 @@ class Trace:
         self._log: CaptureLog | None = None
         self._seen: set[tuple[str, int, int]] = set()
         self._next_look = 0.0
-        self._lost_no_ring = 0
+        self._lost_no_ring = self._overruns = 0
 
     def __enter__(self) -> Self:
         self.start()
@@ -148,6 +148,11 @@ class Trace:
     def lost_no_ring(self) -> int:
         """Events of threads for which no ring was left."""
         return self._reader.lost_no_ring if self._reader else self._lost_no_ring
+
+    @property
+    def overruns(self) -> int:
+        """Calls that were too deep for their return to be seen; they have no events."""
+        return self._reader.overruns if self._reader else self._overruns
 
     @property
     def events(self) -> int:
@@ -438,6 +443,7 @@ class Trace:
     def _close(self) -> None:
         if self._reader is not None:
             self._lost_no_ring = self._reader.lost_no_ring
+            self._overruns = self._reader.overruns
         self._reader = None
         for rings in (self._events, self._profile):
             if rings is not None:
@@ -489,6 +495,7 @@ class Trace:
             "events": self.totals.events,
             "lost": self.totals.lost,
             "lost_no_ring": self.lost_no_ring,
+            "overruns": self.overruns,
             "reason": self.reason,
             "on": self.on.as_dict() if self.on else None,
             "off": self.off.as_dict() if self.off else None,

@@ -259,6 +259,7 @@ def _say_end(console: Console, args: argparse.Namespace, target: Target, trace: 
                 "events": trace.events,
                 "lost": trace.totals.lost,
                 "lost_no_ring": trace.lost_no_ring,
+                "overruns": trace.overruns,
                 "hold_ns": target.hold_ns,
                 "on": trace.on.as_dict() if trace.on else None,
                 "off": trace.off.as_dict() if trace.off else None,
@@ -266,7 +267,8 @@ def _say_end(console: Console, args: argparse.Namespace, target: Target, trace: 
             }
         )
         return
-    console.say(f"{trace.events:,} events, {trace.lost:,} lost ({trace.reason})")
+    deep = f", {trace.overruns:,} calls too deep" if trace.overruns else ""
+    console.say(f"{trace.events:,} events, {trace.lost:,} lost{deep} ({trace.reason})")
     if trace.lost:
         console.say("to lose fewer: a larger --buffer, or fewer functions with -i and -x")
     console.say(escape(f"textpoke report {trace.output}"))

@@ -54,6 +54,8 @@ def notes(capture: Capture, counts: Counts) -> list[str]:
         lines.append(f"lost: {counts.lost:,}, {full}{f' ({per_thread})' if per_thread else ''}")
     if counts.lost_no_ring:
         lines.append(f"lost: {counts.lost_no_ring:,} of threads that had no ring")
+    if capture.end and capture.end.overruns:
+        lines.append(f"overruns: {capture.end.overruns:,} calls too deep to be followed")
     if counts.unknown:
         lines.append(f"unknown: {counts.unknown:,} with an address that no site has")
     if capture.cut_off:
