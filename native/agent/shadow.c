@@ -16,7 +16,7 @@
 #define PAGE_UP(bytes) (((bytes) + TP_PAGE_BYTES - 1) & ~(uint64_t)(TP_PAGE_BYTES - 1))
 #define MOST_SHADOWS 4096
 #define SHADOW_NONE ((struct tp_shadow *)1) /* probe.inc */
-#define FULL_CALLS 1024 /* between two looks for dead frames that found none */
+#define FULL_CALLS 1024			    /* between two looks for dead frames that found none */
 
 enum { SHADOW_UNUSED, SHADOW_USED, SHADOW_SEARCHED };
 
@@ -284,8 +284,8 @@ static void let_go_of_dead(struct tp_shadow *shadow)
 
 		/* in hand: a signal came, and its handler never returned */
 		if (!tpa_frames_migrate() &&
-		    (is_in_hand(frame) || (tpa_state(word) == TP_FRAME_RESTORED &&
-					   tpa_put_back(shadow, frame))))
+		    (is_in_hand(frame) ||
+		     (tpa_state(word) == TP_FRAME_RESTORED && tpa_put_back(shadow, frame))))
 			tpa_change(frame, word, TP_FRAME_DEAD);
 	}
 }
@@ -419,7 +419,8 @@ struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, 
 
 	if (!own)
 		tpa_note_migration();
-	__atomic_store_n(&frame->state, (frame->state & ~0xffull) | TP_FRAME_DEAD, __ATOMIC_RELEASE);
+	__atomic_store_n(&frame->state, (frame->state & ~0xffull) | TP_FRAME_DEAD,
+			 __ATOMIC_RELEASE);
 	if (own) {
 		let_go_restored(shadow, frame + 1, frame->slot);
 		tpa_lower_top(shadow);

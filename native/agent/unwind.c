@@ -54,8 +54,7 @@ int tpa_put_back(struct tp_shadow *shadow, struct tp_call *frame)
 }
 
 /* Frames whose slot is in [low, high): from the newest on, since one may redirect to another. */
-static void restore(struct tp_shadow *shadow, uint64_t low, uint64_t high,
-		    enum tp_frame_state to)
+static void restore(struct tp_shadow *shadow, uint64_t low, uint64_t high, enum tp_frame_state to)
 {
 	for (struct tp_call *frame = (struct tp_call *)shadow->top;
 	     (uint64_t)--frame >= shadow->base;) {
@@ -91,8 +90,7 @@ int tpa_is_below(struct tpa_stack *stack, uint64_t at)
 {
 	uint64_t page = PAGE_OF(at);
 
-	if (at >= stack->rsp || at < stack->hole ||
-	    stack->rsp - at > MOST_PAGES * TP_PAGE_BYTES)
+	if (at >= stack->rsp || at < stack->hole || stack->rsp - at > MOST_PAGES * TP_PAGE_BYTES)
 		return 0;
 	for (; (page += TP_PAGE_BYTES) < stack->known;)
 		if (!tpa_is_readable(page)) {
@@ -129,8 +127,7 @@ static int is_over(const struct tp_call *frame, struct tpa_stack *stack)
 	return tpa_is_below(stack, frame->slot);
 }
 
-static void redirect_frame(struct tp_shadow *shadow, struct tp_call *frame,
-			   struct tpa_stack *stack)
+static void redirect_frame(struct tp_shadow *shadow, struct tp_call *frame, struct tpa_stack *stack)
 {
 	uint64_t word = tpa_word(frame);
 
@@ -170,8 +167,7 @@ static void note_unwinder(struct tp_shadow *shadow, uint64_t slot)
 {
 	uint64_t *unwinder = unwinder_of(shadow);
 
-	if (!(shadow->walker && slot < shadow->walker) &&
-	    (!*unwinder || is_gone(*unwinder, slot)))
+	if (!(shadow->walker && slot < shadow->walker) && (!*unwinder || is_gone(*unwinder, slot)))
 		*unwinder = slot;
 }
 

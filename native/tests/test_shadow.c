@@ -175,7 +175,8 @@ static void leave(struct routine *one, int thread)
 	if (!made)
 		return;
 	at = *word_at(made->slot);
-	for (int i = 0; i < 2000 && at >= RETURNS && at < RETURNS + THREADS * TP_SHADOW_DEPTH * 16; i++)
+	for (int i = 0; i < 2000 && at >= RETURNS && at < RETURNS + THREADS * TP_SHADOW_DEPTH * 16;
+	     i++)
 		at = pass(at, made->slot, thread);
 	wrong += at != made->real;
 	one->depth--;

@@ -109,19 +109,14 @@ def _rule(register: int, kind: str, value: int | bytes) -> bytes:
     if isinstance(value, bytes):
         return b"\x10" + number + uleb(len(value)) + value
     factor = value // -WORD_BYTES
-    match kind:
-        case "offset" if factor >= 0:
-            return b"\x05" + number + uleb(factor)
-        case "offset":
-            return b"\x11" + number + sleb(factor)
-        case "val_offset":
-            return b"\x15" + number + sleb(factor)
-        case "register":
-            return b"\x09" + number + uleb(value)
-        case "same":
-            return b"\x08" + number
-        case _:
-            return b"\x07" + number
+    codes = {
+        "val_offset": (b"\x15", sleb(factor)),
+        "register": (b"\x09", uleb(max(value, 0))),
+        "same": (b"\x08", b""),
+        "offset": (b"\x05", uleb(factor)) if factor >= 0 else (b"\x11", sleb(factor)),
+    }
+    code, operand = codes.get(kind, (b"\x07", b""))
+    return code + number + operand
 
 
 def uleb(value: int) -> bytes:

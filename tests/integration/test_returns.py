@@ -46,7 +46,14 @@ PARTS = {
 # A part of a program can run in several threads at a time, but for these.
 STORMS = tuple(part for part in PARTS if part not in {"contexts", "deep"})
 TRACERS = ("function_graph", "profile")
-LIBC = ("*", "libc.so*!mem*", "libc.so*!str*", "libc.so*!*printf*", "libc.so*!malloc", "libc.so*!free")
+LIBC = (
+    "*",
+    "libc.so*!mem*",
+    "libc.so*!str*",
+    "libc.so*!*printf*",
+    "libc.so*!malloc",
+    "libc.so*!free",
+)
 SWITCHES = 50
 
 
@@ -91,13 +98,12 @@ def let_go(process: subprocess.Popen[str], target: api.Target) -> None:
 @pytest.mark.parametrize("part", STORMS)
 def test_tracers_are_switched_under_load(start, part: str) -> None:
     process = start()
-    with api.attach(process.pid) as target:
-        with target.trace(tracer="function_graph") as trace:
-            ask(process, f"storm {part} 3")
-            for i in range(SWITCHES):
-                trace.tracer = ("nop", "profile", "function_graph", "function")[i % 4]
-                trace.drain()
-                time.sleep(0.01)
+    with api.attach(process.pid) as target, target.trace(tracer="function_graph") as trace:
+        ask(process, f"storm {part} 3")
+        for i in range(SWITCHES):
+            trace.tracer = ("nop", "profile", "function_graph", "function")[i % 4]
+            trace.drain()
+            time.sleep(0.01)
     # The detach came in the middle of it.
     rounds, wrong = map(int, ask(process, "calm").split())
     assert rounds > 0
@@ -109,24 +115,26 @@ def test_tracers_are_switched_under_load(start, part: str) -> None:
 @pytest.mark.parametrize("tracer", TRACERS)
 def test_functions_of_libc_too(start, tracer: str) -> None:
     process = start()
-    with api.attach(process.pid) as target:
-        with target.trace(LIBC, tracer=tracer, everything=True) as trace:
-            for part in ("exceptions", "jumps", "switched", "moved", "values", "walked", "ended"):
-                assert ask(process, f"run {part} 5") == "0", part
-                trace.drain()
+    parts = ("exceptions", "jumps", "switched", "moved", "values", "walked", "ended")
+    with (
+        api.attach(process.pid) as target,
+        target.trace(LIBC, tracer=tracer, everything=True) as trace,
+    ):
+        for part in parts:
+            assert ask(process, f"run {part} 5") == "0", part
+            trace.drain()
     let_go(process, target)
 
 
 @pytest.mark.parametrize("walks", [0, 1])
 def test_signals_at_a_high_rate(start, walks: int) -> None:
     process = start()
-    with api.attach(process.pid) as target:
-        with target.trace(tracer="function_graph") as trace:
-            ask(process, f"tick 100 {walks}")
-            for part in ("ticked", "exceptions", "jumps", "values", "switched", "ticked"):
-                assert ask(process, f"run {part} 5") == "0", part
-                trace.drain()
-            signals = int(ask(process, "tick 0 0").split()[0])
+    with api.attach(process.pid) as target, target.trace(tracer="function_graph") as trace:
+        ask(process, f"tick 100 {walks}")
+        for part in ("ticked", "exceptions", "jumps", "values", "switched", "ticked"):
+            assert ask(process, f"run {part} 5") == "0", part
+            trace.drain()
+        signals = int(ask(process, "tick 0 0").split()[0])
     assert signals > 10
     let_go(process, target)
 
