@@ -7,7 +7,7 @@ STAMPS := build/stamps
 WERROR ?= true
 # Other people's test suites under toggling: full (half an hour), or short.
 SUITES ?= full
-LONG := python_suite unmodified_suites differential debuggers
+LONG := python_suite unmodified_suites differential debuggers tracers redis_stall real_branches
 LARGE := mariadbd cmake
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)

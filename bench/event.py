@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cost of one function event: nanoseconds per call over the patched-out program."""
+"""The cost of one event, and of one call under each tracer and under other tools."""
 
 from __future__ import annotations
 
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING
 
 import common
+import peers
 from common import Goal, figure, median
 from subject import CHUNK, Subject, complaints
 
@@ -31,6 +33,14 @@ so both see the same machine. Every figure is a median over the pairs.
   drained    large rings, drained and thrown away while the threads run; losses are counted
   event ns   on minus off: what one event costs;  ratio: on by off
   exact      events + lost = calls, in every single run
+
+Then a call (entry and exit) under each tracer, under uftrace, and with what gcc's
+-finstrument-functions calls: the programs take turns, a quarter of a million calls each, so all see
+the same machine; our rings overwrite. Cost is again the threads' CPU time by call over the program
+with nothing patched (whose functions have NOPs, those of the others a call: that is theirs).
+  best, median  of all rounds: over the best of the bare program, and over that round's
+  bytes         that a call has written; uftrace writes files, from another process, whose time is
+                not counted here. --nop: its hooks run and record nothing
 """
 GOAL_NS = 15.0
 _SMALL_RING = 1 << 20
@@ -172,7 +182,33 @@ def arguments() -> argparse.Namespace:
     made = common.parser(ABOUT, "event")
     common.add_matrix(made, [1, 1000], [1, 2])
     made.add_argument("--pairs", type=int, metavar="COUNT", help="off and on (9, quick: 3)")
+    made.add_argument("--only", choices=["modes", "peers"], help="one of the two tables")
     return made.parse_args()
+
+
+def measure_modes(args: argparse.Namespace, clocks: list[float]) -> tuple[list[Row], list[Subject]]:
+    """One function event in each way to keep it."""
+    rows: list[Row] = []
+    subjects: list[Subject] = []
+    for kind, sites, threads in product(args.kinds, args.sites, args.threads):
+        print(f"{kind}, {sites:,} sites, {threads} threads", file=sys.stderr)
+        for mode in modes(quick=args.quick):
+            subject = Subject(kind, sites, threads, quota=0, ring_bytes=mode.ring_bytes)
+            subjects.append(subject)
+            clocks.append(common.rdtsc_ns())
+            with subject:
+                rows.append(measure(subject, mode, args.pairs or (3 if args.quick else 9)))
+    return rows, subjects
+
+
+def measure_peers(args: argparse.Namespace, clocks: list[float]) -> list[peers.Peer]:
+    """A call under each tracer and other tools: a hot function, many in turn, two threads."""
+    found: list[peers.Peer] = []
+    for sites, threads in ((1, 1), (1000, 1), (1, 2)):
+        print(f"tracers and peers, {sites:,} sites, {threads} threads", file=sys.stderr)
+        clocks.append(common.rdtsc_ns())
+        found += peers.measure(sites, threads, quick=args.quick)
+    return found
 
 
 def main() -> int:
@@ -180,29 +216,23 @@ def main() -> int:
     args = arguments()
     facts, clocks = common.machine(), [common.rdtsc_ns()]
     common.say_machine(facts)
-    rows: list[Row] = []
-    subjects: list[Subject] = []
-    for kind in args.kinds:
-        for sites in args.sites:
-            for threads in args.threads:
-                print(f"{kind}, {sites:,} sites, {threads} threads", file=sys.stderr)
-                for mode in modes(quick=args.quick):
-                    subject = Subject(kind, sites, threads, quota=0, ring_bytes=mode.ring_bytes)
-                    subjects.append(subject)
-                    clocks.append(common.rdtsc_ns())
-                    with subject:
-                        rows.append(measure(subject, mode, args.pairs or (3 if args.quick else 9)))
-    aims, problems = goals(rows), complaints(subjects)
+    rows, subjects = measure_modes(args, clocks) if args.only != "peers" else ([], [])
+    calls = measure_peers(args, clocks) if args.only != "modes" else []
+    aims, problems = goals(rows) + peers.goals(calls), complaints(subjects)
     rdtsc_ns = median(clocks)
     print(
         f"\nrdtsc alone, once in every event: {rdtsc_ns:.1f} ns (median of {len(clocks)} looks,"
         f" {min(clocks):.1f} to {max(clocks):.1f}, between the rows)\n"
     )
-    print(common.table(HEAD, [row.cells() for row in rows]))
+    if rows:
+        print(common.table(HEAD, [row.cells() for row in rows]) + "\n")
+    if calls:
+        print(common.table(peers.HEAD, [peer.cells() for peer in calls]))
     common.say_goals(aims)
     print("\n".join(problems), file=sys.stderr, end="\n" if problems else "")
     result = {"machine": facts, "quick": args.quick, "rdtsc_ns": rdtsc_ns, "problems": problems}
     result["rows"] = [row.as_dict() for row in rows]
+    result["calls"] = [peer.as_dict() for peer in calls]
     result["goals"] = [goal.as_dict() for goal in aims]
     common.write_json(args.json, result)
     return 1 if problems or not all(row.exact for row in rows) else 0

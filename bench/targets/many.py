@@ -31,6 +31,15 @@ KINDS = {
     "nop5": ("-pg", "-mfentry", "-mnop-mcount", "-mrecord-mcount", "-fno-pie", "-no-pie"),
     "merged": ("-fpatchable-function-entry=5", "-fno-pie", "-no-pie"),
 }
+# What other tracers need; bench/peers.py.
+PEERS = {
+    "bare": ("-fno-pie", "-no-pie"),
+    "pg": ("-pg", "-fno-pie", "-no-pie"),
+    "fentry": ("-pg", "-mfentry", "-fno-pie", "-no-pie"),
+    "instrument-empty": ("-finstrument-functions", "-fno-pie", "-no-pie"),
+    "instrument-record": ("-finstrument-functions", "-fno-pie", "-no-pie"),
+}
+_HOOKS = {"instrument-empty": (), "instrument-record": ("-DRECORD",)}  # compiled from hooks.c
 _LINK_ONLY = ("-pie", "-no-pie")
 _PAGE_BYTES = 4096
 _HEAD = struct.Struct("<QQQ104x")
@@ -58,18 +67,23 @@ def table_source(count: int) -> str:
 def build(kind: str, count: int) -> Path:
     """The program with `count` functions; compiled once, until this directory changes."""
     program = BUILD / "targets" / f"many-{kind}-{count}"
-    newest = max(os.path.getmtime(path) for path in (HERE / "many.c", __file__))
+    sources = (HERE / "many.c", HERE / "hooks.c", __file__)
+    newest = max(os.path.getmtime(path) for path in sources)
     if program.exists() and program.stat().st_mtime > newest:
         return program
     program.parent.mkdir(parents=True, exist_ok=True)
-    code = [flag for flag in KINDS[kind] if flag not in _LINK_ONLY]
-    link = [flag for flag in KINDS[kind] if flag in _LINK_ONLY]
+    flags = (KINDS | PEERS)[kind]
+    code = [flag for flag in flags if flag not in _LINK_ONLY]
+    link = [flag for flag in flags if flag in _LINK_ONLY]
     plain = [flag for flag in code if "pie" in flag.lower()]
     with tempfile.TemporaryDirectory(dir=program.parent) as folder:
         pieces = _write_pieces(folder, count)
         jobs = [(*code, "-c", piece, "-o", f"{piece}.o") for piece in pieces]
         jobs += [(*plain, "-c", str(HERE / "many.c"), "-o", f"{folder}/many.o")]
         jobs += [(*plain, "-c", f"{folder}/table.c", "-o", f"{folder}/table.o")]
+        if kind in _HOOKS:
+            hooks = (*plain, *_HOOKS[kind], "-c", str(HERE / "hooks.c"))
+            jobs += [(*hooks, "-o", f"{folder}/hooks.o")]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(_gcc, jobs))
         objects = [job[-1] for job in jobs]
@@ -107,14 +121,24 @@ class Many:
     """A running program; a context manager that ends it.
 
     Args:
-        kind: How the NOPs come about, a key of `KINDS`.
+        kind: How it is compiled, a key of `KINDS` or `PEERS`.
         sites: Tiny functions.
         threads: Hot threads; they run without a break unless `quota` says otherwise.
         quota: Calls that each thread may make at first.
+        under: A command that runs the program.
     """
 
-    def __init__(self, kind: str, sites: int, threads: int, *, quota: int = ENDLESS) -> None:
+    def __init__(
+        self,
+        kind: str,
+        sites: int,
+        threads: int,
+        *,
+        quota: int = ENDLESS,
+        under: Sequence[str] = (),
+    ) -> None:
         self.kind, self.sites, self.threads = kind, sites, threads
+        self._under = under
         self.program = build(kind, sites)
         self._given = quota
 
@@ -124,7 +148,7 @@ class Many:
         os.ftruncate(fd, _PAGE_BYTES)
         os.pwrite(fd, _HEAD.pack(self._given, 0, 0), 0)
         self._map = mmap.mmap(fd, _PAGE_BYTES)
-        words = [str(self.program), f"/proc/self/fd/{fd}", str(self.threads)]
+        words = [*self._under, str(self.program), f"/proc/self/fd/{fd}", str(self.threads)]
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[fd]
         )

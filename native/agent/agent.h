@@ -7,14 +7,14 @@
 #include "sys.h"
 #include "wire.h"
 
-#define TPA_SLOT_COUNT 4096u /* thunk.S: SLOT_BYTES_MASK */
+#define TPA_SLOT_COUNT 4096u /* probe.inc: SLOT_MASK */
 
 /** Where a thread finds its ring: keyed by fs base, never emptied. */
 struct tpa_slot {
 	uint64_t fs_base;
 	struct tp_ring *ring;
 	struct tp_shadow *shadow;
-	uint64_t reserved;
+	uint64_t guess; /* where the slot may be of who has a stack here: probe.inc */
 };
 
 /** Rings, and the gate that says whether threads write to them. The first set is the agent's own. */

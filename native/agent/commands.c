@@ -9,6 +9,7 @@
 #include "agent.h"
 
 #define PROT_R 1
+#define PROT_RW 3
 #define PROT_RX 5
 #define DRAIN_NS 10000000
 #define MAP_PADS 0x104022 /* PRIVATE | ANONYMOUS | NORESERVE | FIXED_NOREPLACE */
@@ -416,15 +417,17 @@ static int take_fds(const uint64_t args[4])
 	return tpa.mem_fd < 0 ? tpa.mem_fd : 0;
 }
 
+/* By enum tp_map_kind: never writable and executable. */
+static const int map_rights[] = { PROT_RX, PROT_R, PROT_RW };
+
 static int map_region(const uint64_t args[4])
 {
 	long ret;
 
 	if (tpa_image.region_count >= TP_MAX_REGIONS || !args[1] ||
-	    (args[0] | args[1]) % TP_PAGE_BYTES)
+	    (args[0] | args[1]) % TP_PAGE_BYTES || args[2] >= TP_MAP_KINDS)
 		return -EINVAL;
-	ret = sys6(__NR_mmap, (long)args[0], (long)args[1], args[2] ? PROT_R : PROT_RX, MAP_PADS,
-		   -1, 0);
+	ret = sys6(__NR_mmap, (long)args[0], (long)args[1], map_rights[args[2]], MAP_PADS, -1, 0);
 	if (sys_failed(ret))
 		return (int)ret;
 	if ((uint64_t)ret != args[0]) { /* a kernel without FIXED_NOREPLACE took it as a hint */

@@ -2,6 +2,10 @@
 /*
  * The probe of the profile tracer: no events. Hits, time and a histogram of each function stand in
  * a table in the thread's ring (struct tp_profile), which only this thread writes.
+ *
+ * A call goes to the histogram and the squares when the next one returns: where its bucket is
+ * depends on rdtsc, and what comes behind a store to an unknown place waits. A nested handler may
+ * run anywhere in here, so a call's time is put and the one before taken by one instruction.
  */
 #include "probe.inc"
 
@@ -14,15 +18,16 @@
 #define PROFILE_SELF	24
 #define PROFILE_MAX	32
 #define PROFILE_SQUARES	40
+#define PROFILE_LAST	56
 #define PROFILE_BUCKETS	64
 #define LEAST_TICKS	16		/* of the first bucket but one */
 #define BUCKETS_BELOW	(4 * 4 + 4 - 1)
 #define LAST_BUCKET	111
 
 	begin_probe tpa_profile
-	keep_first
+	keep_first fs_base=0
 	keep	%rdi
-	find_slot
+	guess_slot
 .Lloaded:
 	movq	SLOT_SHADOW(%rsi,%rax), %rdi
 	movq	SLOT_RING(%rsi,%rax), %rsi
@@ -102,45 +107,56 @@ tpa_profile_exit:
 	subq	FRAME_TSC(%rsi), %rax
 	addq	%rax, FRAME_CHILD-FRAME_BYTES(%rsi)	/* of who called: the frame below */
 	movq	%rax, %rdx
+	subq	FRAME_CHILD(%rsi), %rdx
 	movq	%rax, %rcx
-	subq	FRAME_CHILD(%rsi), %rcx
 	leaq	FRAME_BYTES(%rsi), %rax
 	push_word FRAME_AUX(%rsi)
 	give_back
 	jne	.Lnot_top
-	pop_word %rsi
-	movq	%rdx, %rax
-.Ladd:					/* rax: ticks, rcx: of them its own, rsi: the row */
-	incq	PROFILE_HITS(%rsi)
-	addq	%rax, PROFILE_TOTAL(%rsi)
-	addq	%rcx, PROFILE_SELF(%rsi)
-	cmpq	PROFILE_MAX(%rsi), %rax
+	pop_word %rdi
+	movq	%rcx, %rsi		/* rsi: ticks, rdx: of them its own, rdi: the row */
+	incq	PROFILE_HITS(%rdi)
+	addq	%rsi, PROFILE_TOTAL(%rdi)
+	addq	%rdx, PROFILE_SELF(%rdi)
+	movq	PROFILE_MAX(%rdi), %rax
+	cmpq	%rax, %rsi
 	ja	.Lmost
 .Lnot_most:
-	movl	$LAST_BUCKET, %ecx
-	xorl	%edx, %edx
+	movq	PROFILE_LAST(%rdi), %rax
+1:	cmpxchgq %rsi, PROFILE_LAST(%rdi)
+	jne	1b
+	xorl	%edx, %edx		/* rax: ticks of the call before */
 	cmpq	$LEAST_TICKS, %rax
 	jb	.Lbucket
 	bsrq	%rax, %rcx
-	leal	(,%rcx,4), %edi
+	leal	(,%rcx,4), %esi
 	subl	$2, %ecx
 	movq	%rax, %rdx
 	shrq	%cl, %rdx		/* 4 to 7: the first bits */
-	leal	-BUCKETS_BELOW(%rdx,%rdi), %edx
+	leal	-BUCKETS_BELOW(%rdx,%rsi), %edx
 	cmpl	$LAST_BUCKET, %edx
 	ja	.Llast
 .Lbucket:
-	incl	PROFILE_BUCKETS(%rsi,%rdx,4)
-	mulq	%rax
-	addq	%rax, PROFILE_SQUARES(%rsi)
-	adcq	%rdx, PROFILE_SQUARES+8(%rsi)
+	incl	PROFILE_BUCKETS(%rdi,%rdx,4)
+	imulq	%rax, %rax
+	addq	%rax, PROFILE_SQUARES(%rdi)
+	jc	.Lcarry
 	return_from_probe
 .Lmost:
-	movq	%rax, PROFILE_MAX(%rsi)
+	cmpxchgq %rsi, PROFILE_MAX(%rdi)
+	je	.Lnot_most
+	cmpq	%rax, %rsi
+	ja	.Lmost
 	jmp	.Lnot_most
-.Llast:
-	movl	$LAST_BUCKET, %edx
-	jmp	.Lbucket
+.Llast:					/* from 2^31 on: the square takes two words */
+	incl	PROFILE_BUCKETS+4*LAST_BUCKET(%rdi)
+	mulq	%rax
+	addq	%rax, PROFILE_SQUARES(%rdi)
+	adcq	%rdx, PROFILE_SQUARES+8(%rdi)
+	jmp	.Lreturn
+.Lcarry:
+	incq	PROFILE_SQUARES+8(%rdi)
+	jmp	.Lreturn
 .Lclosed:
 	leaq	FRAME_BYTES(%rsi), %rax
 	push_word %rax

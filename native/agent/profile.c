@@ -52,8 +52,10 @@ static struct tp_profile *find(struct tp_ring *ring, struct place *places, uint6
 		if (place->site || !take(place, site))
 			continue;
 		row = new_row(ring, places);
-		if (row)
+		if (row) {
+			row->buckets[0] = ~0u; /* the first call puts one of no time there */
 			row->site = site;
+		}
 		__atomic_store_n(&place->row, row, __ATOMIC_RELEASE);
 		return row;
 	}

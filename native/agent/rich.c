@@ -6,10 +6,16 @@
  */
 #include "agent.h"
 
+#define COUNTERS 512u
+#define COUNTERS_AT (TP_PAGE_BYTES - COUNTERS * sizeof(uint32_t))
+
 struct table {
 	uint64_t bytes; /* of the mapping */
+	struct table *older;
 	struct tp_capture_head head;
 };
+
+static struct table *tables; /* all of them, the newest first */
 
 static const struct tp_capture_site *sites_of(const struct table *table)
 {
@@ -42,16 +48,35 @@ static int is_sane(const struct table *table, uint64_t bytes)
 	return 1;
 }
 
-/** TP_CMD_CAPTURE. An older table stays: threads may be reading it. */
+static int are_equal(const void *one, const void *other, uint64_t bytes)
+{
+	const uint8_t *a = one, *b = other;
+
+	for (uint64_t i = 0; i < bytes; i++)
+		if (a[i] != b[i])
+			return 0;
+	return 1;
+}
+
+/**
+ * TP_CMD_CAPTURE. An older table stays: threads may be reading it. So who switches back and forth
+ * gets the one that is there.
+ */
 int tpa_set_captures(const void *request, const uint64_t args[4])
 {
 	uint64_t bytes = args[0], size = sizeof(struct table) + bytes;
-	struct table *table;
+	struct table *table = tables;
 	int error;
 
 	if (args[1] >= tpa.set_count || bytes < sizeof(struct tp_capture_head) ||
 	    bytes > tpa_image.request_bytes)
 		return -22; /* EINVAL */
+	while (table && (table->bytes != size || !are_equal(&table->head, request, bytes)))
+		table = table->older;
+	if (table) {
+		__atomic_store_n(&tpa.sets[args[1]].captures, table, __ATOMIC_RELEASE);
+		return 0;
+	}
 	table = tpa_map_private(size);
 	if (!table)
 		return -12; /* ENOMEM */
@@ -62,6 +87,8 @@ int tpa_set_captures(const void *request, const uint64_t args[4])
 		tpa_unmap(table, size);
 		return error;
 	}
+	table->older = tables;
+	tables = table;
 	__atomic_store_n(&tpa.sets[args[1]].captures, table, __ATOMIC_RELEASE);
 	return 0;
 }
@@ -193,6 +220,18 @@ static struct tp_call *redirect(struct tp_shadow *shadow, struct tp_ring *ring, 
 	return frame;
 }
 
+/*
+ * One of @sample calls of a function: the thread's counters stand behind the head of its ring, some
+ * functions share one.
+ */
+static int is_due(struct tp_ring *ring, uint64_t site, uint64_t sample)
+{
+	uint32_t *counters = (uint32_t *)((char *)ring + COUNTERS_AT);
+	uint32_t *counter = &counters[(uint32_t)(site * 0x9e3779b1u) >> 20 & (COUNTERS - 1)];
+
+	return sample < 2 || (*counter)++ % sample == 0;
+}
+
 /** A call has come to @site. */
 void tpa_rich_enter(const struct tpa_regs *regs, uint64_t site, const struct tp_probe_words *probe)
 {
@@ -205,7 +244,7 @@ void tpa_rich_enter(const struct tpa_regs *regs, uint64_t site, const struct tp_
 	uint32_t count = 0;
 	uint64_t now;
 
-	if (!slot)
+	if (!slot || !is_due(slot->ring, site, probe->argument))
 		return;
 	if (what && !probe->threshold) /* before the return address goes: it may be captured */
 		count = capture(table, what->entry, what->entry_count, regs, words,

@@ -375,6 +375,13 @@ static int is_loop(const struct tp_shadow *shadow, const struct tp_call *frame, 
 	return 0;
 }
 
+/* Does the slot lead to this frame? Whoever calls from there stands above it. */
+static int is_below(const struct tp_shadow *shadow, const struct tp_call *frame, uint64_t slot)
+{
+	return tpa_state(frame->state) == TP_FRAME_LIVE && frame->slot == slot &&
+	       *(const uint64_t *)slot == tpa_trampoline(shadow, frame);
+}
+
 /**
  * Where the frame of a call goes whose slot is not below the top one's: dead ones make room. NULL:
  * it is the same call.
@@ -389,7 +396,7 @@ struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64
 			return top;
 		if (is_loop(shadow, &top[-1], slot, site, exit))
 			return NULL;
-		if (!bury(shadow, &top[-1], NULL))
+		if (is_below(shadow, &top[-1], slot) || !bury(shadow, &top[-1], NULL))
 			return top;
 		tpa_lower_top(shadow);
 	}

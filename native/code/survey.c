@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "insn.h"
+#include "survey.h"
 #include "textpoke.h"
 
 enum {
@@ -207,8 +208,20 @@ static void start_function(struct tp_function *function)
 	memset(function->reserved, 0, sizeof(function->reserved));
 }
 
+/* For those who ask where everything goes (branches.c). */
+static void mark(const struct survey *survey, uint64_t *bits, uint64_t addr)
+{
+	const struct tp_piece *piece = code_at(survey, addr);
+	uint64_t bit;
+
+	if (!piece)
+		return;
+	bit = survey->first_bit[piece - survey->in->code] + (addr - piece->vaddr);
+	bits[bit / 64] |= 1ull << bit % 64;
+}
+
 /* Something goes to @addr: not to be the inside of a jump. */
-static void hit(struct survey *survey, uint64_t addr, enum tp_refusal reason)
+static void hit_entry(struct survey *survey, uint64_t addr, enum tp_refusal reason)
 {
 	struct tp_function *functions = survey->in->functions;
 
@@ -224,6 +237,23 @@ static void hit(struct survey *survey, uint64_t addr, enum tp_refusal reason)
 		if (!functions[i].reason || reason == TP_REFUSE_BRANCH)
 			functions[i].reason = reason;
 	}
+}
+
+static void hit(struct survey *survey, uint64_t addr, enum tp_refusal reason)
+{
+	const struct tp_goes *goes = survey->in->goes;
+
+	if (goes)
+		mark(survey, reason == TP_REFUSE_BRANCH ? goes->branches : goes->pointers, addr);
+	hit_entry(survey, addr, reason);
+}
+
+/* Code takes the address: of a function, a label, or of data among code. */
+static void hit_named(struct survey *survey, uint64_t addr)
+{
+	if (survey->in->goes)
+		mark(survey, survey->in->goes->named, addr);
+	hit_entry(survey, addr, TP_REFUSE_TABLE);
 }
 
 /* The bytes of data (or of code, where compilers of old and assembly keep tables) from @addr on. */
@@ -318,7 +348,7 @@ static void note_absolute(struct survey *survey, const struct tp_function *funct
 		if (insn->imm_bytes != 4 && insn->imm_bytes != 8)
 			return;
 		memcpy(&value, code + insn->imm_at, insn->imm_bytes);
-		hit(survey, value, TP_REFUSE_TABLE);
+		hit_named(survey, value);
 	} else if (function && (opcode == 0x8b || opcode == 0xff) && is_scaled_by_8(code, insn)) {
 		memcpy(&disp, code + insn->disp_at, sizeof(disp));
 		note_table(survey, (uint64_t)(int64_t)disp, 8);
@@ -333,12 +363,12 @@ static void note_lea(struct survey *survey, const struct tp_function *function, 
 
 	memcpy(&disp, code + insn->disp_at, sizeof(disp));
 	target = addr + insn->length + (uint64_t)(int64_t)disp;
-	hit(survey, target, TP_REFUSE_TABLE);
+	hit_named(survey, target);
 	if (function)
 		note_table(survey, target, 4);
 }
 
-static bool is_direct_branch(const struct tp_decoded *insn)
+bool tp_is_direct_branch(const struct tp_decoded *insn)
 {
 	return insn->flow == TP_FLOW_JMP || insn->flow == TP_FLOW_JCC ||
 	       insn->flow == TP_FLOW_LOOP || insn->flow == TP_FLOW_CALL ||
@@ -351,7 +381,7 @@ static void note_insn(struct survey *survey, struct tp_function *function, const
 {
 	uint64_t target;
 
-	if (is_direct_branch(insn)) {
+	if (tp_is_direct_branch(insn)) {
 		target = tp_branch_target(code, insn, addr);
 		survey->out->branches++;
 		hit(survey, target, TP_REFUSE_BRANCH);
@@ -380,7 +410,7 @@ static void note_doubt(struct survey *survey, struct stretch *stretch, uint64_t 
 	stretch->function->flags |= TP_FUNCTION_GAPS;
 	for (from = from > stretch->doubted ? from : stretch->doubted; from < to; from++) {
 		insn = tp_decode(piece->bytes + from, piece->count - from);
-		if (insn.length && is_direct_branch(&insn))
+		if (insn.length && tp_is_direct_branch(&insn))
 			hit(survey,
 			    tp_branch_target(piece->bytes + from, &insn, piece->vaddr + from),
 			    TP_REFUSE_BRANCH);
@@ -543,7 +573,8 @@ static void follow_pointers(struct survey *survey)
 		hit(survey, in->targets[i], TP_REFUSE_TABLE);
 }
 
-static bool ends_code(const struct tp_decoded *insn)
+/** Does the code end here, for what follows to be reached from elsewhere only? */
+bool tp_ends_code(const struct tp_decoded *insn)
 {
 	return insn->flow == TP_FLOW_RET || insn->flow == TP_FLOW_JMP ||
 	       insn->flow == TP_FLOW_JMP_INDIRECT;
@@ -572,8 +603,8 @@ static bool is_eip_relative(const uint8_t *code, const struct tp_decoded *insn)
 	return insn->rip_relative && memchr(code, 0x67, insn->opcode_at);
 }
 
-/* May this instruction be in a window, where it is the last or not? */
-static enum tp_refusal refuse_insn(const uint8_t *code, const struct tp_decoded *insn, bool last)
+/** May this instruction be in a window, where it is the last or not? */
+enum tp_refusal tp_refuse_insn(const uint8_t *code, const struct tp_decoded *insn, bool last)
 {
 	switch (insn->flow) {
 	case TP_FLOW_SYSCALL:
@@ -601,11 +632,11 @@ static void add_insn(struct window *window, const uint8_t *code, const struct tp
 {
 	if (window->bytes)
 		window->heads |= 1u << window->bytes;
-	if (insn->rip_relative || is_direct_branch(insn))
+	if (insn->rip_relative || tp_is_direct_branch(insn))
 		window->flags |= TP_FUNCTION_MOVES;
 	if (insn->flow == TP_FLOW_CALL || insn->flow == TP_FLOW_CALL_INDIRECT)
 		window->flags |= TP_FUNCTION_CALLS;
-	if (is_direct_branch(insn))
+	if (tp_is_direct_branch(insn))
 		window->targets[window->target_count++] =
 			tp_branch_target(code, insn, window->addr + window->bytes);
 	window->bytes += insn->length;
@@ -642,7 +673,7 @@ static enum tp_refusal collect(struct window *window)
 	enum tp_refusal refusal;
 	struct tp_decoded insn = { 0 };
 
-	while (window->bytes < JUMP_BYTES && !ends_code(&insn)) {
+	while (window->bytes < JUMP_BYTES && !tp_ends_code(&insn)) {
 		const uint8_t *code = window->code + window->bytes;
 
 		if (window->bytes >= window->room)
@@ -654,7 +685,7 @@ static enum tp_refusal collect(struct window *window)
 		insn = tp_decode(code, window->room - window->bytes);
 		if (!insn.length)
 			return TP_REFUSE_DECODE;
-		refusal = refuse_insn(code, &insn, window->bytes + insn.length >= JUMP_BYTES);
+		refusal = tp_refuse_insn(code, &insn, window->bytes + insn.length >= JUMP_BYTES);
 		if (refusal)
 			return refusal;
 		add_insn(window, code, &insn);
@@ -746,7 +777,7 @@ static uint8_t first_alone(const struct survey *survey, uint64_t i, enum tp_refu
 		return 0;
 	insn = tp_decode(window.code, window.room);
 	if (!insn.length || insn.length > window.next || (window.own && insn.length > window.own) ||
-	    refuse_insn(window.code, &insn, true))
+	    tp_refuse_insn(window.code, &insn, true))
 		return 0;
 	return insn.length;
 }

@@ -431,3 +431,69 @@ int tp_look_inside(pid_t pid, const uint64_t *addresses, uint64_t count, const u
 
 	return tp_guarded(look_inside, &in, &search);
 }
+
+struct way_search {
+	pid_t agent_tid;
+	pid_t tid; /* whose stack is scanned */
+	const uint64_t *ranges;
+	uint64_t count;
+	uint8_t *inside;
+};
+
+static int64_t range_of(const struct way_search *search, uint64_t address)
+{
+	int64_t i;
+
+	if (!search->count || address < search->ranges[0] ||
+	    address >= search->ranges[2 * search->count - 1])
+		return -1;
+	i = tp_floor_index(search->ranges, 2, search->count, address);
+	return i >= 0 && address < search->ranges[2 * i + 1] ? i : -1;
+}
+
+static bool mark_frame(void *ctx, uint64_t at, uint64_t word)
+{
+	struct way_search *search = ctx;
+	int64_t i = range_of(search, word);
+	uint64_t restorer;
+
+	if (i >= 0 && tp_is_saved_rip(search->tid, at, &restorer))
+		search->inside[i] = 1;
+	return false;
+}
+
+static int look_in_ranges(const void *request, void *result)
+{
+	const struct look *in = request;
+	struct way_search *search = result;
+	struct tp_world world = { .pid = in->pid };
+	int error = tp_stop_world(&world);
+
+	for (size_t i = 0; !error && i < world.count; i++) {
+		const struct tp_held *thread = &world.threads[i];
+		int64_t at = range_of(search, thread->saved.rip);
+
+		if (!thread->stopped || thread->tid == search->agent_tid)
+			continue;
+		if (at >= 0)
+			search->inside[at] = 1;
+		search->tid = thread->tid;
+		tp_scan_stack(thread->tid, thread->saved.rsp, in->stacks, in->stack_count,
+			      mark_frame, search);
+	}
+	tp_release_world(&world);
+	return error;
+}
+
+/**
+ * Which of the ranges (sorted pairs start, end) is some thread in, by its rip or by that of a signal
+ * frame on its stack? Return addresses are not looked for. Sets @inside. Threads run again.
+ */
+int tp_look_in_ranges(pid_t pid, pid_t agent_tid, const uint64_t *ranges, uint64_t count,
+		      const uint64_t *stacks, uint64_t stack_count, uint8_t *inside)
+{
+	const struct look in = { pid, stacks, stack_count };
+	struct way_search search = { agent_tid, 0, ranges, count, inside };
+
+	return tp_guarded(look_in_ranges, &in, &search);
+}

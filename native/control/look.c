@@ -59,9 +59,14 @@ void tp_windows_deinit(struct tp_windows *windows)
 /* The window that @address is 1 to 5 bytes into, or NULL. */
 static const struct tp_window *window_of(const struct tp_windows *windows, uint64_t address)
 {
-	int64_t i = tp_floor_index(&windows->windows[0].addr,
-				   sizeof(struct tp_window) / sizeof(uint64_t), windows->count,
-				   address - 1);
+	int64_t i;
+
+	/* Few of the words on a stack come near. */
+	if (address <= windows->windows[0].addr ||
+	    address > windows->windows[windows->count - 1].addr + JMP_BYTES)
+		return NULL;
+	i = tp_floor_index(&windows->windows[0].addr, sizeof(struct tp_window) / sizeof(uint64_t),
+			   windows->count, address - 1);
 
 	if (i < 0 || address - windows->windows[i].addr > JMP_BYTES)
 		return NULL;

@@ -6,135 +6,52 @@
  */
 #include <errno.h>
 #include <string.h>
-#include <sys/uio.h>
-#include <unistd.h>
 #include <x86intrin.h>
 
 #include "held.h"
-#include "textpoke.h"
+#include "rings.h"
 
-#define BLOCK_MAGIC 0x4b425054u /* "TPBK" */
-#define BLOCK_EVENTS 2u
 #define DEAD_NS 1000000000ull  /* a thunk may still be writing its last event */
 #define MOST_LOST (1ull << 48) /* of one ring in one drain; more is a target that lies */
-
-struct block_header {
-	uint32_t magic;
-	uint32_t type;
-	uint64_t payload_bytes;
-	uint64_t lost;
-	uint32_t tid;
-	uint32_t generation;
-	uint64_t sequence;
-	uint32_t ring;
-	uint32_t check;
-};
-
-_Static_assert(sizeof(struct block_header) == 48, "docs/formats.md");
 
 uint64_t tp_rdtsc(void)
 {
 	return __rdtsc();
 }
 
-static struct tp_ring *ring_at(const struct tp_rings *rings, uint32_t i)
+/** Copy events [from, to) as far as they are whole: right lap, type set. Returns how many. */
+uint64_t tp_copy_whole(const struct tp_rings *rings, const struct tp_event *events, uint64_t from,
+		       uint64_t to, struct tp_event *copy)
 {
-	return (struct tp_ring *)(rings->map + rings->ring_offset +
-				  (uint64_t)i * rings->ring_stride);
-}
-
-/* FNV-1a, 32 bits. */
-static uint32_t checksum(const void *data, size_t bytes)
-{
-	const uint8_t *byte = data;
-	uint32_t hash = 0x811c9dc5u;
-
-	for (size_t i = 0; i < bytes; i++)
-		hash = (hash ^ byte[i]) * 0x01000193u;
-	return hash;
-}
-
-static int write_all(int fd, struct iovec *vector, int count)
-{
-	while (count) {
-		ssize_t done = writev(fd, vector, count);
-
-		if (done < 0 && errno == EINTR)
-			continue;
-		if (done < 0)
-			return -errno;
-		while (count && (size_t)done >= vector->iov_len) {
-			done -= (ssize_t)vector->iov_len;
-			vector++;
-			count--;
-		}
-		if (count) {
-			vector->iov_base = (char *)vector->iov_base + done;
-			vector->iov_len -= (size_t)done;
-		}
-	}
-	return 0;
-}
-
-static int write_block(struct tp_rings *rings, uint32_t i, uint64_t sequence, uint64_t events,
-		       uint64_t lost, struct tp_drained *out)
-{
-	const struct tp_ring *ring = ring_at(rings, i);
-	struct block_header header = {
-		.magic = BLOCK_MAGIC,
-		.type = BLOCK_EVENTS,
-		.payload_bytes = events * sizeof(struct tp_event),
-		.lost = lost,
-		.tid = ring->tid,
-		.generation = ring->generation,
-		.sequence = sequence,
-		.ring = i,
-	};
-	struct iovec vector[2] = { { &header, sizeof(header) },
-				   { rings->buffer, header.payload_bytes } };
-
-	header.check = checksum(&header, sizeof(header) - sizeof(header.check));
-	out->events += events;
-	out->lost += lost;
-	out->blocks++;
-	out->bytes += sizeof(header) + header.payload_bytes;
-	return rings->fd < 0 ? 0 : write_all(rings->fd, vector, 2);
-}
-
-/* Copy events [from, to) as far as they are whole: right lap, type set. Returns how many. */
-static uint64_t copy_whole(const struct tp_rings *rings, const struct tp_event *events,
-			   uint64_t from, uint64_t to)
-{
-	uint64_t mask = rings->ring_bytes / sizeof(struct tp_event) - 1;
-	struct tp_event *copy = (struct tp_event *)rings->buffer;
+	uint64_t mask = capacity_of(rings) - 1;
 	uint64_t i;
 
 	for (i = from; i < to; i++) {
 		const struct tp_event *event = &events[i & mask];
 		uint64_t word = __atomic_load_n(&event->word, __ATOMIC_ACQUIRE);
 
-		if (!(word & 0xf) || ((word >> 4) & TP_LAP_MASK) != ((i >> 12) & TP_LAP_MASK))
+		if (!is_whole(word, i))
 			break;
 		copy[i - from] = (struct tp_event){ event->tsc, word };
 	}
 	return i - from;
 }
 
-/* The ring of a thread that is gone, read to its end and quiet for a while, may serve another. */
-static void free_dead_ring(struct tp_rings *rings, uint32_t i, struct tp_drained *out)
+/** The ring of a thread that is gone and has been quiet for @quiet_ns may serve another: does it now? */
+int tp_free_dead_ring(struct tp_rings *rings, uint32_t i, uint64_t quiet_ns)
 {
 	struct tp_ring *ring = ring_at(rings, i);
 	uint64_t now = tp_now_ns();
 
 	if (__atomic_load_n(&ring->state, __ATOMIC_ACQUIRE) != TP_RING_DEAD)
-		return;
+		return 0;
 	if (!rings->dead_since_ns[i])
 		rings->dead_since_ns[i] = now;
-	if (now - rings->dead_since_ns[i] < DEAD_NS)
-		return;
+	if (now - rings->dead_since_ns[i] < quiet_ns)
+		return 0;
 	rings->dead_since_ns[i] = 0;
 	__atomic_store_n(&ring->state, TP_RING_FREE, __ATOMIC_RELEASE);
-	out->rings_freed++;
+	return 1;
 }
 
 static uint64_t plausible(uint64_t lost)
@@ -142,18 +59,27 @@ static uint64_t plausible(uint64_t lost)
 	return lost < MOST_LOST ? lost : MOST_LOST;
 }
 
+static int write_block(const struct tp_rings *rings, uint32_t i, const struct tp_block *block,
+		       struct tp_drained *out)
+{
+	out->events += block->events;
+	out->lost += block->lost;
+	out->blocks++;
+	return tp_write_block(rings, i, rings->fd, block, &out->bytes);
+}
+
 static int drain_ring(struct tp_rings *rings, uint32_t i, int final, struct tp_drained *out)
 {
 	struct tp_ring *ring = ring_at(rings, i);
-	const struct tp_event *events = (const struct tp_event *)((uint8_t *)ring + TP_PAGE_BYTES);
-	uint64_t capacity = rings->ring_bytes / sizeof(struct tp_event);
+	const struct tp_event *events = events_of(ring);
+	uint64_t capacity = capacity_of(rings);
 	uint64_t head = __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE);
 	uint64_t dropped = __atomic_load_n(&ring->dropped, __ATOMIC_RELAXED);
 	uint64_t tail = rings->tails[i], lost = dropped - rings->dropped[i], whole;
 	int error = 0;
 
 	if (head == tail && !lost) {
-		free_dead_ring(rings, i, out);
+		out->rings_freed += (uint32_t)tp_free_dead_ring(rings, i, DEAD_NS);
 		return 0;
 	}
 	if (head - tail > capacity) { /* overwritten, or a target that lies */
@@ -163,9 +89,9 @@ static int drain_ring(struct tp_rings *rings, uint32_t i, int final, struct tp_d
 	lost = plausible(lost);
 	if (head - tail > out->fullest)
 		out->fullest = head - tail;
-	whole = copy_whole(rings, events, tail, head);
+	whole = tp_copy_whole(rings, events, tail, head, (struct tp_event *)rings->buffer);
 	if (whole || lost)
-		error = write_block(rings, i, tail, whole, lost, out);
+		error = write_block(rings, i, &(struct tp_block){ tail, whole, lost, 0 }, out);
 	tail += whole;
 	if (tail != head && final) { /* reserved by a thread that never came back to write it */
 		lost = 1;

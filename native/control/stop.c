@@ -71,8 +71,8 @@ static int move_out(const struct tp_stop *in, struct tp_windows *windows, struct
 	}
 	if (i >= 0)
 		held->saved.rip = in->sites[2 * i + 1];
-	if (!tp_scan_stack(held->tid, held->saved.rsp, in->stacks, in->stack_count, word_is_inside,
-			   &inside))
+	if (!in->site_count || !tp_scan_stack(held->tid, held->saved.rsp, in->stacks,
+					      in->stack_count, word_is_inside, &inside))
 		return 0;
 	*at = inside.found;
 	return -EAGAIN;

@@ -166,6 +166,8 @@ int tp_leave(const struct tp_leave *in, struct tp_left *out);
 int tp_link_jit(const struct tp_jit_link *in);
 int tp_look_inside(int pid, const uint64_t *addresses, uint64_t count, const uint64_t *stacks,
 		   uint64_t stack_count, uint64_t site_bytes, uint8_t *inside);
+int tp_look_in_ranges(int pid, int agent_tid, const uint64_t *ranges, uint64_t count,
+		      const uint64_t *stacks, uint64_t stack_count, uint8_t *inside);
 
 /* ring_read.c */
 struct tp_rings {
@@ -196,6 +198,34 @@ struct tp_drained {
 int tp_rings_start(struct tp_rings *rings);
 int tp_drain_rings(struct tp_rings *rings, int final, struct tp_drained *out);
 
+/* ring_copy.c */
+
+/** What is wanted of rings that run on. */
+struct tp_span {
+	uint64_t from_tsc, to_tsc; /* both included */
+	uint64_t *given;      /* private: ring_count entries: index behind what was copied before */
+	const uint32_t *tids; /* of these threads only; NULL: of all */
+	uint32_t tid_count;
+	uint32_t again; /* what was copied before, too; and leave @given as it is */
+	int fd;		/* capture; -1: count only */
+};
+
+struct tp_copied {
+	uint64_t events;
+	uint64_t lost; /* of the span: overwritten during the copy, or never written */
+	uint64_t bytes;
+	uint64_t blocks;
+	/* Of the ring that reaches back least far, if not to from_tsc; else 0. */
+	uint64_t short_from_tsc;  /* its oldest event */
+	uint64_t short_until_tsc; /* its newest one */
+	uint64_t short_events;	  /* from the one to the other */
+	uint32_t short_tid;
+	uint32_t padding;
+};
+
+int tp_copy_rings(struct tp_rings *rings, const struct tp_span *span, struct tp_copied *out);
+uint64_t tp_look_at_rings(struct tp_rings *rings, uint64_t dead_ns, uint64_t *touched);
+
 /* native/code/survey.c: functions as compilers left them, and how their entries can be patched */
 
 /** Why a function's entry cannot be displaced; the documented list is docs/sites.md. */
@@ -214,7 +244,12 @@ enum tp_refusal {
 	TP_REFUSE_DECODE,    /* not decodable: data in code, or an unknown instruction */
 	TP_REFUSE_OUTSIDE,   /* its address is not in the module's code */
 	TP_REFUSE_MOVE,	     /* an instruction that does not work elsewhere */
-	TP_REFUSALS
+	TP_REFUSALS,
+	/* of branches only */
+	TP_REFUSE_UNREACHED = TP_REFUSALS, /* nothing that is known leads there: it may be data */
+	TP_REFUSE_JUMPS, /* its function jumps through a table that was not found */
+	TP_REFUSE_FULL,	 /* more branches or bytes than a window takes */
+	TP_BRANCH_REFUSALS
 };
 
 enum tp_function_flags {
@@ -250,6 +285,13 @@ struct tp_piece {
 	uint64_t count;
 };
 
+/** What goes where: for each byte of code a bit, piece after piece. */
+struct tp_goes {
+	uint64_t *branches; /* direct branches and calls */
+	uint64_t *pointers; /* jump tables, relocations, landing pads, words in data */
+	uint64_t *named;    /* code has its address in an instruction */
+};
+
 struct tp_survey {
 	const struct tp_piece *code; /* executable segments, sorted, disjoint */
 	uint64_t code_count;
@@ -259,6 +301,7 @@ struct tp_survey {
 	uint64_t target_count;
 	struct tp_function *functions; /* in and out */
 	uint64_t function_count;
+	const struct tp_goes *goes; /* out: zeroed bitmaps, or NULL for none */
 };
 
 struct tp_surveyed {
@@ -307,6 +350,87 @@ struct tp_stub {
 void tp_make_returns(uint8_t *code, uint64_t count, uint32_t before);
 int tp_make_stub(const uint8_t *window, uint64_t window_bytes, uint64_t from, uint64_t at,
 		 uint64_t thunk, struct tp_stub *stub);
+
+/* native/code/branches.c: conditional branches, and how they can be counted */
+
+enum {
+	TP_MOST_BRANCH_WINDOW = 32,
+	TP_MOST_WINDOW_BRANCHES = 4, /* in one window */
+};
+
+enum tp_branch_live {
+	TP_LIVE_NOT_TAKEN = 1 << 0, /* what follows may look at the flags */
+	TP_LIVE_TAKEN = 1 << 1,
+};
+
+/** One conditional branch: jcc, loop, jrcxz. */
+struct tp_branch {
+	uint64_t vaddr;
+	uint64_t target;
+	uint32_t function; /* index */
+	uint8_t length;
+	uint8_t reason; /* enum tp_refusal; TP_REFUSE_NOTHING: it is in a window */
+	uint8_t live;	/* enum tp_branch_live */
+	uint8_t reserved;
+};
+
+/** Whole instructions that give way to one JMP, with all the branches among them. */
+struct tp_branch_window {
+	uint64_t vaddr;
+	uint32_t first; /* row of its first branch; the others follow */
+	uint8_t count;
+	uint8_t bytes; /* five or more */
+	uint8_t heads; /* bit i, 1 to 4: an instruction begins i bytes into it */
+	uint8_t live;  /* enum tp_branch_live of each branch, two bits each */
+};
+
+struct tp_branches {
+	struct tp_branch *rows; /* by address within a function */
+	uint64_t count;
+	struct tp_branch_window *windows;
+	uint64_t window_count;
+};
+
+int tp_find_branches(const struct tp_survey *in, const uint32_t *functions, uint64_t function_count,
+		     struct tp_branches *out);
+void tp_free_branches(struct tp_branches *branches);
+
+/* native/code/branch_stub.c: the code that counts them */
+
+enum {
+	TP_MOST_BRANCH_STUB = 1024,
+	TP_BRANCH_STUB_ALIGN = 16,
+	TP_COUNTER_BYTES = 16, /* of a branch: taken, not taken */
+};
+
+/** A window at its place in memory. */
+struct tp_branch_site {
+	uint64_t addr;
+	uint64_t counters; /* address of the first branch's; the others' follow */
+	uint8_t bytes;
+	uint8_t live; /* as in struct tp_branch_window */
+	uint8_t reserved[6];
+	uint8_t window[TP_MOST_BRANCH_WINDOW];
+};
+
+struct tp_branch_stub {
+	uint8_t code[TP_MOST_BRANCH_STUB];
+	uint32_t bytes;
+	uint8_t head_at[8]; /* as in struct tp_stub */
+};
+
+/** Where a site's stub is, in bytes from the first one. */
+struct tp_branch_placed {
+	uint32_t offset;
+	uint32_t bytes;
+	int32_t error; /* of tp_make_branch_stub(); there is no stub then */
+	uint8_t heads[4];
+};
+
+int tp_make_branch_stub(const struct tp_branch_site *site, uint64_t at,
+			struct tp_branch_stub *stub);
+uint64_t tp_place_branch_stubs(const struct tp_branch_site *sites, uint64_t count, uint64_t start,
+			       uint8_t *code, struct tp_branch_placed *placed);
 
 /* native/code/frames.c: what unwind tables say of functions */
 
@@ -467,11 +591,28 @@ const struct tp_call_sum *tp_pair_sums(const struct tp_pairing *pairing);
 int tp_call_depths(const int64_t *parent, uint32_t *depth, uint64_t count);
 uint32_t tp_bucket(uint64_t ns);
 
+/* rows.c: drained events on their way to the capture */
+
+struct tp_scan {
+	uint64_t first_late; /* index of the first event that is too late; the count: none is */
+	uint64_t found;
+	uint64_t data; /* DATA events before it */
+};
+
+void tp_scan_rows(const struct tp_event *events, uint64_t count, uint64_t late_tsc,
+		  const uint64_t *addresses, uint64_t address_count, uint32_t *found,
+		  struct tp_scan *out);
+
+int tp_probe_cost(const void *code, struct tp_probe_words *words, uint64_t *ticks);
 uint64_t tp_rdtsc(void);
 const char *tp_error_text(int code);
 
 #ifndef TP_CDEF
 _Static_assert(sizeof(struct tp_function) == 24, "a column of numpy's");
+_Static_assert(sizeof(struct tp_branch) == 24, "branches.py unpacks it");
+_Static_assert(sizeof(struct tp_branch_window) == 16, "branches.py unpacks it");
+_Static_assert(sizeof(struct tp_branch_site) == 56, "branch_stubs.py packs it");
+_Static_assert(sizeof(struct tp_branch_placed) == 16, "branch_stubs.py unpacks it");
 _Static_assert(sizeof(struct tp_shape) == 3, "a column of numpy's");
 _Static_assert(sizeof(struct tp_call_sum) == 72, "a column of numpy's");
 #endif

@@ -131,10 +131,17 @@ struct tp_known {
 	uint64_t handler; /* while the site is an int3 for good: where a trapped thread goes on */
 };
 
+enum tp_map_kind {
+	TP_MAP_CODE,	 /* r-x: pads, thunks, stubs */
+	TP_MAP_DATA,	 /* r--: what debuggers read */
+	TP_MAP_COUNTERS, /* rw-: what stubs count in */
+	TP_MAP_KINDS
+};
+
 enum tp_command {
 	TP_CMD_NONE,
 	TP_CMD_FDS, /* take the files from the socket, or open them here; arg0 = 1: they were sent; arg1 = 1: the tool counts users as the target does; arg2: the agent's thread id as the sent directory has it */
-	TP_CMD_MAP, /* map arg1 bytes of r-x memory at arg0, for pads and thunks; arg2 = 1: only readable */
+	TP_CMD_MAP, /* map arg1 bytes of private memory at arg0; arg2 = enum tp_map_kind */
 	TP_CMD_BATCH, /* run arg0 pokes of the request area; arg1 = enum tp_batch_flags; arg2 = is_handled, arg3 = finish */
 	TP_CMD_RESTORE, /* put every known site back; arg0 = strangers to leave out at most, arg1 = enum tp_mode, arg2 = TP_BATCH_ROOM or 0, arg3 = TP_BATCH_GUARDS: all but the guards */
 	TP_CMD_KEEP,	/* arg0: 1 = keep everything when the tool is gone, 0 = then turn it off */
@@ -262,7 +269,10 @@ struct tp_shadow {
 	uint64_t walker; /* where the return address of that somebody stands; or 0 */
 };
 
-/** A function's row in a profile; times in ticks. */
+/**
+ * A function's row in a profile; times in ticks. The last call is not yet among the squares and the
+ * buckets: the reader adds it. Where there was none, that makes up for a bucket 0 of -1.
+ */
 struct tp_profile {
 	uint64_t site; /* return address of the site */
 	uint64_t hits;
@@ -270,7 +280,7 @@ struct tp_profile {
 	uint64_t self;
 	uint64_t max;
 	uint64_t squares[2];		      /* sum of squares of times, low word first */
-	uint64_t overruns;		      /* calls without a frame: not counted above */
+	uint64_t last;			      /* of the last call */
 	uint32_t buckets[TP_PROFILE_BUCKETS]; /* of times; four to an octave: profile.S */
 };
 

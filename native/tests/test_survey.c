@@ -853,7 +853,7 @@ static void survey_random(uint64_t *seed)
 		functions[i].bytes = next_random(seed) % 32;
 	}
 	CHECK_EQ(tp_survey(&(struct tp_survey){ pieces, 1, pieces + 1, 1, NULL, 0, functions,
-						FUNCTIONS },
+						FUNCTIONS, NULL },
 			   &out),
 		 0);
 	check_answer(pieces, functions, FUNCTIONS);

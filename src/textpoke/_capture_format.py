@@ -42,6 +42,10 @@ class BlockType(enum.IntEnum):
     SITES = 6
 
 
+KEPT = "kept"
+"""META's mode of a capture that holds stretches of time: what is between them is not lost."""
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """One block of a capture; the payload stays in the file.

@@ -43,7 +43,8 @@ class Meta:
         exe: Path of its program.
         command: Its command line.
         tracer: Name of the tracer, such as "function".
-        mode: What a full ring did: "drop" new events or "overwrite" old ones.
+        mode: What a full ring did: "drop" new events or "overwrite" old ones; "kept": the latter,
+            and the capture has some stretches of time only.
         clock: Taken when tracing was switched on.
         sites: Names of all return addresses.
         cpus: CPUs of the machine; 0 when not recorded.

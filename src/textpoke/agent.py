@@ -92,6 +92,7 @@ class Agent:
     shared_fd: int = -1
     runtimes: list[tuple[int, int]] | None = None  # text of libc and ld.so
     masking: tuple[frozenset[tuple[str, int]], str] | None = None  # by mapped files: `masks`
+    obstacle: str = ""  # to traps, at the last batch: `modes`
     layout: Layout | None = None
     silent: bool = False
     helper: Helper | None = None  # stops the threads of the own process for us
@@ -185,7 +186,12 @@ class Agent:
     def map_data(self, address: int, size: int) -> None:
         """Map `size` bytes of memory that the target can only read, where nothing may be yet."""
         action = f"mapping {size:#x} bytes at {address:#x}"
-        self.require(action, lib.TP_CMD_MAP, address, size, 1)
+        self.require(action, lib.TP_CMD_MAP, address, size, lib.TP_MAP_DATA)
+
+    def map_counters(self, address: int, size: int) -> None:
+        """Map `size` bytes of zeros that the target can write, where nothing may be yet."""
+        action = f"mapping {size:#x} bytes at {address:#x}"
+        self.require(action, lib.TP_CMD_MAP, address, size, lib.TP_MAP_COUNTERS)
 
     def fill_code(self, content: Iterable[tuple[int, bytes]]) -> None:
         """Write (address, bytes) pieces of code that no thread can execute yet; read them back.
@@ -481,7 +487,7 @@ def outlast_masking(check: Callable[[], None], *, patience_s: float = _MASKING_S
             if exc.detail != blamed:
                 blamed, since = exc.detail, now
             patience = patience_s if now - start < 5 * patience_s else 0.0
-            if exc.reason != "sigtrap-blocked" or now - since > patience:
+            if exc.reason != "sigtrap-blocked" or now - since >= patience:
                 raise
             time.sleep(0.002)
         else:

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from textpoke._native import ffi, lib
-from textpoke.decode import EXIT, Decoder
+from textpoke.decode import DATA, ENTRY, EXIT, Decoder
 from textpoke.payload import Layout, count_words
+from textpoke.tracer_names import FUNCTION, NOP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
+    from textpoke._capture_format import Block
     from textpoke._native import Pointer
     from textpoke.capture import Capture
 
@@ -46,6 +48,7 @@ _C_TYPES = {
 }
 _SHAPE = np.dtype([("entry", np.uint8), ("exit", np.uint8), ("is_threshold", np.uint8)])
 _NO_MEMORY = -12
+_MOST_TICKS = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +229,17 @@ class Pairing:
         )
         if not self._native:
             raise MemoryError
+        self._without_exits = times_without_exits(capture)
 
     def take_thread(self, tid: int) -> None:
         """Pair one thread's events, from its first to its last."""
-        for raw, site in self.decoder.raw(tid):
+        for blocks in self.decoder.stretches(tid):
+            self._take(tid, blocks)
+            lib.tp_pair_end_thread(self._native)
+
+    def _take(self, tid: int, blocks: Sequence[Block]) -> None:
+        for chunk in self.decoder.raw(tid, blocks):
+            raw, site = self._paired(*chunk) if self._without_exits else chunk
             error = lib.tp_pair(
                 self._native,
                 ffi.from_buffer("struct tp_event[]", raw),
@@ -239,7 +249,20 @@ class Pairing:
             )
             if error:
                 raise MemoryError if error == _NO_MEMORY else AssertionError(error)
-        lib.tp_pair_end_thread(self._native)
+
+    def _paired(
+        self, raw: NDArray[np.uint64], site: NDArray[np.int32]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+        """Without the entries that no exit was recorded for, and what they carry."""
+        kind = raw.view(np.uint8)[:, 8] & np.uint8(15)
+        tsc = raw[:, 0]
+        lonely = np.zeros(len(raw), bool)
+        for first, last in self._without_exits:
+            lonely |= (tsc >= np.uint64(first)) & (tsc < np.uint64(last))
+        lonely &= kind == ENTRY
+        owner = np.maximum.accumulate(np.where(kind == DATA, 0, np.arange(len(raw))))
+        keep = ~lonely[owner]
+        return np.ascontiguousarray(raw[keep]), np.ascontiguousarray(site[keep])
 
     def counts(self, tids: Iterable[int]) -> PairCounts:
         """What was found so far, with the losses of these threads."""
@@ -378,13 +401,39 @@ def site_names(capture: Capture) -> list[str]:
     return [f"{site.module}!{site.function}" for site in capture.meta.sites]
 
 
+def tracers_of(capture: Capture) -> set[str]:
+    """The tracer that a recording began with, and those that it was switched to."""
+    switched = (data.get("tracer") for data in capture.notes)
+    return {capture.meta.tracer, *(name for name in switched if isinstance(name, str))}
+
+
+def times_without_exits(capture: Capture) -> list[tuple[int, int]]:
+    """When a recording that was switched recorded entries alone: [from, to) in TSC ticks.
+
+    Empty for one that was not. While a switch goes on, calls are recorded in either way.
+    """
+    found: list[tuple[int, int]] = []
+    tracer, since = capture.meta.tracer, 0
+    for data in capture.notes:
+        times = data.get("switched")
+        if not (isinstance(times, list) and len(times) == 2):
+            continue
+        began, ended = (t if type(t) is int and 0 <= t < _MOST_TICKS else 0 for t in times)
+        if tracer == FUNCTION:
+            found.append((since, ended))
+        tracer, since = str(data.get("tracer")), began
+    if since and tracer == FUNCTION:
+        found.append((since, _MOST_TICKS))
+    return found
+
+
 def has_exits(capture: Capture) -> bool:
     """Whether there are exits to pair; reads events up to the first one.
 
     Raises:
         CaptureFormat: the file changed while it was read.
     """
-    if capture.meta.tracer == "function":
+    if tracers_of(capture) <= {FUNCTION, NOP}:
         return False
     decoder = Decoder(capture)
     return any(

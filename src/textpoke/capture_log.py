@@ -34,7 +34,7 @@ class CaptureLog:
     """The capture of one running trace.
 
     Args:
-        path: The file.
+        path: The file, or one that is open and empty.
         pid: The target.
         force: Overwrite an existing capture.
 
@@ -42,8 +42,10 @@ class CaptureLog:
         CaptureExists, CaptureWrite: From every method: it cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], pid: int, *, force: bool) -> None:
-        self._writer = CaptureWriter(path, force=force)
+    def __init__(
+        self, path: str | os.PathLike[str] | CaptureWriter, pid: int, *, force: bool
+    ) -> None:
+        self._writer = path if isinstance(path, CaptureWriter) else CaptureWriter(path, force=force)
         self._pid = pid
         self._names: dict[int, str] = {}
         self._next_note = 0.0
@@ -52,6 +54,11 @@ class CaptureLog:
     def fd(self) -> int:
         """Where the ring reader appends blocks of events."""
         return self._writer.fd
+
+    @property
+    def thread_names(self) -> dict[int, str]:
+        """Names of the threads that there were so far."""
+        return dict(self._names)
 
     def begin(self, meta: Mapping[str, object]) -> None:
         """Write the first block, and the names of the threads that there are."""

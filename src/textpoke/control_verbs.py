@@ -12,6 +12,7 @@ session; no socket is needed.
      "changes": [{"kind": "trace", "action": "append", "patterns": ["set*"]}]}
     {"verb": "trigger", "instance": "", "lines": ["f:traceoff:3", "!g:dump"], "clear": false}
     {"verb": "tracing", "instance": "", "on": true}
+    {"verb": "counts", "instance": ""}
     {"verb": "instance", "action": "list"}
     {"verb": "instance", "action": "create", "name": "second", "tracer": "function",
      "patterns": [], "notrace": []}                        with the capture's descriptor
@@ -77,6 +78,14 @@ class Session(Protocol):
 
     def tracing(self, instance: str, *, on: bool) -> None:
         """Record or do not, while everything stays patched (tracing_on)."""
+        ...
+
+    def counts(self, instance: str) -> Sequence[Mapping[str, object]]:
+        """What the profile tracer has counted so far: a row for each function that was called.
+
+        module, function, address, calls, and in nanoseconds total, self, average, p50, p99, max
+        ("total_ns", ...): what a live screen shows.
+        """
         ...
 
     def filters(self, instance: str) -> FilterSet:
@@ -273,6 +282,11 @@ def _tracing(session: Session, request: Request, _fds: list[int]) -> dict[str, o
     return {"instance": instance, "on": on}
 
 
+def _counts(session: Session, request: Request, _fds: list[int]) -> dict[str, object]:
+    instance = _instance(session, request)
+    return {"instance": instance, "functions": [dict(row) for row in session.counts(instance)]}
+
+
 def _one_instance(session: Session, request: Request, fds: list[int]) -> dict[str, object]:
     return _INSTANCE[request.one_of("action", tuple(_INSTANCE))](session, request, fds)
 
@@ -381,6 +395,7 @@ _VERBS = {
     "available": _available,
     "switch": _switch,
     "tracing": _tracing,
+    "counts": _counts,
     "filter": _filter,
     "trigger": _trigger,
     "instance": _one_instance,

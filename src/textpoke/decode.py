@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from textpoke._capture_format import EVENT_BYTES
+from textpoke._capture_format import EVENT_BYTES, KEPT
 from textpoke._site_lookup import SiteLookup
 from textpoke.payload import MOST_WORDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -166,16 +166,41 @@ class Decoder:
         for batch in _batches(self._pieces(self._blocks[tid], _CHUNK_EVENTS)):
             yield self._columns(batch, last_ns)
 
-    def raw(self, tid: int) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int32]]]:
+    def stretches(self, tid: int) -> list[list[Block]]:
+        """The blocks of one thread, apart where something between them was not kept.
+
+        What was lost is no such gap: it is counted. Raises KeyError: no such thread.
+        """
+        blocks = self._blocks[tid]
+        if self._capture.meta.mode != KEPT:
+            return [blocks]
+        found: list[list[Block]] = []
+        behind = None
+        for block in blocks:
+            if behind != (block.ring, block.generation, block.sequence):
+                found.append([])
+            found[-1].append(block)
+            end = block.sequence + block.payload_bytes // EVENT_BYTES + block.lost
+            behind = block.ring, block.generation, end
+        return found
+
+    def raw(
+        self, tid: int, blocks: Sequence[Block] | None = None
+    ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int32]]]:
         """Events of one thread as they stand in the file, (n, 2) words, with their sites.
 
         A chunk is valid until the next one is asked for.
+
+        Args:
+            tid: The thread.
+            blocks: Some of its blocks; None for all.
 
         Raises:
             KeyError: no such thread.
             CaptureFormat: the file changed while it was read.
         """
-        for batch in _batches(self._pieces(self._blocks[tid], _CHUNK_EVENTS)):
+        chosen = self._blocks[tid] if blocks is None else blocks
+        for batch in _batches(self._pieces(chosen, _CHUNK_EVENTS)):
             raw = self._read(batch)
             yield raw, self._lookup.find(raw[:, 1] >> np.uint64(16))
 

@@ -199,7 +199,7 @@ class _Look:
 
     def left(self) -> tuple[int, ...]:
         """Positions of the sites that were left out."""
-        if not self.leave_busy:
+        if not self.leave_busy or not any(self.busy):
             return ()
         return tuple(i for i, busy in enumerate(self.busy) if busy)
 
@@ -219,10 +219,8 @@ class _Look:
         stacks = writable(target.read_maps(agent.pid))
         raw = self._raw(command, words, _STOPPED_TIMEOUT_MS)
         raw.all_nops, raw.leave_busy = request.all_nops, self.leave_busy and not patient
-        windows = pairs(sorted(request.windows))
-        code, found = helper.perform(
-            agent, Work.STOP, bytes(ffi.buffer(raw)), windows, pairs(stacks), self.pokes
-        )
+        parts = bytes(ffi.buffer(raw)), request.window_words, pairs(stacks), self.pokes
+        code, found = helper.perform(agent, Work.STOP, *parts)
         out = ffi.new("struct tp_stopped *")
         ffi.memmove(out, found, ffi.sizeof("struct tp_stopped"))
         self.busy = found[ffi.sizeof("struct tp_stopped") :]
@@ -434,7 +432,8 @@ class Batch:
         """Add one poke.
 
         Args:
-            site: A site, or a runtime address.
+            site: A site, or a runtime address: that an instruction begins there, and that nobody
+                jumps into its midst, is the caller's word.
             new: Bytes to write; None together with `old` means "already there".
             old: Bytes expected now.
             handler: Where a thread that traps shall go on; 0 emulates the instruction.

@@ -89,6 +89,12 @@ class Rule:
         """True when it says in which modules to look."""
         return self.mod is not None or Pattern(self.glob).names_module
 
+    @property
+    def is_plain(self) -> bool:
+        """True for 'GLOB' and 'MODULE!GLOB' alone."""
+        special = self.mod is not None or self.file is not None
+        return not (self.remove or special or self.line or self.address)
+
     def is_source(self, path: str) -> bool:
         """Tell whether a source path is what ":file:" asks for; an unknown one never is."""
         if self.file is None:

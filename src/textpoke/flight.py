@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flight recorder: the last events of every thread in bounded memory, handed out on demand.
+"""The last events of every thread in bounded memory, where everything is drained.
 
-`keep` (a trigger, or somebody's wish) copies a stretch of time into the recording's one capture:
-several hits make one file with a marker each, and an event that two of them want is written once.
-So `-o` names everything there is, and reports show the hits one after the other. `snapshot` takes
-all that is held into a file of its own, numbered, as ftrace's snapshot is a buffer of its own.
+`snapshot` and `dump` take all that is held, up to their event; a snapshot goes into a file of its
+own, numbered, as ftrace's snapshot is a buffer of its own. Where nothing is drained, the rings
+themselves hold the past: `ring_flight`.
 """
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import os
 from collections import deque
 from dataclasses import dataclass, field
@@ -97,8 +94,6 @@ class FlightRecorder:
         self._frontier = start_tsc
         self._complete_from = start_tsc
         self._given_to = -1
-        self._asked: list[tuple[int, int, int, Mapping[str, object]]] = []
-        self._order = itertools.count()
 
     def add(self, blocks: Iterable[RawBlock], watermark: int = _FOREVER) -> None:
         """Take in drained blocks; the rows are copied.
@@ -112,27 +107,6 @@ class FlightRecorder:
                 part = block.part(start, min(start + _PIECE_EVENTS, len(block.rows)))
                 self._add(part, np.uint64(watermark))
         self._let_go()
-
-    def ask(self, from_tsc: int, to_tsc: int, marker: Mapping[str, object] | None = None) -> None:
-        """Ask for a stretch of time that may end in the future; `due` hands it out."""
-        bisect.insort(self._asked, (to_tsc, next(self._order), from_tsc, marker or {}))
-
-    def due(self, watermark: int) -> list[Kept]:
-        """What was asked for and is complete.
-
-        Args:
-            watermark: Everything up to this tick has been added.
-        """
-        found = []
-        while self._asked and self._asked[0][0] <= watermark:
-            to_tsc, _, from_tsc, marker = self._asked.pop(0)
-            found.append(self.keep(from_tsc, to_tsc, marker))
-        return found
-
-    @property
-    def waiting(self) -> int:
-        """How many stretches have been asked for and are not complete."""
-        return len(self._asked)
 
     def keep(
         self,
@@ -200,9 +174,9 @@ class FlightRecorder:
         self.held_bytes += _piece_bytes(owned)
 
     def _let_go(self) -> None:
-        # What waits to be complete is not let go for its age. Pieces of several rings stand in
-        # the order of their drains, which is nearly that of their times.
-        oldest = min([self._frontier - self.hold_ticks, *(asked[2] for asked in self._asked)])
+        # Pieces of several rings stand in the order of their drains, which is nearly that of
+        # their times.
+        oldest = self._frontier - self.hold_ticks
         while self._pieces:
             piece = self._pieces[0]
             if piece.last >= oldest and self.held_bytes <= self.most_bytes:
@@ -225,9 +199,7 @@ def write_kept(fd: int, kept: Kept) -> None:
         OSError: It cannot be written.
     """
     for block in kept.blocks:
-        view = memoryview(block.encoded())
-        while view:
-            view = view[os.write(fd, view) :]
+        block.write(fd)
 
 
 def snapshot_path(output: str, number: int) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the rings to the capture, where triggers, thread filters or a flight recorder are at work.
+"""From the rings to the capture, where triggers, thread filters or a budget are at work.
 
 The ring reader writes to a tap instead of the capture; what passes goes on to the capture from
 here. Without any of these a recording needs none of this and stays as fast as it is.
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from textpoke.ring_flight import Stretch
+
+_MOST_COUNTED = 1 << 14
+"""Events of a block; the rest is taken to be alike."""
 _MOST_SNAPSHOTS = 4
 """In one drain: each holds all that the recorder holds."""
 
@@ -37,13 +41,15 @@ class Flowed:
         snapshots: What snapshot and dump want, each with its hit: for the owner to write, print.
         events: Events that were written to the capture.
         skipped: Calls of functions with triggers that were too many to act upon.
+        remarks: What its owner should be told.
     """
 
     hits: list[Hit] = field(default_factory=list)
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[Stretch] = field(default_factory=list)
     snapshots: list[tuple[Hit, Kept]] = field(default_factory=list)
     events: int = 0
     skipped: int = 0
+    remarks: list[str] = field(default_factory=list)
 
     def notes(self) -> list[dict[str, object]]:
         """For the capture's JSON: every hit, and every stretch that was kept."""
@@ -56,26 +62,24 @@ class Flow:
     Args:
         engine: Its triggers.
         recorder: Holds the past for snapshot, dump and keep.
-        fd: The capture; -1 counts events and throws them away.
-        only_kept: Write nothing but what `keep` asks for (the flight recorder as such); else
-            everything is written, and `keep` is but a mark.
+        fd: The capture; -1 counts events and throws them away. Everything is written, `keep` is
+            but a mark.
 
     Attributes:
         tap: Where the ring reader must write to.
         tids: Threads whose events are recorded; None for all.
         counter: Counts calls for the governor; None when nobody asks.
+        holds: Something may ask for the past.
     """
 
-    def __init__(
-        self, engine: TriggerEngine, recorder: FlightRecorder, fd: int, *, only_kept: bool = False
-    ) -> None:
+    def __init__(self, engine: TriggerEngine, recorder: FlightRecorder, fd: int) -> None:
         self.engine = engine
         self.recorder = recorder
         self.tap = Tap()
         self.tids: set[int] | None = None
         self.counter: CallCounter | None = None
+        self.holds = True
         self._fd = fd
-        self._only_kept = only_kept
 
     def write_to(self, fd: int) -> None:
         """Send what comes from now on to another capture."""
@@ -91,21 +95,17 @@ class Flow:
         Raises:
             OSError: The capture cannot be written.
         """
-        blocks = self.tap.take()
+        blocks = self.tap.borrow()
         if self.counter is not None:
             self.counter.add(blocks)
         fed = self.engine.feed(blocks, watermark, complete=complete)
         passed = [b for b in fed.blocks if self.tids is None or b.tid in self.tids]
-        self.recorder.add(passed, fed.watermark)
+        if self.holds:
+            self.recorder.add(passed, fed.watermark)
         flowed = Flowed(fed.hits, skipped=fed.skipped)
         for hit in fed.hits:
             self._act(hit, flowed)
-        if self._only_kept:
-            flowed.kept = self.recorder.due(fed.watermark)
-            for kept in flowed.kept:
-                self._write(kept, flowed)
-        else:
-            self._write(Kept(passed, 0, fed.watermark, 0), flowed)
+        self._write(Kept(passed, 0, fed.watermark, 0), flowed)
         return flowed
 
     def finish(self) -> Flowed:
@@ -124,10 +124,6 @@ class Flow:
                 return
             kept = self.recorder.snapshot(hit.as_dict(), to_tsc=hit.tsc)
             flowed.snapshots.append((hit, kept))
-        elif command is Command.KEEP and self._only_kept:
-            ticks = self.engine.ticks_per_ns
-            before, after = hit.trigger.before_ns * ticks, hit.trigger.after_ns * ticks
-            self.recorder.ask(hit.tsc - round(before), hit.tsc + round(after), hit.as_dict())
 
     def _write(self, kept: Kept, flowed: Flowed) -> None:
         flowed.events += total_events(kept.blocks)
@@ -145,17 +141,21 @@ class CallCounter:
     def __init__(self, addresses: Iterable[int]) -> None:
         self._addresses = list(addresses)
         self._lookup = SiteLookup(self._addresses)
+        self._size = len(self._addresses) + 1
+        self._unseen = 0
         self._counts = self._nothing()
 
     def _nothing(self) -> NDArray[np.int64]:
-        return np.zeros(len(self._addresses) + 1, np.int64)
+        return np.zeros(self._size, np.int64)
 
     def add(self, blocks: Iterable[RawBlock]) -> None:
         """Take in some blocks."""
         for block in blocks:
-            if len(block.rows):
-                sites = self._lookup.find(block.addresses[block.kinds == ENTRY])
-                self._counts += np.bincount(sites + 1, minlength=len(self._counts))
+            part = block.part(0, min(len(block.rows), _MOST_COUNTED))
+            calls = part.addresses[part.kinds == ENTRY]
+            if len(calls):
+                self._counts += np.bincount(self._lookup.find(calls) + 1, minlength=self._size)
+                self._unseen += len(calls) * (len(block.rows) - len(part.rows)) // len(part.rows)
 
     def take(self, lost: int = 0) -> dict[int, int]:
         """Calls by return address since the last time.
@@ -166,6 +166,7 @@ class CallCounter:
         """
         counts, self._counts = self._counts[1:], self._nothing()
         total = int(counts.sum())
+        lost, self._unseen = lost + self._unseen, 0
         if lost > 0 and total:
             counts = np.rint(counts * (1 + lost / total)).astype(np.int64)
         called = np.flatnonzero(counts)

@@ -143,6 +143,10 @@ class Functions:
         index = bisect.bisect_left(self._vaddrs, vaddr)
         return index if index < len(self) and self._vaddrs[index] == vaddr else -1
 
+    def last_before(self, vaddr: int) -> int:
+        """Return the index of the last function that begins at or before an address, or -1."""
+        return bisect.bisect_right(self._vaddrs, vaddr) - 1
+
     def entry(self, index: int) -> int:
         """Return the runtime address of the function's first byte."""
         return self._vaddrs[index] + self._module.bias
@@ -185,7 +189,7 @@ class Functions:
     def displaced(self, index: int) -> bytes:
         """Return the bytes of the window."""
         vaddr, _, _, at, window, *_ = self._row(index)
-        return self._bytes_at(vaddr + at, window)
+        return self.code_at(vaddr + at, window)
 
     def source(self, index: int) -> str:
         """Return what named it: see `Site.source`."""
@@ -234,7 +238,7 @@ class Functions:
         chosen = list(indexes)
         stems, endings = self._stems(chosen)
         bias, module = self._module.bias, self._module.name
-        is_mapped, bytes_at = _mapped(self._module), self._bytes_at
+        is_mapped, bytes_at = mapped(self._module), self.code_at
         rows, row_at, row_bytes = self._rows, _ROW.unpack_from, _ROW.size
         sites: list[Site] = []
         for index, stem, ending, readable, source in zip(
@@ -273,7 +277,8 @@ class Functions:
     def _row(self, index: int) -> tuple[int, ...]:
         return _ROW.unpack_from(self._rows, index * _ROW.size)
 
-    def _bytes_at(self, vaddr: int, size: int) -> bytes:
+    def code_at(self, vaddr: int, size: int) -> bytes:
+        """Return the module's code from an ELF virtual address on; fewer bytes at its end."""
         first, content = self._last
         if not first <= vaddr < first + len(content):
             index = bisect.bisect_right(self._firsts, vaddr) - 1
@@ -323,7 +328,7 @@ class Functions:
         return stems, endings
 
 
-def _mapped(module: Module) -> Callable[[int, int], bool]:
+def mapped(module: Module) -> Callable[[int, int], bool]:
     """Return a function that tells whether bytes lie in the module's code as it is mapped."""
     if not module.mappings:  # of no process: anywhere will do
         return lambda _address, _size: True
@@ -395,9 +400,63 @@ class _Native:
         return pointer
 
 
+class Survey:
+    """What `tp_survey` needs of a module: all functions by address, and what points to code.
+
+    Args:
+        image: The module's file.
+        tables: Its tables.
+
+    Attributes:
+        count: How many functions there are.
+        raw: struct tp_survey; what it points to lives as long as this object.
+
+    Raises:
+        BadElf: A table makes no sense, or has more rows than a program has.
+    """
+
+    def __init__(self, image: elf.Image, tables: FunctionTables) -> None:
+        native = _Native(tables)
+        frames, frame_count = _frames(image, tables, native)
+        found, functions, labels, named = _find(image, native)
+        self.count = int(found.count)
+        self._functions, self._labels = functions, labels
+        others = b"".join(
+            ffi.buffer(array, count * 8)
+            for array, count in (
+                *_targets(image, native, frames, frame_count),
+                (named, found.target_count),
+            )
+        )
+        kept = ffi.from_buffer("uint8_t[]", others)
+        self.raw = ffi.new("struct tp_survey *")
+        self.raw.code, self.raw.code_count = native.code, native.code_count
+        self.raw.data, self.raw.data_count = native.data, native.data_count
+        self.raw.targets = ffi.cast("uint64_t *", kept)
+        self.raw.target_count = len(others) // 8
+        self.raw.functions, self.raw.function_count = functions, found.count
+        self._kept = (native, kept)
+
+    @property
+    def rows(self) -> bytes:
+        """Array of struct tp_function."""
+        return bytes(ffi.buffer(self._functions, self.count * _ROW.size))
+
+    @property
+    def labels(self) -> bytes:
+        """Array of struct tp_label."""
+        return bytes(ffi.buffer(self._labels, self.count * _LABEL_BYTES))
+
+
 def _survey(image: elf.Image, tables: FunctionTables) -> tuple[bytes, bytes]:
     """Find all functions, decide about each; return arrays of struct tp_function and tp_label."""
-    native = _Native(tables)
+    survey = Survey(image, tables)
+    if survey.count:
+        require_native(image, lib.tp_survey(survey.raw, ffi.new("struct tp_surveyed *")))
+    return survey.rows, survey.labels
+
+
+def _frames(image: elf.Image, tables: FunctionTables, native: _Native) -> tuple[Pointer, int]:
     frames, frame_count = _all(
         image,
         "unwind entries",
@@ -406,16 +465,20 @@ def _survey(image: elf.Image, tables: FunctionTables) -> tuple[bytes, bytes]:
         tables.most_frames,
     )
     native.tables.frames, native.tables.frame_count = frames, frame_count
-    found, functions, labels, named = _find(image, native)
-    if not found.count:
-        return b"", b""
-    targets, target_count = _all(
+    return frames, frame_count
+
+
+def _targets(
+    image: elf.Image, native: _Native, frames: Pointer, frame_count: int
+) -> list[tuple[Pointer, int]]:
+    """Addresses of code that the loader puts into data, and landing pads."""
+    relocated = _all(
         image,
         "relocations",
         "uint64_t[]",
         lambda rows, room, count: lib.tp_read_targets(native.tables, rows, room, count),
     )
-    pads, pad_count = _all(
+    pads = _all(
         image,
         "landing pads",
         "uint64_t[]",
@@ -423,25 +486,7 @@ def _survey(image: elf.Image, tables: FunctionTables) -> tuple[bytes, bytes]:
             frames, frame_count, native.loaded, native.loaded_count, rows, room, count
         ),
     )
-    others = b"".join(
-        ffi.buffer(array, count * 8)
-        for array, count in (
-            (targets, target_count),
-            (pads, pad_count),
-            (named, found.target_count),
-        )
-    )
-    survey = ffi.new("struct tp_survey *")
-    survey.code, survey.code_count = native.code, native.code_count
-    survey.data, survey.data_count = native.data, native.data_count
-    survey.targets = ffi.cast("uint64_t *", ffi.from_buffer("uint8_t[]", others))
-    survey.target_count = len(others) // 8
-    survey.functions, survey.function_count = functions, found.count
-    _require(image, lib.tp_survey(survey, ffi.new("struct tp_surveyed *")), "segments")
-    return (
-        bytes(ffi.buffer(functions, found.count * _ROW.size)),
-        bytes(ffi.buffer(labels, found.count * _LABEL_BYTES)),
-    )
+    return [relocated, pads]
 
 
 def _find(image: elf.Image, native: _Native) -> tuple[Pointer, Pointer, Pointer, Pointer]:
@@ -452,7 +497,7 @@ def _find(image: elf.Image, native: _Native) -> tuple[Pointer, Pointer, Pointer,
     labels = ffi.new("struct tp_label[]", most)
     named = ffi.new("uint64_t[]", most)
     found = ffi.new("struct tp_found *", (functions, labels, named))
-    _require(image, lib.tp_find_functions(native.tables, found), "names of functions")
+    require_native(image, lib.tp_find_functions(native.tables, found), "names of functions")
     return found, functions, labels, named
 
 
@@ -465,15 +510,16 @@ def _all(
 ) -> tuple[Pointer, int]:
     """Return all rows that `read` gives, or the first `most`, and how many there are."""
     count = ffi.new("uint64_t *")
-    _require(image, read(ffi.NULL, 0, count), what)
+    require_native(image, read(ffi.NULL, 0, count), what)
     room = count[0] if most is None else min(count[0], most)
     elf.require_rows(image, room, what)
     rows = ffi.new(ctype, room)
-    _require(image, read(rows, room, count), what)
+    require_native(image, read(rows, room, count), what)
     return rows, room
 
 
-def _require(image: elf.Image, result: int, what: str) -> None:
+def require_native(image: elf.Image, result: int, what: str = "segments") -> None:
+    """Raise what a negative code of the native side means for a file: MemoryError, BadElf."""
     if result == -errno.ENOMEM:
         raise MemoryError
     if result < 0:

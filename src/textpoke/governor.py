@@ -145,7 +145,11 @@ class Governor:
         """
         cores = cpu_ns / seconds / _NS
         limit = self.budget.ns_per_s(cores)
-        costs = {site: count * cost_ns / seconds for site, count in calls.items() if count}
+        costs = {
+            site: count * cost_ns / seconds
+            for site, count in calls.items()
+            if count and site not in self._off  # the last calls of what has just gone off
+        }
         load = sum(costs.values())
         self._settle_trials(now_s, seconds, costs, limit, load)
         if load > limit:

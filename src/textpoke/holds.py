@@ -30,10 +30,11 @@ class Work(enum.IntEnum):
     LOOK = 2  # the same
     INSIDE = 3  # bytes of a site, addresses, stacks
     LEAVE = 4  # struct tp_leave, ranges, sites, stacks, known sites
+    RANGES = 5  # ranges, stacks
 
 
 POKE_BYTES = ffi.sizeof("struct tp_poke")
-PARTS = {Work.STOP: 4, Work.LOOK: 4, Work.INSIDE: 3, Work.LEAVE: 5}
+PARTS = {Work.STOP: 4, Work.LOOK: 4, Work.INSIDE: 3, Work.LEAVE: 5, Work.RANGES: 2}
 """How many byte strings each takes."""
 _WORD_BYTES = 8
 
@@ -61,6 +62,8 @@ def answer_bytes(work: Work, parts: Sequence[bytes]) -> int:
         return len(parts[3]) // POKE_BYTES
     if work is Work.INSIDE:
         return len(parts[1]) // _WORD_BYTES
+    if work is Work.RANGES:
+        return len(parts[0]) // (2 * _WORD_BYTES)
     return ffi.sizeof("struct tp_left")
 
 
@@ -133,6 +136,22 @@ def inside(agent: Agent, size: bytes, addresses: bytes, stacks: bytes) -> tuple[
     return int(error), _bytes_of(found, count)
 
 
+def ranges(agent: Agent, pairs_in: bytes, stacks: bytes) -> tuple[int, bytes]:
+    """Which ranges have a thread in them (tp_look_in_ranges)? Returns a byte for each."""
+    count = len(pairs_in) // (2 * _WORD_BYTES)
+    found = ffi.new("uint8_t[]", count or 1)
+    error = lib.tp_look_in_ranges(
+        agent.pid,
+        agent.tid,
+        _array("uint64_t[]", pairs_in),
+        count,
+        _array("uint64_t[]", stacks),
+        len(stacks) // (2 * _WORD_BYTES),
+        found,
+    )
+    return int(error), _bytes_of(found, count)
+
+
 def leave(
     agent: Agent, raw: bytes, ranges: bytes, sites: bytes, stacks: bytes, known: bytes
 ) -> tuple[int, bytes]:
@@ -154,6 +173,7 @@ _CALLS: dict[Work, Callable[..., tuple[int, bytes]]] = {
     Work.LOOK: look,
     Work.INSIDE: inside,
     Work.LEAVE: leave,
+    Work.RANGES: ranges,
 }
 
 

@@ -59,6 +59,8 @@ class SiteKind(enum.Enum):
     Only where memory can be mapped there."""
     TRAP = "trap"
     """A first instruction under an int3 that stays: every call costs a signal. Only on request."""
+    BRANCH = "branch"
+    """Instructions with conditional branches; their first five bytes change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,76 @@ class Site:
 
     def __str__(self) -> str:
         return f"{self.module}!{self.function}"
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One conditional branch.
+
+    Attributes:
+        address: Runtime address of the instruction.
+        target: Where it goes when it is taken.
+        vaddr: ELF virtual address of the instruction.
+        module: Name of the module.
+        function: Demangled name of the function.
+        entry: Runtime address of the function's first byte.
+        reason: Why it cannot be counted; None when it can.
+    """
+
+    address: int
+    target: int
+    vaddr: int
+    module: str
+    function: str
+    entry: int
+    reason: str | None
+
+    def __str__(self) -> str:
+        return f"{self.module}!{self.function}+{self.address - self.entry:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class BranchRow:
+    """How often one branch was taken, and how often not.
+
+    Attributes:
+        address: Runtime address of the branch.
+        module: Name of its module.
+        function: Demangled name of its function.
+        offset: Bytes from the function's entry to the branch; a part that the compiler has split
+            off counts from its own begin.
+        file: Source file, "" where there is no debug information.
+        line: Line in it, 0 where there is none.
+        taken: Times that it went to its target.
+        not_taken: Times that it fell through.
+    """
+
+    address: int
+    module: str
+    function: str
+    offset: int
+    file: str
+    line: int
+    taken: int
+    not_taken: int
+
+    @property
+    def total(self) -> int:
+        """Times that it was executed."""
+        return self.taken + self.not_taken
+
+
+@dataclass(frozen=True, slots=True)
+class BranchSite(Site):
+    """Whole instructions that give way to one JMP, to count the branches among them.
+
+    Attributes:
+        branches: In address order.
+        live: Of each, two bits: the flags are looked at when it is not taken, when it is taken.
+    """
+
+    branches: tuple[Branch, ...] = ()
+    live: int = 0
 
 
 # A frozen dataclass sets its fields by one slow call each: 2 to 4 us for a Site. Its unfrozen

@@ -87,6 +87,10 @@ class Places(Protocol):
     def direct(self) -> Sequence[bool]:
         """For each site, whether one store can change it (`is_direct`)."""
 
+    @property
+    def halves(self) -> tuple[list[int], list[int]]:
+        """Positions of those, and of the others."""
+
 
 def is_direct(old: bytes | None, new: bytes | None) -> bool:
     """May one store change `old` to `new`? Only the first byte differs, or any mix is NOPs.
@@ -241,11 +245,14 @@ def _lasting_obstacle(agent: Agent) -> str:
         if why:
             raise UnsupportedTarget(agent.pid, "sigtrap-blocked", why)
 
+    # What has lasted once is not waited for again: the other modes are good at any moment.
+    known, agent.obstacle = agent.obstacle, ""
     try:
-        outlast_masking(look, patience_s=_AUTO_PATIENCE_S)
+        outlast_masking(look, patience_s=0.0 if known else _AUTO_PATIENCE_S)
     except UnsupportedTarget as exc:
         if exc.reason != "sigtrap-blocked":
             raise
+        agent.obstacle = why
         return why
     return ""
 
@@ -259,17 +266,20 @@ def _why_masking(agent: Agent) -> str:
 
 
 def _without_traps(agent: Agent, indexes: Sequence[int], places: Places, why: str) -> list[Choice]:
-    single = [i for i in indexes if places.direct[i]] if direct_processor() else []
-    if len(single) == len(indexes):
+    single, others = _halves(indexes, places) if direct_processor() else ([], indexes)
+    if not others:
         return [Choice(Mode.DIRECT, why, indexes)]
     require_holds(agent)
     if not single:
         return [Choice(Mode.STOP, why, indexes)]
-    among = set(single)
-    return [
-        Choice(Mode.DIRECT, why, single),
-        Choice(Mode.STOP, why, [i for i in indexes if i not in among]),
-    ]
+    return [Choice(Mode.DIRECT, why, single), Choice(Mode.STOP, why, others)]
+
+
+def _halves(indexes: Sequence[int], places: Places) -> tuple[Sequence[int], Sequence[int]]:
+    if len(indexes) == len(places.addresses):
+        return places.halves
+    direct = places.direct
+    return [i for i in indexes if direct[i]], [i for i in indexes if not direct[i]]
 
 
 def require_holds(agent: Agent) -> None:

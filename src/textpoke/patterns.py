@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from textpoke.model import Site
 
-# C++ names may hold "operator!" and "operator!=".
-_BORDER = re.compile(r"(?<!operator)!")
+# C++ names may hold "operator!" and "operator!=", globs "[!a-z]".
+_BORDER = re.compile(r"(?<!operator)(?<!\[)!")
 _WILDCARDS = re.compile(r"[*?\[\\]")
 # Rules of the kernel's lib/glob.c: "]" right after the opening is a member, "!" turns the class
 # round, a backslash takes the next character as it is, what is no whole class is a plain "[".

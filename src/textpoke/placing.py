@@ -9,15 +9,26 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from textpoke import modes, target
-from textpoke._errors import AgentFailed, NotPatchable, UnsupportedTarget
+from textpoke import branch_stubs, modes, stubs, target
+from textpoke._errors import AgentFailed, NotPatchable, TargetExited, UnsupportedTarget
+from textpoke._native import lib
 from textpoke.agent_image import Probe, load_image
 from textpoke.engine import run_request
 from textpoke.hooks import Copies
+from textpoke.model import BranchSite
 from textpoke.modes import Mode, require_holds
-from textpoke.plan import MERGED_NOP, Method, Plan, Planner, Space
+from textpoke.plan import (
+    CALL_BYTES,
+    MERGED_NOP,
+    PAD_DISTANCE,
+    Method,
+    Plan,
+    Planner,
+    Space,
+    stub_of,
+)
 from textpoke.poke import Poke, Request
-from textpoke.unload import interior_sites
+from textpoke.unload import interior_sites, ranges_in_use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,6 +63,7 @@ class Placing:
         self.forget: Callable[[], None] = lambda: None
         self._merged: set[int] = set()  # runs that are one instruction now
         self._settled: set[int] = set()  # those of them that no thread is inside of
+        self._ways: dict[tuple[int, bytes], tuple[int, int]] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -130,7 +142,10 @@ class Placing:
         owned = [(r.start, r.bytes) for r in (head.regions[i] for i in range(head.region_count))]
         # What is mapped meanwhile, by our own planning in the own process, is near the rest.
         steps = attempt + (self._agent.pid == os.getpid())
-        return Space(target.read_maps(self._agent.pid), owned, _APART * steps)
+        maps = target.read_maps(self._agent.pid)
+        if not maps:  # memory goes first, the pidfd tells later
+            raise TargetExited(self._agent.pid, "a look for room")
+        return Space(maps, owned, _APART * steps)
 
     def _plan(self, chosen: Sequence[Site], space: Space, *, traps: bool) -> Plan:
         wanted, refused = self._without_windows(chosen)
@@ -142,6 +157,8 @@ class Placing:
         try:
             for start, size in plan.regions:
                 self._agent.map_code(start, size)
+            for start, size in plan.counters:
+                self._agent.map_counters(start, size)
             self._agent.fill_code(plan.code)
         except BaseException:
             # We count on code that is not there: let the next plan begin anew.
@@ -164,6 +181,40 @@ class Placing:
             except UnsupportedTarget as exc:
                 return [s for s in chosen if not s.heads], [(s, exc.detail) for s in inside]
         return chosen, []
+
+    def outlast(self, gone: Sequence[SitePlan]) -> None:
+        """Wait until no thread is on a way of ours from sites that are switched off by now.
+
+        It would come back behind a site's instructions: into the midst of others that are there by
+        then.
+
+        Raises:
+            UnsupportedTarget: ("no-helper") Nobody can look at the threads of the own process.
+            AgentFailed: A thread does not leave.
+        """
+        require_holds(self._agent)
+        if self._agent.held is not None:
+            return  # launched and not yet running
+        for planned in gone:
+            key = planned.site.address, planned.on
+            if key not in self._ways:
+                self._ways[key] = _way_of(planned)
+        ways = [*self._probe_ranges(), *(self._ways[p.site.address, p.on] for p in gone)]
+        ranges = [(start, end) for start, end in ways if start < end]
+        for _ in range(_LOOKS):
+            if not ranges_in_use(self._agent, ranges):
+                return
+            time.sleep(_LOOK_S)
+        raise AgentFailed("waiting for a thread to leave code that it was led to", errno.EAGAIN)
+
+    def _probe_ranges(self) -> list[tuple[int, int]]:
+        """All code that sites call: whoever is there may come back to a stub."""
+        base = self._agent.base
+        kinds = {kind: len(self._code(Probe(kind), 0, 0)) for kind in range(lib.TP_PROBES)}
+        default = kinds[self._default.kind]
+        found = [(at, at + default) for at in self.planner.thunks]
+        found += [(at, at + kinds[kind]) for at, kind in self.copies.placed]
+        return [(base, base + load_image().head_offset), *found]
 
     def merge(
         self, plan: Plan, modules: Sequence[Module], mode: Mode = Mode.AUTO
@@ -217,3 +268,16 @@ class Placing:
             addresses = sorted(inside)
             time.sleep(_LOOK_S)
         raise AgentFailed(f"waiting for a thread to leave {addresses[0]:#x}", 11)
+
+
+def _way_of(planned: SitePlan) -> tuple[int, int]:
+    """What a thread goes through between a site and the probe, and between that and the site."""
+    if planned.method is Method.FLIP:
+        start = planned.site.address - PAD_DISTANCE
+        return start, start + CALL_BYTES
+    if planned.method not in (Method.JMP, Method.PUN, Method.TRAP):
+        return planned.site.address, planned.site.address  # a CALL to the probe
+    start = stub_of(planned)
+    if isinstance(planned.site, BranchSite):
+        return start, start + branch_stubs.measure([planned.site])[1]
+    return start, start + sum(size for _, size in stubs.measure([planned.site])[0])

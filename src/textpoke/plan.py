@@ -19,16 +19,18 @@ import bisect
 import enum
 import struct
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from textpoke import stubs
-from textpoke.model import SiteKind
+from textpoke import branch_stubs, stubs
+from textpoke.model import BranchSite, Site, SiteKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from textpoke.model import Mapping, Site
+    from textpoke.model import Mapping
     from textpoke.stubs import Stub
+
+_AnySite = TypeVar("_AnySite", bound=Site)
 
 PAGE = 4096
 PAD_DISTANCE = 0x6F6F6F6B
@@ -90,6 +92,17 @@ class SitePlan:
     lead: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class BranchPlan(SitePlan):
+    """What to write at a site whose branches are counted.
+
+    Attributes:
+        counters: Address of its counters (`branch_stubs.COUNTER_BYTES` for each branch).
+    """
+
+    counters: int = 0
+
+
 @dataclass(slots=True)
 class Plan:
     """Pokes, and the code to map before them.
@@ -97,12 +110,14 @@ class Plan:
     Attributes:
         sites: In address order.
         regions: (start, bytes) of new r-x mappings.
+        counters: (start, bytes) of new rw- mappings.
         code: (address, bytes) to write into them.
         refused: (site, reason) of sites for which no room was found.
     """
 
     sites: list[SitePlan] = field(default_factory=list)
     regions: list[tuple[int, int]] = field(default_factory=list)
+    counters: list[tuple[int, int]] = field(default_factory=list)
     code: list[tuple[int, bytes]] = field(default_factory=list)
     refused: list[tuple[Site, str]] = field(default_factory=list)
 
@@ -181,6 +196,7 @@ class Planner:
         self._pads: dict[int, tuple[Site, int]] = {}  # by the site's address: with its island
         self._islands: list[int] = []
         self._stubs: dict[tuple[int, bytes, SiteKind | None], SitePlan] = {}
+        self._branches: dict[tuple[int, bytes, int], BranchPlan] = {}
         self._puns = 0
 
     def plan(
@@ -199,9 +215,10 @@ class Planner:
         padded = self._place_pads(runs, space, plan)
         entries = [site for site in ordered if site.kind is SiteKind.ENTRY]
         self._plan_entries(entries, space, plan)
-        displaced = (SiteKind.ENTRY, SiteKind.PUN, SiteKind.TRAP)
+        self._plan_branches([s for s in ordered if isinstance(s, BranchSite)], space, plan)
+        displaced = (SiteKind.BRANCH, SiteKind.ENTRY, SiteKind.PUN, SiteKind.TRAP)
         self._plan_rest(
-            [site for site in ordered if site.kind in displaced[1:]], space, plan, traps
+            [site for site in ordered if site.kind in displaced[2:]], space, plan, traps
         )
         calls = [
             site for site in ordered if site.address not in padded and site.kind not in displaced
@@ -222,7 +239,7 @@ class Planner:
 
     def stubs(self) -> list[tuple[int, Site]]:
         """Address and site of every stub."""
-        return [(_stub_of(planned), planned.site) for planned in self._stubs.values()]
+        return [(stub_of(planned), planned.site) for planned in self._stubs.values()]
 
     def _place_pads(self, runs: list[Site], space: Space, plan: Plan) -> set[int]:
         """Map pads for as many runs as have room; returns the addresses of those sites."""
@@ -309,6 +326,42 @@ class Planner:
         for site, stub in placed:
             self._stubs[site.address, site.displaced, site.kind] = _way_to(stub, site, start)
 
+    def _plan_branches(self, sites: list[BranchSite], space: Space, plan: Plan) -> None:
+        """Stubs and counters for sites that have none yet; a site keeps its counters."""
+        fresh = [s for s in sites if (s.address, s.displaced, s.live) not in self._branches]
+        for group in _stretches(fresh):
+            self._place_branches(group, space, plan)
+        for site in sites:
+            known = self._branches.get((site.address, site.displaced, site.live))
+            if known is not None:  # another module may have come to the very same place
+                plan.sites.append(known if known.site == site else replace(known, site=site))
+
+    def _place_branches(self, group: list[BranchSite], space: Space, plan: Plan) -> None:
+        wanted, size, refused = branch_stubs.measure(group)
+        plan.refused.extend(refused)
+        if not wanted:
+            return
+        code_bytes = -(-size // PAGE) * PAGE
+        counter_bytes = sum(len(site.branches) for site in wanted) * branch_stubs.COUNTER_BYTES
+        counter_bytes = -(-counter_bytes // PAGE) * PAGE
+        both = code_bytes + counter_bytes
+        start = space.room_near(group[0].address, group[-1].address + CALL_BYTES, both)
+        if start is None:
+            plan.refused.extend((site, _NO_ROOM) for site in wanted)
+            return
+        counters = start + code_bytes
+        plan.regions.append((start, code_bytes))
+        plan.counters.append((counters, counter_bytes))
+        space.take(start, start + both)
+        code, placed, unreached = branch_stubs.place(wanted, start, size, counters)
+        plan.code.append((start, code))
+        plan.refused.extend(unreached)
+        for site, stub in placed:
+            on = struct.pack("<Bi", JMP, stub.address - (site.address + CALL_BYTES))
+            self._branches[site.address, site.displaced, site.live] = BranchPlan(
+                site, Method.JMP, site.old, on, 0, stub.copies, counters=stub.counters
+            )
+
     def _plan_rest(
         self,
         sites: list[Site],
@@ -380,7 +433,7 @@ def _way_to(stub: Stub, site: Site, thunk: int) -> SitePlan:
     return replace(way, lead=thunk)
 
 
-def _stub_of(planned: SitePlan) -> int:
+def stub_of(planned: SitePlan) -> int:
     """Where a thread comes to from the site: by its JMP, or by the trap handler."""
     distance = int.from_bytes(planned.on[1:CALL_BYTES], "little", signed=True)
     return planned.handler or planned.site.address + CALL_BYTES + distance
@@ -395,9 +448,9 @@ class _Group:
     sites: list[Site]
 
 
-def _stretches(sites: list[Site]) -> list[list[Site]]:
+def _stretches(sites: list[_AnySite]) -> list[list[_AnySite]]:
     """Sites that one region can serve."""
-    groups: list[list[Site]] = []
+    groups: list[list[_AnySite]] = []
     for site in sites:
         if groups and site.address - groups[-1][0].address < _STRETCH:
             groups[-1].append(site)

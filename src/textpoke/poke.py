@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import struct
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 from textpoke import modes
@@ -23,6 +24,7 @@ PHASES = ("check", "verify", "int3", "tail", "first", "recover", "rollback", "lo
 MODES = ("int3", "direct", "stop")
 RECORD = struct.Struct("<QQQIBBBB16s16s")  # struct tp_poke
 _INT3 = b"\xcc"
+_MOST_PARTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,12 @@ class Request:
         return [modes.is_direct(poke.old, poke.new) for poke in self.pokes]
 
     @functools.cached_property
+    def halves(self) -> tuple[list[int], list[int]]:
+        """Positions of those sites, and of the others."""
+        every = list(enumerate(self.direct))
+        return [i for i, direct in every if direct], [i for i, direct in every if not direct]
+
+    @functools.cached_property
     def windows(self) -> list[tuple[int, int]]:
         """(start, end) of the sites in whose interior no thread may be while they change.
 
@@ -197,6 +205,11 @@ class Request:
             for p, direct in whole
             if not direct and not p.copies
         ]
+
+    @functools.cached_property
+    def window_words(self) -> bytes:
+        """`windows` in ascending order, as the native side reads them."""
+        return struct.pack(f"={2 * len(self.windows)}Q", *chain.from_iterable(sorted(self.windows)))
 
     @functools.cached_property
     def staying(self) -> list[int]:
@@ -221,11 +234,21 @@ class Request:
             modes.is_nops(p.old or b"") for p, direct in whole if not direct and not p.copies
         )
 
+    @functools.cached_property
+    def _parts(self) -> dict[tuple[int, ...], Request]:
+        return {}
+
     def part(self, indexes: Sequence[int]) -> Request:
-        """The batch of some of the pokes."""
-        return (
-            self if len(indexes) == len(self.pokes) else Request.of(self.pokes[i] for i in indexes)
-        )
+        """The batch of some of the pokes; the same one when it is asked for again."""
+        if len(indexes) == len(self.pokes):
+            return self
+        key = tuple(indexes)
+        found = self._parts.get(key)
+        if found is None:
+            if len(self._parts) >= _MOST_PARTS:
+                self._parts.clear()
+            found = self._parts[key] = Request.of(self.pokes[i] for i in indexes)
+        return found
 
     def reversed(self, indexes: Sequence[int]) -> Request:
         """The batch that undoes some of the pokes."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import struct
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ _AUXV_ENTRY = struct.Struct("<QQ")
 _WORKERS_MASK = "fffffffffffbfeff"  # all but SIGKILL and SIGSTOP
 _PF_IO_WORKER, _PF_USER_WORKER = 0x10, 0x4000
 _GONE = (errno.ENOENT, errno.ESRCH)
+_KEPT_LINES = 4096
 _SYS_KCMP = 312
 _KCMP_VM = 1
 
@@ -57,6 +59,7 @@ def read_maps(pid: int) -> list[Mapping]:
     return [_mapping(line) for line in text.split("\n") if line]
 
 
+@functools.lru_cache(_KEPT_LINES)  # a batch looks at the maps, and they are mostly the same
 def _mapping(line: str) -> Mapping:
     fields = line.split(None, 5)
     start, _, end = fields[0].partition("-")

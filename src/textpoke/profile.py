@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import math
 import struct
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from textpoke import clock
 from textpoke._native import ffi, lib
+from textpoke.profile_rows import ProfileRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,75 +17,8 @@ if TYPE_CHECKING:
     from textpoke.ring_sets import RingSet
 
 _ROW = struct.Struct(f"<8Q{lib.TP_PROFILE_BUCKETS}I")
+_CLEARED = _ROW.pack(*[0] * 8, (1 << 32) - 1, *[0] * (lib.TP_PROFILE_BUCKETS - 1))[8:]
 _PLACE_BYTES = 16
-_TO_MIDDLE = 0.5
-
-
-@dataclass(slots=True)
-class ProfileRow:
-    """What was measured of one function, over all threads; times in TSC ticks.
-
-    Attributes:
-        address: The return address that names its site.
-        hits: Calls that have returned.
-        total: Their time.
-        self: Of that, not in calls below that are measured too.
-        max: The longest.
-        squares: Sum of the squares of the times.
-        overruns: Calls that were not measured: the thread's shadow stack was full.
-        buckets: How many calls took how long: bucket 0 is below 16 ticks, then four to an octave.
-    """
-
-    address: int
-    hits: int = 0
-    total: int = 0
-    self: int = 0
-    max: int = 0
-    squares: int = 0
-    overruns: int = 0
-    buckets: list[int] = field(default_factory=lambda: [0] * lib.TP_PROFILE_BUCKETS)
-
-    @property
-    def average(self) -> float:
-        """Ticks of a call on average."""
-        return self.total / self.hits if self.hits else 0.0
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of the times, in ticks."""
-        if self.hits < 2:
-            return 0.0
-        spread = self.squares * self.hits - self.total * self.total  # exact: integers
-        return math.sqrt(max(spread, 0) / (self.hits * (self.hits - 1)))
-
-    def quantile(self, share: float) -> float:
-        """Ticks that a `share` of the calls did not exceed: by the histogram, within an eighth."""
-        wanted, seen = share * sum(self.buckets), 0
-        for number, count in enumerate(self.buckets):
-            seen += count
-            if count and seen >= wanted:
-                low, high = bucket_range(number)
-                return min(low + (high - low) * _TO_MIDDLE, float(self.max))
-        return 0.0
-
-    def add(self, values: tuple[int, ...]) -> None:
-        """Add another thread's row, as the target has it."""
-        _, hits, total, own, most, low, high, overruns, *buckets = values
-        self.hits += hits
-        self.total += total
-        self.self += own
-        self.max = max(self.max, most)
-        self.squares += low + (high << 64)
-        self.overruns += overruns
-        self.buckets = [a + b for a, b in zip(self.buckets, buckets, strict=True)]
-
-
-def bucket_range(number: int) -> tuple[int, int]:
-    """[low, high) of a bucket, in ticks; the last one has no end but twice its start."""
-    if number == 0:
-        return 0, 16
-    octave, part = divmod(number - 1, 4)
-    return (4 + part) << (octave + 2), (5 + part) << (octave + 2)
 
 
 def read(rings: RingSet) -> dict[int, ProfileRow]:
@@ -96,7 +28,7 @@ def read(rings: RingSet) -> dict[int, ProfileRow]:
     """
     found: dict[int, ProfileRow] = {}
     for values in _rows(rings):
-        if values[0] and (values[1] or values[7]):
+        if values[0] and values[1]:
             found.setdefault(values[0], ProfileRow(values[0])).add(values)
     return found
 
@@ -128,7 +60,7 @@ def clear(rings: RingSet) -> None:
             return
         for row in range(count):
             start = at + row * _ROW.size
-            shared[start + 8 : start + _ROW.size] = bytes(_ROW.size - 8)
+            shared[start + 8 : start + _ROW.size] = _CLEARED
 
 
 def _rows(rings: RingSet) -> Iterator[tuple[int, ...]]:

@@ -8,6 +8,7 @@ what the batch has done is noted. One user's probe is called directly, several o
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import time
 from contextlib import suppress
@@ -21,6 +22,7 @@ from textpoke._errors import (
     TextpokeError,
     UnsupportedTarget,
 )
+from textpoke.agent_image import Probe
 from textpoke.engine import run_request
 from textpoke.hooks import hook_of, lead_poke, led_to
 from textpoke.modes import Mode
@@ -30,12 +32,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from textpoke.agent import Agent
-    from textpoke.agent_image import Probe
+    from textpoke.model import Mapping as Mapped
     from textpoke.model import Site
     from textpoke.plan import SitePlan
 
     Chain = tuple[Probe, ...]
+    _InPlace = dict[int, tuple[Chain, int, SitePlan]]
+    _After = tuple[_InPlace, dict[int, int]]
     PlaceCopies = Callable[[Sequence[tuple[SitePlan, Chain]]], list[int]]
+    Outlast = Callable[[Sequence[SitePlan]], None]
 
 _BUSY_TRIES = 20
 _BUSY_PAUSE_S = 0.005
@@ -43,6 +48,10 @@ _OFF_TRIES = 10
 _MOST_KEPT = 64
 INSIDE = "a thread stands among its first instructions and does not leave"
 NO_COPY = "no free memory within 2 GiB of it for the probe"
+IN_THE_WAY = "another trace has patched some of its bytes"
+NO_PROBE = Probe(-1)
+"""Wanted at sites whose own code of ours does everything: at branches, it counts."""
+_ALONE = (NO_PROBE,)
 
 
 class Wanted(NamedTuple):
@@ -60,6 +69,10 @@ class Wants(dict[int, Wanted]):
     def __init__(self, pairs: Mapping[int, Wanted] | Iterable[tuple[int, Wanted]] = ()) -> None:
         super().__init__(pairs)
         self.number = next(self._numbers)
+        self.alone = any(wanted.probe is NO_PROBE for wanted in self.values())
+
+
+_NOTHING = Wants()
 
 
 class _Step(NamedTuple):
@@ -69,6 +82,7 @@ class _Step(NamedTuple):
     planned: SitePlan
     chain: Chain  # empty: the site is off
     lead: int
+    ahead: bool = False  # of a site that is off: no call may come to the old probe first
 
 
 class _How(NamedTuple):
@@ -76,13 +90,57 @@ class _How(NamedTuple):
     guards: bool = False
 
 
-@dataclass(slots=True)
-class _Change:
+class _Part(NamedTuple):
+    """Steps of a change that are one batch."""
+
     steps: tuple[_Step, ...]
     request: Request
-    staying: Request
-    no_room: tuple[Site, ...]
+
+    @classmethod
+    def of(cls, steps: Iterable[_Step]) -> _Part:
+        """Packed."""
+        kept = tuple(steps)
+        return cls(kept, Request.of(s.poke for s in kept))
+
+
+@dataclass(slots=True)
+class _Change:
+    ahead: _Part  # of code of ours that nobody comes to yet
+    leads_ahead: dict[int, int]  # where that leads then
+    usual: _Part
+    staying: _Part  # int3s that stay
+    left_out: tuple[tuple[Site, str], ...]
+    over: tuple[SitePlan, ...]  # sites that were on once, on whose bytes others come now
+    goes_off: bool  # some site is switched off
+    outlasted: int = 0  # of the turns at which such sites went off
     state: int = 0  # that it has led to before
+    after: _After | None = None  # what is in place then, once it was made twice
+
+    @classmethod
+    def of(
+        cls,
+        steps: Sequence[_Step],
+        left_out: Iterable[tuple[Site, str]] = (),
+        over: Iterable[SitePlan] = (),
+    ) -> _Change:
+        """With its batches packed."""
+        ahead = _Part.of(s for s in steps if s.ahead)
+        rest = [s for s in steps if not s.ahead]
+        usual = _Part.of(s for s in rest if not s.poke.is_permanent)
+        return cls(
+            ahead,
+            {s.poke.address: s.lead for s in ahead.steps},
+            usual,
+            _Part.of(s for s in rest if s.poke.is_permanent),
+            tuple(left_out),
+            tuple(over),
+            goes_off=any(not s.chain for s in usual.steps),
+        )
+
+    @property
+    def steps(self) -> tuple[_Step, ...]:
+        """All, in the order in which they are made."""
+        return self.ahead.steps + self.usual.steps + self.staying.steps
 
 
 @dataclass(slots=True)
@@ -91,12 +149,14 @@ class Switched:
 
     Attributes:
         outcome: Of its batch; None when there was nothing to do.
+        ahead: Of the batch before it, where code of ours was led to other probes; or None.
         refused: (site, reason) of those that are not on.
         left_alone: Sites that were to go off and were not: their module is gone, or somebody
             else has changed them meanwhile.
     """
 
     outcome: Outcome | None = None
+    ahead: Outcome | None = None
     refused: list[tuple[Site, str]] = field(default_factory=list)
     left_alone: int = 0
 
@@ -112,24 +172,36 @@ class Records:
         agent: The connection.
         place: Maps copies of probes: for each (site, chain) its address, 0 where there is no room.
         default: The probe that a plan leads to by itself.
+        outlast: Waits until no thread is on a way of ours from sites that are off.
+
+    Attributes:
+        one_by_one: A protocol run a site (for measurement).
     """
 
-    def __init__(self, agent: Agent, place: PlaceCopies, default: Probe) -> None:
+    def __init__(self, agent: Agent, place: PlaceCopies, default: Probe, outlast: Outlast) -> None:
+        self.one_by_one = False
         self._agent = agent
+        self._outlast = outlast
         self._place = place
         self._default = (default,)
         self._users: dict[str, Wants] = {}
-        self._in_place: dict[int, tuple[Chain, int, SitePlan]] = {}  # by site: chain and lead
+        self._in_place: _InPlace = {}  # by site: chain and lead
         self._leads: dict[int, int] = {}  # by hook: of sites that are off, too
         self._state = 0
         self._states: dict[object, int] = {}  # numbers of states that may be met again
         # A change that was made before, from the same state, needs no new batch to be packed.
         self._kept: dict[tuple[int, str, int], _Change] = {}
+        self._crossing: dict[tuple[int, int], bool] = {}
+        # All that were ever on: those that count branches (True), those that call probes.
+        self._ever: dict[bool, dict[int, SitePlan]] = {False: {}, True: {}}
+        self._turns_off = {False: 1, True: 1}  # how often some of a kind went off
 
     def switch(
         self, user: str, wanted: Wants, mode: Mode = Mode.AUTO, *, guards: bool = False
     ) -> Switched:
         """Let `user` have what it wants from now on, and nothing else: one batch.
+
+        Two where what comes stands on bytes of what goes: branches among a function's first bytes.
 
         Args:
             user: Name of the trace.
@@ -141,11 +213,32 @@ class Records:
         Raises:
             BatchRefused, BatchFailed, UnsupportedTarget: Nothing was changed.
         """
+        how, done = _How(mode, guards), Switched()
+        before = self._users.get(user, _NOTHING)
+        if self._crosses(before, wanted):
+            self._switch(user, _NOTHING, how, done)
+            try:
+                self._switch(user, wanted, how, done)
+            except TextpokeError:
+                with suppress(TextpokeError):
+                    self._switch(user, before, how, Switched())
+                raise
+        else:
+            self._switch(user, wanted, how, done)
+        return done
+
+    def _switch(self, user: str, wanted: Wants, how: _How, done: Switched) -> None:
         change = self._change(user, wanted)
-        done = Switched()
+        kind = not wanted.alone
+        if change.over and change.outlasted != self._turns_off[kind]:
+            self._outlast(change.over)
+            change.outlasted = self._turns_off[kind]
+        if change.goes_off:
+            self._turns_off[self._users.get(user, _NOTHING).alone] += 1
         try:
-            complete = self._run(change, _How(mode, guards), done)
+            complete = self._run(change, how, done)
         except TextpokeError:
+            self._new_state()  # hooks may have been led ahead, and some sites may be off
             raise
         except BaseException:  # an interrupt: what the batch did is not known
             self._read_back(change.steps)
@@ -155,19 +248,42 @@ class Records:
             del self._users[user]
         if not complete:
             self._new_state()
-            return done
+            return
+        if change.state:  # it was made before, and perhaps will be again
+            change.after = change.after or (dict(self._in_place), dict(self._leads))
         change.state = change.state or self._number()
         self._state = change.state
-        return done
+
+    def _crosses(self, before: Wants, wanted: Wants) -> bool:
+        """Whether what is wanted now stands on bytes of what was wanted before."""
+        if before.alone == wanted.alone:
+            return False
+        key = before.number, wanted.number
+        if key not in self._crossing:
+            there = (w.planned for w in before.values())
+            self._crossing[key] = bool(_on_bytes_of(there, (w.planned for w in wanted.values())))
+        return self._crossing[key]
+
+    @property
+    def count(self) -> int:
+        """Sites that are patched now."""
+        return len(self._in_place)
 
     def is_on(self, address: int) -> bool:
         """True when the site is patched."""
         return address in self._in_place
 
-    def forget(self, addresses: Iterable[int]) -> None:
+    def holds(self, start: int, end: int) -> bool:
+        """True when some of these bytes are those of a site that is patched."""
+        return any(start < _end(p) and p.site.address < end for _, _, p in self._in_place.values())
+
+    def forget_in(self, mappings: Sequence[Mapped]) -> None:
         """Other code is mapped there now: nothing of ours is in it."""
-        for address in addresses:
-            self._in_place.pop(address, None)
+        for address in within(self._in_place, mappings):
+            del self._in_place[address]
+        for ever in self._ever.values():
+            for address in within(ever, mappings):
+                del ever[address]
         self._new_state()
 
     def forget_leads(self) -> None:
@@ -182,7 +298,8 @@ class Records:
     def _number(self) -> int:
         """The number of the state that is in place: the same one when it is met again."""
         users = tuple((user, wants.number) for user, wants in self._users.items())
-        key = users, hash(frozenset(self._leads.items()))
+        there = ((address, chain, lead) for address, (chain, lead, _) in self._in_place.items())
+        key = users, hash(frozenset(self._leads.items())), hash(frozenset(there))
         return self._states.setdefault(key, len(self._states) + 1)
 
     def _change(self, user: str, wanted: Wants) -> _Change:
@@ -190,40 +307,62 @@ class Records:
         known = self._kept.get(key)
         if known is not None:
             return known
-        no_room: list[Site] = []
-        steps = tuple(self._steps(user, wanted, no_room))
-        usual = Request.of(s.poke for s in steps if not s.poke.is_permanent)
-        staying = Request.of(s.poke for s in steps if s.poke.is_permanent)
-        change = _Change(steps, usual, staying, tuple(no_room))
+        left_out: list[tuple[Site, str]] = []
+        steps = tuple(self._steps(user, wanted, left_out))
+        coming = [s.planned for s in steps if s.chain and s.poke.address == s.planned.site.address]
+        change = _Change.of(steps, left_out, self._under(coming, alone=wanted.alone))
         if len(self._kept) >= _MOST_KEPT:
             self._kept.clear()
         self._kept[key] = change
         return change
 
-    def _steps(self, user: str, wanted: Wants, no_room: list[Site]) -> Iterable[_Step]:
-        before = self._users.get(user, Wants())
-        others = [u for name, u in self._users.items() if name != user]
-        need: list[tuple[SitePlan, Chain]] = []
-        for address in sorted(before.keys() | wanted.keys()):
-            mine = wanted.get(address)
-            shared = [u[address] for u in others if address in u]
-            chain = tuple(w.probe for w in ([mine] if mine else []) + shared)
-            current = self._in_place.get(address)
-            planned = current[2] if current else (mine or before[address]).planned
-            if (current[0] if current else ()) != chain:
-                need.append((planned, chain))
-        on = [(planned, chain) for planned, chain in need if chain]
-        leads = iter(self._place([w for w in on if w[1] != self._default]))
+    def _steps(self, user: str, wanted: Wants, left_out: list[tuple[Site, str]]) -> Iterable[_Step]:
+        need = self._needed(user, wanted, left_out)
+        leads = iter(self._place([w for w in need if w[1] not in ((), self._default, _ALONE)]))
         for planned, chain in need:
             current = self._in_place.get(planned.site.address)
             if not chain:
                 yield _Step(self._poke(planned, current, on=False), planned, (), 0)
                 continue
-            lead = planned.lead if chain == self._default else next(leads)
-            if not lead:
-                no_room.append(planned.site)
+            lead = planned.lead if chain in (self._default, _ALONE) else next(leads)
+            if not lead and chain != _ALONE:
+                left_out.append((planned.site, NO_COPY))
                 continue
             yield from self._lead(planned, chain, lead, current)
+
+    def _under(self, coming: Sequence[SitePlan], *, alone: bool) -> list[SitePlan]:
+        """The sites of the other kind that were on once, and on whose bytes some come."""
+        if any(p.site.address not in self._ever[alone] for p in coming):
+            self._kept.clear()  # others may come on the bytes of these
+        self._ever[alone].update((p.site.address, p) for p in coming)
+        ever = self._ever[not alone]
+        return [ever[at] for at in sorted(_on_bytes_of(coming, ever.values()))]
+
+    def _needed(
+        self, user: str, wanted: Wants, left_out: list[tuple[Site, str]]
+    ) -> list[tuple[SitePlan, Chain]]:
+        """What each site must come to whose chain of probes changes."""
+        before = self._users.get(user, _NOTHING)
+        others = [u for name, u in self._users.items() if name != user]
+        need: list[tuple[SitePlan, Chain]] = []
+        for address in sorted(before.keys() | wanted.keys()):
+            mine = wanted.get(address)
+            current = self._in_place.get(address)
+            users = ([mine] if mine else []) + [u[address] for u in others if address in u]
+            chain = _chain(users, current)
+            planned = current[2] if current else (mine or before[address]).planned
+            if mine and chain and (chain == _ALONE) != (mine.probe is NO_PROBE):
+                left_out.append((mine.planned.site, IN_THE_WAY))
+            if (current[0] if current else ()) != chain:
+                need.append((planned, chain))
+        coming = [p for p, chain in need if chain and p.site.address not in self._in_place]
+        if not (others and coming):
+            return need
+        # Functions' entries do not overlap, and branches do not; one and the other may.
+        there = (p for c, _, p in self._in_place.values() if (c == _ALONE) != wanted.alone)
+        blocked = _on_bytes_of(there, coming)
+        left_out += [(p.site, IN_THE_WAY) for p in coming if p.site.address in blocked]
+        return [n for n in need if n[0].site.address not in blocked]
 
     def _lead(
         self,
@@ -233,11 +372,15 @@ class Records:
         current: tuple[Chain, int, SitePlan] | None,
     ) -> Iterable[_Step]:
         """Lead one site to its probes, and switch it on if it is off."""
+        if not current and lead == planned.lead and not self._leads:  # nothing was led elsewhere
+            yield _Step(poke_of(planned, on=True), planned, chain, lead)
+            return
         hook = hook_of(planned)
         if not hook.in_site or current:
             old = current[1] if current else self._leads.get(hook.address, planned.lead)
             if old != lead:
-                yield _Step(lead_poke(planned, old, lead), planned, chain, lead)
+                poke = lead_poke(planned, old, lead)
+                yield _Step(poke, planned, chain, lead, ahead=not current)
         if not current:
             poke = poke_of(led_to(planned, lead), on=True)
             yield _Step(poke, planned, chain, lead)
@@ -250,30 +393,45 @@ class Records:
 
     def _run(self, change: _Change, how: _How, done: Switched) -> bool:
         """Returns whether all that was wanted is in place."""
-        done.refused += [(site, NO_COPY) for site in change.no_room]
-        steps = [s for s in change.steps if not s.poke.is_permanent]
-        goes_off = any(not s.chain for s in steps)
-        if not goes_off:
-            complete = self._switch_on(steps, change.request, how, done)
+        done.refused += change.left_out
+        if change.ahead.steps:
+            outcome = run_request(
+                self._agent, change.ahead.request, mode=how.mode, one_by_one=self.one_by_one
+            )
+            done.ahead = outcome if done.ahead is None else done.ahead.plus(outcome)
+            self._leads.update(change.leads_ahead)
+        if not change.goes_off:
+            complete = self._switch_on(change, how, done)
         else:
-            complete = self._switch_off(steps, change.request, how, done)
-        if change.staying.pokes:
-            staying = [s for s in change.steps if s.poke.is_permanent]
-            complete &= self._switch_on_staying(staying, change.staying, steps, done)
-        return complete and not change.no_room
+            complete = self._switch_off(change, how, done)
+        if change.staying.steps:
+            complete &= self._switch_on_staying(change, done)
+        return complete and not change.left_out
 
-    def _switch_on(
-        self, steps: Sequence[_Step], request: Request, how: _How, done: Switched
-    ) -> bool:
-        if not steps:
+    def _switch_on(self, change: _Change, how: _How, done: Switched) -> bool:
+        if not change.usual.steps:
             return True
         outcome = run_request(
-            self._agent, request, mode=how.mode, leave_busy=True, guards=how.guards
+            self._agent,
+            change.usual.request,
+            mode=how.mode,
+            leave_busy=True,
+            one_by_one=self.one_by_one,
+            guards=how.guards,
         )
         done.add(outcome)
-        busy = list(outcome.left)
-        self._note(s for i, s in enumerate(steps) if i not in set(busy))
-        return not self._settle([steps[i] for i in busy], how, done)
+        return not self._settle(self._note_batch(change, change.usual, outcome), how, done)
+
+    def _note_batch(self, change: _Change, part: _Part, outcome: Outcome) -> list[_Step]:
+        """Note what a batch has done; the steps that it has left out."""
+        after = change.after if part is change.usual and not change.staying.steps else None
+        if after is not None and not outcome.left:
+            # As the last time, without a look at every site.
+            self._in_place, self._leads = dict(after[0]), dict(after[1])
+            return []
+        left = set(outcome.left)
+        self._note(s for i, s in enumerate(part.steps) if i not in left)
+        return [part.steps[i] for i in outcome.left]
 
     def _settle(self, busy: list[_Step], how: _How, done: Switched) -> list[_Step]:
         """Try again, for a while, the sites that a thread stood inside of; then leave them out."""
@@ -295,33 +453,37 @@ class Records:
         done.refused += [(s.planned.site, INSIDE) for s in busy]
         return busy if had else []
 
-    def _switch_on_staying(
-        self, steps: Sequence[_Step], request: Request, usual: Sequence[_Step], done: Switched
-    ) -> bool:
+    def _switch_on_staying(self, change: _Change, done: Switched) -> bool:
         """Int3s that stay come last: the rest can do without."""
+        steps, request = change.staying
         try:
             outcome = run_request(self._agent, request)
         except (UnsupportedTarget, BatchRefused) as exc:
             done.refused += [(s.planned.site, str(exc)) for s in steps]
             return False
         except TextpokeError:
-            self._take_back(usual)
+            self._take_back(change.usual.steps)
             raise
-        done.outcome = joined(done.outcome, outcome, len(usual)) if done.outcome else outcome
+        before = len(change.usual.steps)
+        done.outcome = joined(done.outcome, outcome, before) if done.outcome else outcome
         self._note(steps)
         return True
 
-    def _switch_off(
-        self, steps: Sequence[_Step], request: Request, how: _How, done: Switched
-    ) -> bool:
+    def _switch_off(self, change: _Change, how: _How, done: Switched) -> bool:
         """Sites whose module is gone, or that others hold now, are left."""
+        part = change.usual
         failure: TextpokeError | None = None
         complete = True
         for _ in range(_OFF_TRIES):
             try:
                 # Several instructions that come back cannot be taken away again: threads run there.
                 outcome = run_request(
-                    self._agent, request, mode=how.mode, all_or_nothing=False, leave_busy=True
+                    self._agent,
+                    part.request,
+                    mode=how.mode,
+                    all_or_nothing=False,
+                    leave_busy=True,
+                    one_by_one=self.one_by_one,
                 )
             except (BatchRefused, BatchFailed) as exc:
                 if not getattr(exc, "recovered", True):
@@ -329,11 +491,10 @@ class Records:
                 failure, complete = exc, False
             else:
                 done.add(outcome)
-                left = set(outcome.left)
-                self._note(s for i, s in enumerate(steps) if i not in left)
-                return complete and not self._settle([steps[i] for i in outcome.left], how, done)
-            steps = self._still_to_do(steps, done, wrote=isinstance(failure, BatchFailed))
-            request = Request.of(s.poke for s in steps)
+                busy = self._note_batch(change, part, outcome)
+                return complete and not self._settle(busy, how, done)
+            wrote = isinstance(failure, BatchFailed)
+            part = _Part.of(self._still_to_do(part.steps, done, wrote=wrote))
         if failure is not None:
             raise failure
         return complete
@@ -360,10 +521,10 @@ class Records:
             if not step.chain:
                 self._in_place.pop(address, None)
                 continue
-            hook = hook_of(step.planned)
-            if step.poke.address == hook.address:
-                self._leads[hook.address] = step.lead
-            if step.poke.address == address or address in self._in_place:
+            elsewhere = step.poke.address != address  # a pad, or a stub
+            if elsewhere:
+                self._leads[step.poke.address] = step.lead
+            if not elsewhere or address in self._in_place:
                 self._in_place[address] = step.chain, step.lead, step.planned
 
     def _read_back(self, steps: Iterable[_Step]) -> None:
@@ -377,7 +538,12 @@ class Records:
         pokes = [s for s in steps if s.poke.address == s.planned.site.address]
         back = [s._replace(poke=s.poke.reversed(), chain=(), lead=0) for s in pokes]
         with suppress(TextpokeError):
-            self._switch_off(back, Request.of(s.poke for s in back), _How(Mode.AUTO), Switched())
+            self._switch_off(_Change.of(back), _How(Mode.AUTO), Switched())
+
+
+def within(addresses: Iterable[int], mappings: Sequence[Mapped]) -> list[int]:
+    """Those of the addresses that are in one of the mappings."""
+    return [a for a in addresses if any(m.start <= a < m.end for m in mappings)]
 
 
 def _held(agent: Agent, poke: Poke) -> bytes:
@@ -385,3 +551,33 @@ def _held(agent: Agent, poke: Poke) -> bytes:
         return agent.read(poke.address, len(poke.old or b""))
     except AgentFailed:
         return b""  # nothing is mapped there
+
+
+def _chain(users: Sequence[Wanted], current: tuple[Chain, int, SitePlan] | None) -> Chain:
+    """The probes of all who want a site.
+
+    Who counts branches there and who calls exclude each other: whoever is in place stays, else the
+    first one comes.
+    """
+    if not users:
+        return ()
+    alone = (current[0] if current else (users[0].probe,)) == _ALONE
+    probes = tuple(w.probe for w in users if (w.probe is NO_PROBE) == alone)
+    return _ALONE if alone and probes else probes
+
+
+def _on_bytes_of(there: Iterable[SitePlan], coming: Iterable[SitePlan]) -> set[int]:
+    """Addresses of those that come and whose instructions are among those of others."""
+    spans = sorted((p.site.address, _end(p)) for p in there)
+    starts = [start for start, _ in spans]
+    found: set[int] = set()
+    for planned in coming:
+        at = bisect.bisect_left(starts, _end(planned)) - 1
+        if at >= 0 and spans[at][1] > planned.site.address:
+            found.add(planned.site.address)
+    return found
+
+
+def _end(planned: SitePlan) -> int:
+    """Where the instructions end that a site has taken."""
+    return planned.site.address + max(len(planned.site.displaced), len(planned.off))

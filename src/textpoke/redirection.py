@@ -103,7 +103,6 @@ class Redirection:
             what = addresses[planned.site.entry]
             probe = Probe(lib.TP_PROBE_UNWIND, offset=offset_of(planned), argument=what)
             wants[planned.site.address] = Wanted(planned, probe)
-        self._records.forget(planned.site.address for planned in plan.sites)
         switched = self._records.switch(_USER, wants, mode, guards=True)
         self.unguarded += switched.refused
         self._wants = wants

@@ -39,6 +39,7 @@ class RingSet:
         wire: The head of that (struct tp_wire).
         layout: Where the rings are in it.
         profiled: Functions that a thread's ring has rows for; 0: the rings hold events.
+        overruns_before: What rings had counted when it was taken.
     """
 
     agent: Agent
@@ -49,10 +50,27 @@ class RingSet:
     wire: Pointer | None
     layout: Layout | None
     profiled: int = 0
+    overruns_before: int = 0
 
     def record(self, *, on: bool, waiting: int = 0) -> None:
         """Let threads write, or not; `waiting` events may wait in a ring."""
         self.agent.require("switching the rings", lib.TP_CMD_RECORD, int(on), waiting, self.number)
+
+    def overruns(self) -> int:
+        """Calls since the set was taken whose return no thread could wait for."""
+        return max(self._overruns_now() - self.overruns_before, 0)
+
+    def begin(self) -> None:
+        """Somebody takes it: what was counted before is not counted for him."""
+        self.overruns_before = self._overruns_now()
+
+    def _overruns_now(self) -> int:
+        layout = self.layout
+        if layout is None or self.shared is None:
+            return 0
+        at = layout.ring_offset + ffi.offsetof("struct tp_ring", "overruns")
+        places = (at + number * layout.ring_stride for number in range(layout.ring_count))
+        return sum(int.from_bytes(self.shared[at : at + 8], "little") for at in places)
 
     def close(self) -> None:
         """Give up our view of it; the target keeps its own."""
@@ -71,8 +89,12 @@ class RingSets:
     _free: list[RingSet] = field(default_factory=list)
     _all: list[RingSet] = field(default_factory=list)
 
-    def take(self, *, profiled: int = 0) -> RingSet:
+    def take(self, *, profiled: int = 0, ring_bytes: int = 0) -> RingSet:
         """A set that nobody uses: for events, or for a profile of so many functions.
+
+        Args:
+            profiled: So many functions; 0: for events.
+            ring_bytes: Size of a ring for events; 0: as the agent's own.
 
         Raises:
             AgentFailed: The target cannot hold another one.
@@ -81,13 +103,15 @@ class RingSets:
             agent = self.agent
             self._all.append(RingSet(agent, _OWN, 0, 0, agent.shared, agent.wire, agent.layout))
             self._free.append(self._all[0])
-        fitting = [s for s in self._free if _fits(s, profiled)]
+        size = ring_bytes or (self.agent.layout.ring_bytes if self.agent.layout else 0)
+        fitting = [s for s in self._free if _fits(s, profiled, size)]
         if fitting:
             self._free.remove(fitting[0])
-            return fitting[0]
-        made = self._make(profiled)
-        self._all.append(made)
-        return made
+        else:
+            fitting = [self._make(profiled, size)]
+            self._all.append(fitting[0])
+        fitting[0].begin()
+        return fitting[0]
 
     def give_back(self, ring_set: RingSet) -> None:
         """Nobody uses it any more."""
@@ -98,11 +122,11 @@ class RingSets:
         for ring_set in self._all:
             ring_set.close()
 
-    def _make(self, profiled: int) -> RingSet:
+    def _make(self, profiled: int, ring_bytes: int) -> RingSet:
         agent, layout = self.agent, self.agent.layout
         if layout is None or agent.wire is None:
             raise AgentFailed("making rings on a closed connection", errno.EBADF)
-        size = _profile_bytes(profiled) if profiled else layout.ring_bytes
+        size = _profile_bytes(profiled) if profiled else ring_bytes
         action = "making another set of rings"
         number = agent.require(action, lib.TP_CMD_RINGS, layout.ring_count, size, profiled)
         fd, gate, address = (int(agent.wire.args[i]) for i in range(3))
@@ -115,8 +139,10 @@ class RingSets:
         return RingSet(agent, number, address, gate, shared, head, found, profiled)
 
 
-def _fits(ring_set: RingSet, profiled: int) -> bool:
-    return bool(ring_set.profiled) == bool(profiled) and ring_set.profiled >= profiled
+def _fits(ring_set: RingSet, profiled: int, ring_bytes: int) -> bool:
+    if profiled or ring_set.profiled:
+        return bool(profiled) and ring_set.profiled >= profiled
+    return ring_set.layout is not None and ring_set.layout.ring_bytes == ring_bytes
 
 
 def _profile_bytes(functions: int) -> int:

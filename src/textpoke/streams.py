@@ -7,6 +7,7 @@ EXIT before it in its ring.
 
 from __future__ import annotations
 
+import mmap
 import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ import numpy as np
 from textpoke._capture_format import EVENT_BYTES, HEADER_BYTES, Block, BlockType, parse_header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
@@ -56,6 +57,21 @@ class RawBlock:
     def addresses(self) -> NDArray[np.uint64]:
         """Return address of each ENTRY and EXIT; of DATA events something else."""
         return self.rows[:, 1] >> _IP_SHIFT
+
+    def owned(self) -> RawBlock:
+        """The same with rows of its own: those of a tap are good until its next drain."""
+        return replace(self, rows=self.rows.copy())
+
+    def write(self, fd: int) -> None:
+        """Append it to a capture. Raises OSError: it cannot be written."""
+        rows = np.ascontiguousarray(self.rows)
+        parts = [memoryview(self._header(rows.nbytes)), rows.reshape(-1).view(np.uint8).data]
+        while parts:
+            done = os.writev(fd, parts)
+            while parts and done >= len(parts[0]):
+                done -= len(parts.pop(0))
+            if parts:
+                parts[0] = parts[0][done:]
 
     def encoded(self) -> bytes:
         """As it stands in a capture: header and events."""
@@ -135,20 +151,26 @@ class Tap:
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("textpoke-tap", os.MFD_CLOEXEC)
+        self._map: mmap.mmap | None = None
 
     def take(self) -> list[RawBlock]:
         """What was written since the last time."""
+        return [block.owned() for block in self.borrow()]
+
+    def borrow(self) -> list[RawBlock]:
+        """The same without a copy: the rows are good until somebody writes to the tap again."""
         size = os.lseek(self.fd, 0, os.SEEK_CUR)
         if not size:
             return []
-        data = bytearray(size)
-        done = os.preadv(self.fd, [data], 0)
-        os.ftruncate(self.fd, 0)
+        # The file keeps its pages: fresh ones for every drain would cost as much as the copy.
         os.lseek(self.fd, 0, os.SEEK_SET)
-        return split_blocks(memoryview(data)[:done])
+        if self._map is None or len(self._map) < size:
+            self._map = mmap.mmap(self.fd, os.fstat(self.fd).st_size, prot=mmap.PROT_READ)
+        return split_blocks(memoryview(self._map)[:size])
 
     def close(self) -> None:
         """Close it; a second call does nothing."""
+        self._map = None
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -180,9 +202,29 @@ class Times:
         self._last[block.ring] = int(times[-1])
         return times
 
+    def later(self, block: RawBlock) -> Callable[[], NDArray[np.uint64]]:
+        """As `of`, worked out when it is asked for; the ring goes on from here at once."""
+        before = self._last.get(block.ring, 0)
+        if len(block.rows):
+            self._last[block.ring] = _last_time(block.rows, before)
+
+        def of() -> NDArray[np.uint64]:
+            times = Times()
+            times._last[block.ring] = before
+            return times.of(block)
+
+        return of
+
     def last(self, ring: int) -> int:
         """Time of a ring's last event; 0 for none."""
         return self._last.get(ring, 0)
+
+
+def _last_time(rows: NDArray[np.uint64], before: int) -> int:
+    for row in range(len(rows) - 1, -1, -1):
+        if int(rows[row, 1]) & 15 != DATA:
+            return int(rows[row, 0])
+    return before
 
 
 def open_calls(rows: NDArray[np.uint64]) -> NDArray[np.uint64]:

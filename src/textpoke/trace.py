@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from textpoke import modes, profile, tracers
+from textpoke._capture_format import KEPT
 from textpoke._errors import (
     AgentFailed,
+    CaptureWrite,
     NoSuchTarget,
     PokeError,
     SiteError,
@@ -19,31 +23,39 @@ from textpoke._errors import (
     TextpokeError,
     UnsupportedTarget,
 )
+from textpoke._native import lib
 from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
 from textpoke.captures import Captures
 from textpoke.modes import Mode
-from textpoke.records import Wants
-from textpoke.ring import Drained, RingReader
-from textpoke.tracer_names import BLK, FUNCTION, LIBC, PROFILE
+from textpoke.records import Wants, within
+from textpoke.ring import Copied, Drained, RingReader
+from textpoke.tracer_names import BLK, BRANCH, FUNCTION, LIBC, PROFILE
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from textpoke.arguments import Spec
-    from textpoke.model import Module, Site
+    from textpoke.branch_counting import BranchCounting
+    from textpoke.capture import CaptureWriter
+    from textpoke.model import BranchRow, Module, Site
+    from textpoke.model import Mapping as Mapped
     from textpoke.plan import Plan, SitePlan
     from textpoke.poke import Outcome
-    from textpoke.profile import ProfileRow
+    from textpoke.profile_rows import ProfileRow
     from textpoke.records import Switched
+    from textpoke.ring import Span
     from textpoke.ring_sets import RingSet
     from textpoke.tracer import Target
 
 _DRAIN_S = 0.002
 _FINAL_DRAINS = 50
+_QUIET_NS = 1_000_000_000
 _LOOK_S = 0.1  # between looks for new modules
+_COUNTS_S = 0.05  # between looks at branches
 
 
 class Trace:
@@ -67,13 +79,14 @@ class Trace:
             changed them meanwhile.
         merged: Outcome of the batch that made runs of NOPs one instruction, if one was needed.
         last: Outcome of the last batch.
+        on_demand: With `overwrite`: nothing goes to the capture but what `copy` takes there.
     """
 
     def __init__(  # noqa: PLR0913 - Target.trace names them
         self,
         target: Target,
         chosen: list[Site],
-        output: str | os.PathLike[str] | None = None,
+        output: str | os.PathLike[str] | CaptureWriter | None = None,
         *,
         overwrite: bool = False,
         force: bool = False,
@@ -85,6 +98,10 @@ class Trace:
         options: tracers.Options | None = None,
         arguments: Sequence[Spec] = (),
         name: str = "",
+        sample: int = 1,
+        filters: tuple[Sequence[str], Sequence[str]] = ((), ()),
+        ring_bytes: int = 0,
+        functions: Callable[[], list[Site]] | None = None,
     ) -> None:
         self.target = target
         self.chosen = chosen
@@ -98,6 +115,7 @@ class Trace:
         self.name = name
         self.refused: list[tuple[Site, str]] = []
         self.totals = Drained()
+        self._drained = Drained()  # totals that nobody corrects
         self.on: Outcome | None = None
         self.off: Outcome | None = None
         self.last: Outcome | None = None
@@ -107,12 +125,14 @@ class Trace:
         self.reason = "stopped"
         self.switched_on = 0.0
         self.plan: Plan | None = None
+        self._filter, self._notrace = (list(patterns) for patterns in filters)
         self._tracer = tracers.known(tracer)
         self._options = options or tracers.Options()
         self._arguments = tuple(arguments)
         self._captures = Captures()  # what calls carry
         self._plans: dict[int, SitePlan] = {}  # of what is chosen, by address
         self._prepared: dict[int, SitePlan] = {}  # and of what was before
+        self._stale: set[int] = set()  # of those: other code is there now
         self._wants: dict[str, Wants] = {}  # by tracer
         self._events: RingSet | None = None
         self._profile: RingSet | None = None
@@ -120,8 +140,18 @@ class Trace:
         self._reader: RingReader | None = None
         self._log: CaptureLog | None = None
         self._seen: set[tuple[str, int, int]] = set()
-        self._next_look = 0.0
-        self._lost_no_ring = self._overruns = 0
+        self._next_look = self._next_counts = 0.0
+        self._lost_no_ring = 0
+        self._overruns = 0
+        self._tap = -1
+        self._tell: Callable[[int], None] = lambda _fd: None
+        self._clock: dict[str, int] = {}
+        self._sample = max(sample, 1)
+        self._ring_bytes = ring_bytes
+        self.on_demand = False
+        self._written = 0
+        self._functions = functions  # what was chosen, with entries that cannot be patched
+        self._branches: BranchCounting | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -150,14 +180,15 @@ class Trace:
         return self._reader.lost_no_ring if self._reader else self._lost_no_ring
 
     @property
-    def overruns(self) -> int:
-        """Calls that were too deep for their return to be seen; they have no events."""
-        return self._reader.overruns if self._reader else self._overruns
-
-    @property
     def events(self) -> int:
         """Events taken so far."""
         return self.totals.events
+
+    @property
+    def function_count(self) -> int:
+        """Functions that are traced, those of libc among them that the tracer stands on."""
+        refused = {site.address for site, _ in self.refused}
+        return sum(planned.site.address not in refused for planned in self._traced())
 
     @property
     def is_on(self) -> bool:
@@ -178,37 +209,96 @@ class Trace:
         before, self._tracer = self._tracer, tracers.known(name)
         if not self.is_on:
             return
+        began = int(lib.tp_rdtsc())
         try:
             self._switch()
         except BaseException:
             self._tracer = before
             raise
+        self.note({"tracer": name, "switched": [began, int(lib.tp_rdtsc())]})
 
-    def filter(self, include: str | Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
-        """Trace other functions from now on: one batch switches what differs.
+    @property
+    def sample(self) -> int:
+        """One of so many calls of a function is recorded, by each thread; 1 for all."""
+        return self._sample
 
-        Args:
-            include: As for `Target.trace`.
-            exclude: The same; wins.
+    @sample.setter
+    def sample(self, number: int) -> None:
+        if number != self._sample:
+            self._sample = number
+            self._wants.clear()
+
+    @property
+    def filter(self) -> list[str]:
+        """What is traced: expressions as `Target.trace` takes them; empty for what is usual.
+
+        Set it to trace other functions from now on, while the program runs: one batch switches what
+        differs. `notrace` is what is left out, whatever this says.
 
         Raises:
             UnknownFunction, NoSites, NotPatchable: Nothing was changed.
             BatchRefused, BatchFailed, UnsupportedTarget: The batch could not be run.
         """
-        self.choose(self.target.sites(include, exclude, traps=self.traps))
+        return list(self._filter)
+
+    @filter.setter  # noqa: A003
+    def filter(self, include: str | Sequence[str]) -> None:
+        wanted = [include] if isinstance(include, str) else list(include)
+        self._choose_matching(wanted, self._notrace)
+        self._filter = wanted
+
+    @property
+    def notrace(self) -> list[str]:
+        """What is never traced; set it as `filter`."""
+        return list(self._notrace)
+
+    @notrace.setter
+    def notrace(self, exclude: str | Sequence[str]) -> None:
+        unwanted = [exclude] if isinstance(exclude, str) else list(exclude)
+        self._choose_matching(self._filter, unwanted)
+        self._notrace = unwanted
 
     def choose(self, sites: Sequence[Site]) -> None:
-        """As `filter`, with the sites themselves."""
-        self.chosen = list(sites)
+        """Trace these sites from now on. Raises as `filter` does when it is set."""
+        self._choose(sites, None)
+
+    def _choose_matching(self, include: list[str], exclude: list[str]) -> None:
+        functions = functools.partial(self.target.functions, include, exclude)
+        try:
+            sites = self.target.sites(include, exclude, traps=self.traps)
+        except SiteError:
+            if self._tracer != BRANCH:
+                raise
+            functions()  # those whose entries cannot be patched have branches, too
+            sites = []
+        self._choose(sites, functions)
+
+    def _choose(self, sites: Sequence[Site], functions: Callable[[], list[Site]] | None) -> None:
+        self.chosen, self._functions = list(sites), functions
         if not self.is_on:
             return
-        fresh = [site for site in self.chosen if site.address not in self._prepared]
+        fresh = [
+            site
+            for site in self.chosen
+            if site.address not in self._prepared or site.address in self._stale
+        ]
         if fresh:
             self._prepare(fresh)
         addresses = [site.address for site in self.chosen]
         self._plans = {a: self._prepared[a] for a in addresses if a in self._prepared}
         self._wants.clear()
         self._switch()
+
+    def forget_in(self, mappings: Sequence[Mapped]) -> None:
+        """Other code is mapped there now: what was chosen there is gone (`Target.modules`)."""
+        addresses = self._prepared.keys() | {site.address for site in self.chosen}
+        gone = set(within(addresses, mappings))
+        self._stale |= gone
+        self.chosen = [site for site in self.chosen if site.address not in gone]
+        self._plans = {a: p for a, p in self._plans.items() if a not in gone}
+        if self._branches is not None:
+            self._branches.forget_in(mappings)
+        self._wants.clear()
 
     def start(self) -> None:
         """Plan, map what is needed, open the capture, switch on in one batch.
@@ -221,11 +311,12 @@ class Trace:
         self.target.add_trace(self)
         try:
             self._seen = {module.key for module in self.target.modules}
-            self.on, self.refused = None, []
+            self.on, self.refused, self._branches = None, [], None
             self.plan = plan = self.target.prepare(self.chosen, traps=self.traps)
             self.refused += plan.refused
             self._plans = {p.site.address: p for p in plan.sites}
             self._prepared = dict(self._plans)
+            self._stale.clear()
             self._wants.clear()
             self._captures.of_arguments(self.target, self._arguments, self.chosen)
             self._prepare_libc()
@@ -246,12 +337,14 @@ class Trace:
 
     def _open(self) -> None:
         """Take rings and open the capture."""
-        self._events = self.target.ring_sets.take()
+        self._events = self.target.ring_sets.take(ring_bytes=self._ring_bytes)
         self._reader = RingReader(self._events, -1, overwrite=self.overwrite)
         if self.output is not None:
             self._log = CaptureLog(self.output, self.target.pid, force=self.force)
             self._log.begin(self._meta())
             self._reader.write_to(self._log.fd)
+        if self._tap >= 0:
+            self.divert(self._tap, self._tell)
         self._events.record(on=True, waiting=self._reader.waiting)
 
     def _rings_of(self, tracer: str) -> RingSet:
@@ -272,10 +365,46 @@ class Trace:
         self._captures.upload(rings, self._tracer, self._prepared)
         wanted = self._wants.get(self._tracer)
         if wanted is None:
-            wish = tracers.Wish(self._tracer, rings, self._options, self.target.returns.why_not)
-            captured = self._captures.programs(self._tracer)
-            wanted = self._wants[self._tracer] = wish.of(self._traced(), captured)
-        self._note(self.target.records.switch(self.name, wanted, self.mode))
+            wanted = self._wants[self._tracer] = self._wanted(rings)
+        with self._counting(wanted) as refused:
+            done = self.target.records.switch(self.name, wanted, self.mode)
+            refused.extend(done.refused)
+        self._note(done)
+
+    def _wanted(self, rings: RingSet) -> Wants:
+        if self._tracer == BRANCH:
+            return self._wanted_branches()
+        options = replace(self._options, sample=self._sample)
+        wish = tracers.Wish(self._tracer, rings, options, self.target.returns.why_not)
+        return wish.of(self._traced(), self._captures.programs(self._tracer))
+
+    def _wanted_branches(self) -> Wants:
+        """The sites that count the branches of what is chosen."""
+        if self._branches is None:
+            from textpoke.branch_counting import BranchCounting  # here: it needs numpy
+
+            self._branches = BranchCounting(self.target)
+        functions = {site.entry: site for site in self.chosen}
+        if self._functions is not None:
+            with suppress(SiteError):  # of modules that are gone
+                functions |= {site.entry: site for site in self._functions()}
+        wanted = self._branches.choose(list(functions.values()))
+        self.refused += self._branches.take_refused()
+        return wanted
+
+    def _counting(self, wanted: Wants) -> AbstractContextManager[list[tuple[Site, str]]]:
+        """While sites are switched: branches count from now on, or do not any more."""
+        if self._branches is None:
+            return nullcontext([])
+        return self._branches.turned(wanted if wanted.alone else None)
+
+    def branch_counts(self, *, lines: bool = True) -> list[BranchRow]:
+        """What the branch tracer has counted so far, by branch; nothing is stopped.
+
+        Args:
+            lines: Look up source files and lines, which takes a while the first time.
+        """
+        return self._branches.rows(lines=lines) if self._branches else []
 
     def _traced(self) -> list[SitePlan]:
         """What the tracer looks at: what was chosen, but blk; and its functions of libc."""
@@ -303,6 +432,50 @@ class Trace:
         self.last = done.outcome
         self.on = self.on or done.outcome
 
+    @property
+    def return_addresses(self) -> dict[int, int]:
+        """What events call each site that is traced: its return address, by its own."""
+        return {address: p.return_address for address, p in self._prepared.items()}
+
+    def sites_by_return(self) -> list[tuple[Site, int]]:
+        """The same with the sites themselves."""
+        return [(p.site, p.return_address) for p in self._prepared.values()]
+
+    @property
+    def durations(self) -> dict[int, int]:
+        """In threshold mode: where the duration stands in an EXIT's data, by return address."""
+        if not self._options.threshold_ticks:
+            return {}
+        return dict.fromkeys(self.return_addresses.values(), 0)
+
+    @property
+    def durations_only(self) -> bool:
+        """In threshold mode: calls that are shorter leave nothing."""
+        return bool(self._options.threshold_ticks)
+
+    @property
+    def overruns(self) -> int:
+        """Calls whose return was not waited for: too deep, or a thread without a shadow stack."""
+        sets = (self._events, self._profile)
+        return sum(rings.overruns() for rings in sets if rings is not None) or self._overruns
+
+    def divert(self, fd: int, tell: Callable[[int], None]) -> None:
+        """Let events go to `fd`; `tell` is told where the capture is, for who sends them on."""
+        self._tap, self._tell = fd, tell
+        if self._reader is not None:
+            self._reader.write_to(fd)
+            tell(self._log.fd if self._log is not None else -1)
+
+    def note(self, fields: Mapping[str, object]) -> None:
+        """Put a note into the capture."""
+        if self._log is not None:
+            self._log.more_sites([], fields)
+
+    def snapshot_fields(self) -> tuple[dict[str, object], dict[int, str], dict[str, object]]:
+        """META, names of threads and END's clock for a capture of a part of this one."""
+        threads = self._log.thread_names if self._log is not None else {}
+        return {**self._meta(), "clock": self._clock}, threads, {"clock": clock_point()}
+
     def profile(self) -> dict[int, ProfileRow]:
         """What the profile tracer has counted so far, by return address; nothing is stopped."""
         return profile.read(self._profile) if self._profile else {}
@@ -317,11 +490,50 @@ class Trace:
         """
         if self._reader is not None:
             self._look_for_modules()
-        if self._reader is None or self.overwrite:
+            self._look_at_branches()
+        if self._reader is None or (self.overwrite and not self.on_demand):
             return Drained()
         if self._log is not None:
             self._log.note()
-        return self._drain(final=False)
+        return Drained() if self.on_demand else self._drain(final=False)
+
+    def copy(self, span: Span, fd: int | None = None) -> Copied:
+        """Write a stretch of time of rings that are overwritten to the capture, or to `fd`.
+
+        Raises:
+            CaptureWrite: The capture cannot be written.
+        """
+        if self._reader is None:
+            return Copied()
+        own = self._log.fd if self._log is not None else -1
+        try:
+            copied = self._reader.copy(span, own if fd is None else fd)
+        except OSError as exc:
+            if self._log is None or fd is not None:
+                raise CaptureWrite(str(self.output or ""), exc.errno or 0) from exc
+            raise self._log.failed(exc.errno or 0) from exc
+        if fd is None:
+            self.totals.add(Drained(copied.events, copied.lost, copied.bytes))
+        return copied
+
+    def written(self, quiet_ns: int = _QUIET_NS) -> int:
+        """Events that threads have written so far, whether or not they went to the capture.
+
+        Args:
+            quiet_ns: In overwrite mode: rings whose threads have been gone for so long may serve
+                others.
+        """
+        if self._reader is not None:
+            if self.overwrite:
+                self._written = self._reader.written(quiet_ns)
+            else:
+                self._written = self._drained.events + self._drained.lost
+        return self._written
+
+    def record(self, *, on: bool) -> None:
+        """Let threads write events, or not; everything stays patched."""
+        if self._events is not None and self._reader is not None:
+            self._events.record(on=on, waiting=self._reader.waiting)
 
     def _look_for_modules(self) -> None:
         """Switch on what was asked for in modules that have come since the last look."""
@@ -342,6 +554,12 @@ class Trace:
             self._trace_in(self.find_in, fresh)
         except NoSuchTarget as exc:
             raise TargetExited(self.target.pid, "the recording") from exc
+
+    def _look_at_branches(self) -> None:
+        """What a program has counted is gone with it: remember it now and then."""
+        if self._tracer == BRANCH and self._branches and time.monotonic() >= self._next_counts:
+            self._next_counts = time.monotonic() + _COUNTS_S
+            self._branches.look()
 
     def _guard_returns(self) -> None:
         """What has come may unwind the stack. Raises UnsupportedTarget ("returns")."""
@@ -381,7 +599,6 @@ class Trace:
             self._wants.clear()
 
     def _switch_on_more(self, found: list[Site]) -> None:
-        self.target.records.forget(site.address for site in found)
         plan = self._prepare(found)
         self.chosen += found
         self._plans |= {p.site.address: p for p in plan.sites}
@@ -393,6 +610,7 @@ class Trace:
         self.target.merge(plan, self.mode)
         self.refused += plan.refused
         self._prepared |= {p.site.address: p for p in plan.sites}
+        self._stale -= self._prepared.keys() & {site.address for site in fresh}
         if self._log is not None:
             captures = self._captures.notes(self._tracer, plan.sites, self._options)
             self._log.more_sites(_names(plan.sites), captures)
@@ -408,8 +626,12 @@ class Trace:
             self.target.agent.require_alive("the recording")
             time.sleep(_DRAIN_S)
 
-    def stop(self) -> None:
-        """Switch off in one batch, take the rest, finish the capture."""
+    def stop(self, before_end: Callable[[], Mapping[str, object]] | None = None) -> None:
+        """Switch off in one batch, take the rest, finish the capture.
+
+        Args:
+            before_end: Called when all events have been taken; gives further fields for the end.
+        """
         if self._reader is None:
             return
         failure: TextpokeError | None = None
@@ -422,8 +644,12 @@ class Trace:
             failure = exc
         if self._profile is not None:
             self._measured["profile"] = profile.as_json(self._profile)
+        if self._branches is not None:
+            self._measured["branch"] = self._branches.as_json()
         try:
             self._drain_rest()
+            if before_end is not None:
+                self._measured |= before_end()
             if self._log is not None:
                 self._log.finish(self._end())
         finally:
@@ -433,7 +659,8 @@ class Trace:
             raise failure
 
     def _switch_off(self) -> None:
-        done = self.target.records.switch(self.name, Wants(), self.mode)
+        with self._counting(Wants()):
+            done = self.target.records.switch(self.name, Wants(), self.mode)
         self.left_alone += done.left_alone
         self.off = done.outcome
         for rings in (self._events, self._profile):
@@ -441,9 +668,10 @@ class Trace:
                 rings.record(on=False)
 
     def _close(self) -> None:
+        self._overruns = self.overruns
+        self._written = self.written()
         if self._reader is not None:
             self._lost_no_ring = self._reader.lost_no_ring
-            self._overruns = self._reader.overruns
         self._reader = None
         for rings in (self._events, self._profile):
             if rings is not None:
@@ -462,10 +690,13 @@ class Trace:
                 raise
             raise self._log.failed(exc.errno or 0) from exc
         self.totals.add(drained)
+        self._drained.add(drained)
         return drained
 
     def _drain_rest(self) -> None:
         # A thread may have reserved its last event and not yet written it.
+        if self.on_demand:
+            return
         for _ in range(_FINAL_DRAINS):
             if not self._drain(final=False).incomplete:
                 break
@@ -473,14 +704,15 @@ class Trace:
         self._drain(final=True)
 
     def _meta(self) -> dict[str, object]:
+        self._clock = self._clock or clock_point()
         plans = list(self._prepared.values())
         return {
             "pid": self.target.pid,
             "exe": self.target.exe,
             "command": list(self.command) or self.target.command_line,
             "tracer": self._tracer,
-            "mode": "overwrite" if self.overwrite else "drop",
-            "clock": clock_point(),
+            "mode": KEPT if self.on_demand else "overwrite" if self.overwrite else "drop",
+            "clock": self._clock,
             "sites": _names(plans),
             "modules": [[m.name, m.path, m.bias] for m in self.target.modules],
             "cpus": os.cpu_count() or 0,

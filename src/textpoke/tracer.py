@@ -34,15 +34,17 @@ from textpoke.redirection import Redirection
 from textpoke.returns import Returns
 from textpoke.ring_sets import RingSets
 from textpoke.trace import Trace
-from textpoke.tracer_names import BLK, FUNCTION
+from textpoke.tracer_names import BLK, BRANCH, FUNCTION
 
 if TYPE_CHECKING:
     from collections import abc
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from types import TracebackType
 
     from textpoke.agent import Agent
     from textpoke.arguments import Captures, Resolver, Spec
+    from textpoke.branch_counts import BranchCounts
+    from textpoke.capture import CaptureWriter
     from textpoke.code_views import CodeViews
     from textpoke.libc_calls import Function
     from textpoke.model import Mapping, Module, Site
@@ -84,11 +86,13 @@ class Target:
         }
         default = Probe(lib.TP_PROBE_FUNCTION)
         self.placing = Placing(agent, default)
-        self.records = Records(agent, self.placing.probes, default)
+        self.records = Records(agent, self.placing.probes, default, self.placing.outlast)
         self.placing.forget = self.records.forget_leads
         self.ring_sets = RingSets(agent)
         self.redirection = Redirection(agent, self.placing, self.records)
         self.traces: dict[str, Trace] = {}
+        self.counting: set[int] = set()  # who counts branches now
+        self.counting_turns = 0  # how often somebody began or ended that
         self._resolver: Resolver | None = None
         self._returns: tuple[frozenset[tuple[str, int, int]], Returns] | None = None
         self._repair()
@@ -112,8 +116,19 @@ class Target:
         """The main program and every shared object that is mapped now."""
         files = [m for m in target.read_maps(self.pid) if m.inode and "x" in m.perms]
         if self._modules is None or files != self._files:
+            if self._modules is not None:
+                self._forget_replaced(files)
             self._modules, self._files = target.read_modules(self.pid), files
         return self._modules
+
+    def _forget_replaced(self, files: list[Mapping]) -> None:
+        """Where a file has been mapped since, nothing of ours stands any more."""
+        known = {(m.inode, m.start - m.offset) for m in self._files}
+        fresh = [m for m in files if (m.inode, m.start - m.offset) not in known]
+        if fresh:
+            self.records.forget_in(fresh)
+            for trace in self.traces.values():
+                trace.forget_in(fresh)
 
     @property
     def hold_ns(self) -> int:
@@ -225,17 +240,19 @@ class Target:
             UnknownFunction, NoSites: As `sites`.
             UnknownTracer: There is no such tracer.
         """
-        chosen = (
-            []  # it looks at libc alone
-            if tracer == BLK and not include
-            else self.sites(include, exclude, everything=everything, traps=traps)
-        )
         finder = self._finders[everything, traps]
+        if tracer == BLK and not include:
+            chosen = []  # it looks at libc alone
+        elif tracer == BRANCH:  # functions whose entries cannot be patched have branches, too
+            self.functions(include, exclude)
+            chosen = self._sites_in(self.modules, include, exclude, finder)
+        else:
+            chosen = self.sites(include, exclude, everything=everything, traps=traps)
 
         def find_in(modules: Sequence[Module]) -> list[Site]:
-            return self._sites_in(modules, include, exclude, finder)
+            return self._sites_in(modules, trace.filter, trace.notrace, finder)
 
-        return Trace(
+        trace = Trace(
             self,
             chosen,
             output,
@@ -244,12 +261,31 @@ class Target:
             command=command,
             mode=Mode(mode),
             find_in=find_in,
+            functions=lambda: self.functions(include, exclude),
             traps=traps,
             tracer=tracer,
             options=tracers.Options(depth, _ticks(threshold_us)),
             arguments=arguments,
             name=name,
+            filters=([include] if isinstance(include, str) else include, exclude),
         )
+        return trace
+
+    def trace_of(
+        self,
+        chosen: Sequence[Site],
+        output: str | os.PathLike[str] | CaptureWriter | None,
+        *,
+        tracer: str = FUNCTION,
+        name: str = "",
+    ) -> Trace:
+        """As `trace`, of sites that are chosen already."""
+        return Trace(self, list(chosen), output, tracer=tracer, name=name)
+
+    def sites_of(self, modules: Collection[str]) -> list[Site]:
+        """All sites of the modules of these names, refused ones too."""
+        finder = self._finders[False, False]
+        return [s for m in self.modules if m.name in modules for s in finder.of_module(m)]
 
     def add_trace(self, trace: Trace) -> None:
         """A trace begins. Raises TraceExists when one of that name is running."""
@@ -295,17 +331,58 @@ class Target:
         """Make planned runs of NOPs one instruction (`Placing.merge`)."""
         return self.placing.merge(plan, self.modules, mode)
 
+    def branches(
+        self,
+        include: str | Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        *,
+        mode: Mode | str = Mode.AUTO,
+    ) -> BranchCounts:
+        """Counts of the branches of chosen functions; nothing happens before it is entered.
+
+        Functions whose entries cannot be patched are counted too.
+
+        Args:
+            include: As for `sites`.
+            exclude: As for `sites`.
+            mode: How sites are written: "auto", "int3", "direct" or "stop" (`Mode`).
+
+        Raises:
+            UnknownFunction, NoSites: As `sites`.
+            ModuleUnavailable, BadElf: A module's file cannot be read.
+        """
+        from textpoke.branch_counts import BranchCounts  # here: only this tracer needs numpy
+
+        functions = self.functions(include, exclude)
+        counts = BranchCounts(self, functions, Mode(mode))
+        if not counts.found.sites:
+            raise NotPatchable(functions[0], "none of its branches can be counted")
+        return counts
+
+    def functions(
+        self, include: str | Sequence[str] = (), exclude: Sequence[str] = ()
+    ) -> list[Site]:
+        """A site of every function by pattern, those that cannot be patched too.
+
+        Raises:
+            UnknownFunction, NoSites: As `sites`.
+        """
+        patterns = [include] if isinstance(include, str) else list(include)
+        where = f"pid {self.pid} ({os.path.basename(self.exe)})"
+        chosen = self._finders[True, False].choose(self.modules, patterns, list(exclude), where)
+        self.agent.require_alive("the search for functions")
+        return chosen
+
     def _sites_in(
         self,
         modules: Sequence[Module],
-        include: str | Sequence[str],
+        include: Sequence[str],
         exclude: Sequence[str],
         finder: process_sites.Finder,
     ) -> list[Site]:
         """Patchable sites of some modules by pattern; none is no error here."""
-        patterns = [include] if isinstance(include, str) else list(include)
         chosen: list[Site] = []
-        for pattern in patterns or [""]:
+        for pattern in include or [""]:
             with contextlib.suppress(SiteError):
                 chosen += finder.choose(modules, [pattern] if pattern else [], list(exclude))
         by_address = {site.address: site for site in chosen if site.patchable}

@@ -31,10 +31,12 @@ class Options:
     Attributes:
         depth: Calls below each other that function_graph follows; 0 for all.
         threshold_ticks: Shorter calls leave no event; 0: all do.
+        sample: One of so many calls of a function is recorded, by each thread.
     """
 
     depth: int = 0
     threshold_ticks: int = 0
+    sample: int = 1
 
 
 def known(name: str) -> str:
@@ -75,7 +77,7 @@ class Wish:
         return Wants((p.site.address, Wanted(p, probe)) for p, probe in wanted if probe)
 
     def _probe(self, planned: SitePlan, captured: Container[int]) -> Probe | None:
-        rich = planned.site.address in captured
+        rich = planned.site.address in captured or self._options.sample > 1
         waits = self._tracer in REDIRECTING and not self._why_no_return(planned.site)
         if not waits and (self._tracer == PROFILE or self._options.threshold_ticks):
             return None
@@ -99,6 +101,7 @@ class Wish:
                 offset,
                 0 if plain else self._options.threshold_ticks,
                 ANY_DEPTH if plain else self._options.depth or ANY_DEPTH,
+                argument=self._options.sample if kind == lib.TP_PROBE_RICH else 0,
                 returns=waits or plain,
             )
         return self._probes[key]

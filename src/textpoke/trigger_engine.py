@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from textpoke.streams import DATA, ENTRY, EXIT, OpenCalls, RawBlock, Times, owners
+from textpoke._native import ffi, lib
+from textpoke.streams import ENTRY, OpenCalls, RawBlock, Times, owners
 from textpoke.triggers import Command, Trigger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -123,6 +124,27 @@ class _Ring:
     generation: int = -1
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """Events that are complete.
+
+    Attributes:
+        block: They.
+        found: Its rows at functions with triggers.
+        most: No event is taken to be later.
+        of: Gives the times that they say.
+    """
+
+    block: RawBlock
+    found: NDArray[np.uint32]
+    most: int
+    of: Callable[[], NDArray[np.uint64]]
+
+    def times(self) -> NDArray[np.uint64]:
+        """When each of them was."""
+        return np.minimum(self.of(), np.uint64(self.most))
+
+
 class TriggerEngine:
     """The state machine of all triggers of one recording.
 
@@ -134,6 +156,7 @@ class TriggerEngine:
 
     Attributes:
         hidden: Return addresses of functions that are patched for their triggers only.
+        durations: As given; may be set again later.
     """
 
     def __init__(
@@ -145,7 +168,7 @@ class TriggerEngine:
     ) -> None:
         self.ticks_per_ns = ticks_per_ns
         self.hidden: frozenset[int] = frozenset()
-        self._durations = dict(durations or {})
+        self.durations: Mapping[int, int] = dict(durations or {})
         self._armed: dict[int, list[_Armed]] = {}
         self._live = np.empty(0, np.uint64)
         self._always: set[int] = set()
@@ -199,12 +222,12 @@ class TriggerEngine:
             self._mark = max(self._mark, watermark)
         pieces = list(self._ready(blocks, watermark))
         self._often = {}
-        due = [d for i, (piece, times) in enumerate(pieces) for d in self._find(i, piece, times)]
+        due = [d for i, piece in enumerate(pieces) for d in self._find(i, piece)]
         due += [d for d in self._by_hand if d.tsc <= self._mark]
         self._by_hand = [d for d in self._by_hand if d.tsc > self._mark]
         due.sort(key=lambda d: d.tsc)
-        hits = self._run(due, [piece for piece, _ in pieces])
-        kept = [self._cut(piece, times) for piece, times in pieces]
+        hits = self._run(due, [piece.block for piece in pieces])
+        kept = [self._cut(piece) for piece in pieces]
         self._forget()
         skipped, self._skipped = self._skipped, 0
         return Fed([block for block in kept if block is not None], hits, self._mark, skipped)
@@ -215,9 +238,7 @@ class TriggerEngine:
 
     # What is complete.
 
-    def _ready(
-        self, blocks: Sequence[RawBlock], watermark: int
-    ) -> Iterator[tuple[RawBlock, NDArray[np.uint64]]]:
+    def _ready(self, blocks: Sequence[RawBlock], watermark: int) -> Iterator[_Piece]:
         coming: dict[int, list[tuple[RawBlock, int]]] = {}
         for number, ring in self._rings.items():
             if ring.held:
@@ -229,56 +250,59 @@ class TriggerEngine:
         for number, found in coming.items():
             yield from self._ready_of(self._rings[number], found)
 
-    def _ready_of(
-        self, ring: _Ring, coming: list[tuple[RawBlock, int]]
-    ) -> Iterator[tuple[RawBlock, NDArray[np.uint64]]]:
+    def _ready_of(self, ring: _Ring, coming: list[tuple[RawBlock, int]]) -> Iterator[_Piece]:
         for i, (block, most) in enumerate(coming):
-            late = self._first_late(block, self._mark) if most > self._mark else len(block.rows)
+            late, found = self._scan(block, self._mark if most > self._mark else FOREVER)
             if late < len(block.rows):
-                ring.held = [(block.part(late, len(block.rows)), most), *coming[i + 1 :]]
+                held = [(block.part(late, len(block.rows)), most), *coming[i + 1 :]]
+                ring.held = [(one.owned(), until) for one, until in held]
                 if late:
-                    yield self._timed(ring, block.part(0, late), most)
+                    yield self._piece(ring, block.part(0, late), found, most)
                 return
             if len(block.rows) or block.lost:
-                yield self._timed(ring, block, most)
+                yield self._piece(ring, block, found, most)
 
-    def _timed(
-        self, ring: _Ring, block: RawBlock, most: int
-    ) -> tuple[RawBlock, NDArray[np.uint64]]:
+    def _piece(self, ring: _Ring, block: RawBlock, found: NDArray[np.uint32], most: int) -> _Piece:
         if block.generation != ring.generation:  # another thread's from here on
             ring.generation = block.generation
             ring.begun.clear()
             ring.calls = OpenCalls()
-        return block, np.minimum(self._times.of(block), np.uint64(min(most, self._mark)))
+        return _Piece(block, found, min(most, self._mark), self._times.later(block))
 
-    @staticmethod
-    def _first_late(block: RawBlock, watermark: int) -> int:
-        # DATA stays with its event: what stands in its first word is no time.
-        late = block.rows[:, 0] > np.uint64(watermark)
-        if late.any():
-            late &= block.kinds != DATA
-        return int(late.argmax()) if late.any() else len(block.rows)
+    def _scan(self, block: RawBlock, late_tsc: int) -> tuple[int, NDArray[np.uint32]]:
+        """The first row that is too late, and those before it at functions with triggers.
+
+        DATA is not late before its event is: what stands in its first word is no time.
+        """
+        rows = np.ascontiguousarray(block.rows)
+        found = np.empty(len(rows), np.uint32)
+        out = ffi.new("struct tp_scan *")
+        lib.tp_scan_rows(
+            ffi.from_buffer("struct tp_event[]", rows),
+            len(rows),
+            late_tsc,
+            ffi.from_buffer("uint64_t[]", self._live),
+            len(self._live),
+            ffi.from_buffer("uint32_t[]", found, require_writable=True),
+            out,
+        )
+        return int(out.first_late), found[: int(out.found)].copy()
 
     # What happens.
 
-    def _find(self, index: int, piece: RawBlock, times: NDArray[np.uint64]) -> Iterator[_Due]:
-        ring = self._rings[piece.ring]
-        if len(self._live) and len(piece.rows):
-            addresses = piece.addresses
-            place = np.searchsorted(self._live, addresses)
-            place[place == len(self._live)] = 0
-            found = (self._live[place] == addresses) & (piece.kinds <= EXIT)
-            rows = np.flatnonzero(found)
-            is_entry = piece.kinds[rows] == ENTRY
-            for row, entered in zip(rows.tolist(), is_entry.tolist(), strict=True):
-                address = int(addresses[row])
-                if self._is_too_often(address):
-                    continue
-                due = self._at_entry if entered else self._at_exit
-                for one in due(ring, piece, row, int(times[row]), address):
-                    one.piece, one.row, one.tid, one.address = index, row, piece.tid, address
-                    yield one
-        if piece.lost:
+    def _find(self, index: int, piece: _Piece) -> Iterator[_Due]:
+        block = piece.block
+        ring = self._rings[block.ring]
+        for row in piece.found.tolist():
+            tsc, word = (int(value) for value in block.rows[row])
+            address = word >> 16
+            if self._is_too_often(address):
+                continue
+            due = self._at_entry if word & 15 == ENTRY else self._at_exit
+            for one in due(ring, block, row, min(tsc, piece.most), address):
+                one.piece, one.row, one.tid, one.address = index, row, block.tid, address
+                yield one
+        if block.lost:
             ring.begun.clear()
 
     def _is_too_often(self, address: int) -> bool:
@@ -313,7 +337,7 @@ class TriggerEngine:
                 yield _Due(tsc, armed, took=took)
 
     def _duration(self, piece: RawBlock, row: int, address: int) -> int:
-        place = row + 1 + self._durations.get(address, len(piece.rows))
+        place = row + 1 + self.durations.get(address, len(piece.rows))
         return int(piece.rows[place, 0]) if place < len(piece.rows) else 0
 
     def _run(self, due: list[_Due], pieces: list[RawBlock]) -> list[Hit]:
@@ -371,15 +395,18 @@ class TriggerEngine:
 
     # What is recorded.
 
-    def _cut(self, piece: RawBlock, times: NDArray[np.uint64]) -> RawBlock | None:
-        if not len(piece.rows):
-            last = np.array([self._times.last(piece.ring)], np.uint64)
-            return piece if bool(self._recorded(last)[0]) else None
-        kept = self._recorded(times)
+    def _cut(self, piece: _Piece) -> RawBlock | None:
+        block = piece.block
+        if not len(block.rows):
+            last = np.array([self._times.last(block.ring)], np.uint64)
+            return block if bool(self._recorded(last)[0]) else None
+        if not self._edges and not self.hidden:
+            return block if self._first_on else None
+        kept = self._recorded(piece.times())
         on_at_end = bool(kept[-1])
         if self.hidden:
-            kept &= self._shown(piece)
-        return piece.only(kept, lost=on_at_end)
+            kept &= self._shown(block)
+        return block.only(kept, lost=on_at_end)
 
     def _recorded(self, times: NDArray[np.uint64]) -> NDArray[np.bool_]:
         if not self._edges:

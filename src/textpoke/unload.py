@@ -247,6 +247,20 @@ def _offset_of(name: str) -> int:
     return int(ffi.offsetof("struct tp_image", name))
 
 
+def ranges_in_use(agent: Agent, ranges: Sequence[tuple[int, int]]) -> bool:
+    """True when some thread is in one of these ranges of code, or comes back there from a signal.
+
+    Raises:
+        AgentFailed: The threads could not be stopped.
+    """
+    stacks = pairs(writable(target.read_maps(agent.pid)))
+    error, inside = helper.perform(agent, Work.RANGES, pairs(sorted(ranges)), stacks)
+    if error:
+        agent.require_alive("a look at its threads")
+        raise AgentFailed("looking where the target's threads are", -error)
+    return any(inside)
+
+
 def interior_sites(agent: Agent, addresses: list[int], size: int) -> set[int]:
     """Which sites of `size` bytes have a thread in their interior, or may get one back?
 

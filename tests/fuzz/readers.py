@@ -18,7 +18,8 @@ import shared
 import typed
 from mutate import CONTROLS, mutate, number, text
 
-from textpoke import cfi, elf, functions, stubs, unwind
+from textpoke import branch_stubs, cfi, elf, functions, source_lines, stubs, unwind
+from textpoke.branches import find_branches
 from textpoke.cli import _needed
 from textpoke.demangle import demangle_one, without_parameters
 from textpoke.model import Module
@@ -118,6 +119,22 @@ def fuzz_functions(rng: random.Random) -> None:
     assert all(0 < length <= 128 for _, length in measured)
 
 
+def fuzz_branches(rng: random.Random) -> None:
+    """The same file, for the branches of some of its functions, and their stubs."""
+    seed, hot = rng.choice(programs())
+    image = elf.Image(bytes(mutate(rng, seed, hot)), "x")
+    module = Module("x", "/x", rng.choice((0, 0x5555_5555_0000)), is_main=True, mappings=())
+    known = functions.find_functions(image, module)
+    chosen = rng.sample(range(len(known)), rng.randrange(len(known) + 1))
+    entries = {site.entry - module.bias: site for site in known.sites(chosen)}
+    found = find_branches(image, module, entries)
+    counted = [branch for site in found.sites for branch in site.branches]
+    assert len(counted) == found.countable
+    _, _, refused = branch_stubs.measure(found.sites)
+    assert not refused
+    source_lines.lines_of(image, "/nowhere", [branch.vaddr for branch in found.branches])
+
+
 def fuzz_unwind(rng: random.Random) -> None:
     """A damaged .eh_frame, walked."""
     entry = bytes.fromhex("1400000000000000017a5200017810011b0c070890010000")
@@ -197,6 +214,7 @@ def fuzz_ld_cache(rng: random.Random) -> None:
 FUZZERS = {
     "elf": Fuzzer(fuzz_elf, prepare=programs),
     "functions": Fuzzer(fuzz_functions, prepare=programs),
+    "branches": Fuzzer(fuzz_branches, prepare=programs),
     "unwind": Fuzzer(fuzz_unwind),
     "rows": Fuzzer(fuzz_rows, prepare=programs),
     "nops": Fuzzer(fuzz_nops),

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /**
  * @file
- * Fuzzer of native/control/ring_read.c: layouts that the check lets through, ring heads and events
+ * Fuzzer of native/control/ring_read.c and ring_copy.c: layouts that the check lets through, ring heads and events
  * full of lies, changed between drains and, in every 64th case, by a second thread during them. The
  * memory is allocated to the byte, so that ASan sees a step outside of it.
  */
@@ -147,8 +147,33 @@ static void drain(struct tp_rings *rings, int final)
 	check_capture(rings, &out);
 }
 
+/* A stretch of time out of the same rings, as the flight recorder takes it. */
+static void copy(struct tp_rings *rings, uint64_t *given, uint64_t *touched)
+{
+	uint64_t capacity = rings->ring_bytes / sizeof(struct tp_event), tails[MOST_RINGS];
+	uint32_t tid = (uint32_t)fuzz_below(3);
+	struct tp_span span = { .from_tsc = fuzz_below(2) ? fuzz_number() : 0,
+				.to_tsc = fuzz_below(2) ? fuzz_number() : UINT64_MAX,
+				.given = given,
+				.tids = fuzz_below(4) ? NULL : &tid,
+				.tid_count = 1,
+				.again = (uint32_t)fuzz_below(2),
+				.fd = -1 };
+	struct tp_copied out;
+
+	memcpy(tails, rings->tails, rings->ring_count * sizeof(*tails));
+	if (fuzz_below(2)) /* nothing was drained */
+		memset(rings->tails, 0, rings->ring_count * sizeof(*tails));
+	FUZZ_CHECK(tp_copy_rings(rings, &span, &out) == 0);
+	FUZZ_CHECK(out.events + out.lost <= capacity * rings->ring_count);
+	FUZZ_CHECK(out.short_events <= UINT64_MAX / 2);
+	memcpy(rings->tails, tails, rings->ring_count * sizeof(*tails));
+	tp_look_at_rings(rings, fuzz_number(), touched);
+}
+
 static void drain_often(struct tp_rings *rings)
 {
+	uint64_t given[MOST_RINGS] = { 0 }, touched[MOST_RINGS] = { 0 };
 	pthread_t thread;
 	int raced = fuzz_case % 64 == 63 && rings->ring_count;
 
@@ -158,6 +183,7 @@ static void drain_often(struct tp_rings *rings)
 	for (int turn = 0; turn < 4; turn++) {
 		for (uint32_t i = 0; i < rings->ring_count && !raced; i++)
 			lie_about(rings, i);
+		copy(rings, given, touched);
 		drain(rings, turn == 3);
 	}
 	__atomic_store_n(&stop_scribbling, 1, __ATOMIC_RELAXED);

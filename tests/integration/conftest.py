@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Assertions of the helper module explain themselves."""
+"""Assertions of the helper modules explain themselves."""
 
 from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("observe")
+pytest.register_assert_rewrite("observe", "live")

@@ -37,10 +37,11 @@ for worker in workers:
 
 def others():
     "Our children, zombies too."
-    return open("/proc/thread-self/children").read().split() + [
-        line for task in os.listdir("/proc/self/task")
-        for line in open(f"/proc/self/task/{task}/children").read().split()
-    ]
+    found = open("/proc/thread-self/children").read().split()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # a thread that was joined may be about to go
+            found += open(f"/proc/self/task/{task}/children").read().split()
+    return found
 
 def end(target, **more):
     busy.set()

@@ -133,7 +133,7 @@ def test_an_interrupt_from_the_terminal_ends_the_recording_and_not_the_helper() 
                 pass
             for turn in range(8):
                 os.kill(target.agent.helper.pid, signal.SIGINT)
-                timer = threading.Timer(0.01 + 0.02 * turn, os.killpg, (0, signal.SIGINT))
+                timer = threading.Timer(0.02 + 0.06 * turn, os.killpg, (0, signal.SIGINT))
                 try:
                     timer.start()
                     while True:

@@ -25,7 +25,8 @@ class Redis(Program):
         self.directory = directory
         self.port = free_port()
         words = [directory / "redis-server", "--port", self.port, "--bind", "127.0.0.1"]
-        super().__init__([*words, "--save", "", "--dir", LOGS.parent], log)
+        words += ["--save", "", "--dir", LOGS.parent, "--enable-debug-command", "local"]
+        super().__init__(words, log)
 
     def wait_until_up(self) -> None:
         def answers() -> bool:

@@ -81,6 +81,9 @@ class FakeSession:
     def tracing(self, instance: str, *, on: bool) -> None:
         self.known[instance].on = on
 
+    def counts(self, instance: str) -> list[dict[str, object]]:
+        return [{"function": self.known[instance].tracer, "calls": 3}]
+
     def filters(self, instance: str) -> FilterSet:
         return self.known[instance].filters
 

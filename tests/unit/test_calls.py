@@ -353,7 +353,8 @@ def test_later_sites_bring_layouts_and_enums(path: Path) -> None:
     first = {**meta({SET: LAYOUTS[SET]}), "enums": {"color": {"0": "RED", "-1": "NONE"}}}
     with CaptureWriter(path) as writer:
         writer.meta(first)
-        writer.sites([[UNKNOWN, "late.so", "f"]], {UNKNOWN: LAYOUTS[INFLATE]}, {"e": {1: "A"}})
+        later = {"layouts": layouts_json({UNKNOWN: LAYOUTS[INFLATE]}), "enums": {"e": {"1": "A"}}}
+        writer.sites([[UNKNOWN, "late.so", "f"]], later)
     with Capture(path) as capture:
         assert capture.meta.layouts == {SET: LAYOUTS[SET], UNKNOWN: LAYOUTS[INFLATE]}
         assert capture.meta.enums == {"color": {0: "RED", -1: "NONE"}, "e": {1: "A"}}

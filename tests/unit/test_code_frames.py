@@ -199,19 +199,20 @@ def test_rows_of_a_stub_hold_at_every_instruction(
     assert checked > 5 * count
 
 
-KINDS = {
+PROBES = {
     "function": lib.TP_PROBE_FUNCTION,
     "graph": lib.TP_PROBE_GRAPH,
     "profile": lib.TP_PROBE_PROFILE,
     "unwind": lib.TP_PROBE_UNWIND,
+    "rich": lib.TP_PROBE_RICH,
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PROBES)
 def test_rows_of_a_probe_hold_on_every_way_through_it(kind: str) -> None:
     image = load_image()
     words = ffi.sizeof("struct tp_probe_words")
-    raw, frame = image.probe(0, Probe(KINDS[kind]), 0), image.probe_frame(KINDS[kind])
+    raw, frame = image.probe(0, Probe(PROBES[kind]), 0), image.probe_frame(PROBES[kind])
     code = raw[:-words]
     filled = ffi.new("struct tp_probe_words *")
     ffi.memmove(filled, raw[-words:], words)

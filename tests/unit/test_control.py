@@ -165,6 +165,11 @@ def test_triggers_add_up_and_are_removed(client: ControlClient) -> None:
     assert client.ask("trigger", clear=True)["triggers"] == []
 
 
+def test_counts_of_the_profile(client: ControlClient) -> None:
+    found = client.ask("counts")
+    assert found == {"instance": "", "functions": [{"function": "function", "calls": 3}]}
+
+
 def test_tracing_on_and_off(client: ControlClient, serving: Serving) -> None:
     assert client.ask("tracing", on=False) == {"instance": "", "on": False}
     assert serving.session.known[""].on is False
@@ -241,7 +246,9 @@ CHANGE = {"kind": "trace", "action": "append", "patterns": ["set*"]}
 
 
 @given(
-    st.sampled_from(["status", "tracers", "switch", "filter", "trigger", "instance", "tracing"]),
+    st.sampled_from(
+        ["status", "tracers", "switch", "filter", "trigger", "instance", "tracing", "counts"]
+    ),
     st.dictionaries(st.sampled_from(WORDS), VALUES | st.just([CHANGE]), max_size=6),
 )
 def test_any_request_is_answered_with_plain_json(verb: str, fields: dict[str, object]) -> None:

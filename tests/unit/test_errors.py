@@ -37,7 +37,9 @@ from textpoke._errors import (
     TargetError,
     TargetExited,
     TextpokeError,
+    TraceExists,
     UnknownFunction,
+    UnknownTracer,
     UnsupportedTarget,
     ViewError,
 )
@@ -54,6 +56,8 @@ CASES: list[tuple[TextpokeError, type[Exception], list[str]]] = [
     (ModuleUnavailable("a.so", "replaced"), OSError, ["a.so: replaced"]),
     (UnknownFunction("f*", ["fun", "fan"]), LookupError, ["'f*'", "fun, fan", "textpoke sites"]),
     (UnknownFunction("f*"), LookupError, ["'f*'"]),
+    (UnknownTracer("hwlat", ["nop", "blk"]), ValueError, ["'hwlat'", "nop, blk"]),
+    (TraceExists(7, "mem"), TextpokeError, ["pid 7", "'mem'"]),
     (NoSites("prog", "build it so"), LookupError, ["prog", "build it so"]),
     (NotPatchable(site("f"), "too short"), TextpokeError, ["prog!f at 0x1000", "too short"]),
     (ArgumentSpec("f(a", 4, "')' is missing"), ValueError, ["'f(a', column 4: ')' is missing"]),
@@ -125,7 +129,7 @@ def test_fields_hold_the_data() -> None:
 
 def test_exit_codes() -> None:
     for error, _, _ in CASES:
-        usage = isinstance(error, _errors.BadExpression)
+        usage = isinstance(error, (_errors.BadExpression, UnknownTracer))
         assert error.exit_code == (3 if isinstance(error, TargetError) else 2 if usage else 1)
 
 

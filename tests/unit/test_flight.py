@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 import os
-import random
 from typing import TYPE_CHECKING
 
 import captures
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from raw_events import F, G, block, data, entry, times
 
 from textpoke._errors import CaptureExists
@@ -90,32 +87,6 @@ def test_a_hit_before_there_is_enough_history() -> None:
     assert kept.complete_from_tsc == 500
 
 
-def test_a_stretch_that_ends_in_the_future_waits() -> None:
-    recorder = filled(10, 20)
-    recorder.ask(0, 35, {"hit": 1})
-    recorder.ask(0, 15, {"hit": 2})
-    assert [kept.marker["hit"] for kept in recorder.due(20)] == [2]
-    assert recorder.waiting == 1
-    recorder.add([block([entry(30), entry(40)])])
-    (kept,) = recorder.due(40)
-    assert times(kept.blocks) == [20, 30]
-    assert kept.as_dict() == {
-        "hit": 1,
-        "from_tsc": 16,
-        "to_tsc": 35,
-        "complete_from_tsc": 16,
-        "events": 2,
-    }
-
-
-def test_what_was_asked_for_is_not_let_go_while_it_waits() -> None:
-    recorder = filled(10, 20, hold=50)
-    recorder.ask(10, 500)
-    recorder.add([block([entry(450)]), block([entry(510)])])
-    (kept,) = recorder.due(510)
-    assert times(kept.blocks) == [10, 20, 450]
-
-
 def test_data_is_kept_with_its_event() -> None:
     recorder = FlightRecorder(1000, ROOM)
     recorder.add([block([entry(10), data(999), entry(20)]), block([data(5), entry(30), data(6)])])
@@ -145,21 +116,6 @@ def test_rows_are_copies() -> None:
     recorder.add([one])
     one.rows[:] = 0
     assert times(recorder.snapshot().blocks) == [10]
-
-
-@given(st.integers(0, 2**32))
-def test_hits_together_hold_each_event_of_their_stretches_once(seed: int) -> None:
-    rng = random.Random(seed)
-    stamps = sorted(rng.sample(range(1000), 100))
-    recorder = FlightRecorder(5000, ROOM)
-    rings = [[t for t in stamps if t % 3 == ring] for ring in range(3)]
-    recorder.add([block([entry(t) for t in ring], number) for number, ring in enumerate(rings)])
-    hits = sorted(rng.sample(range(1000), 5))
-    wanted = {t for t in stamps for hit in hits if hit - 100 <= t <= hit}
-    for hit in hits:
-        recorder.ask(hit - 100, hit)
-    found = [t for kept in recorder.due(1000) for t in times(kept.blocks)]
-    assert sorted(found) == sorted(wanted)
 
 
 def test_a_snapshot_is_a_capture(tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 class Rig:
     """A flow into a file, and what a ring reader would do."""
 
-    def __init__(self, path: Path, *lines: str, only_kept: bool = False) -> None:
+    def __init__(self, path: Path, *lines: str) -> None:
         engine = TriggerEngine(1.0)  # a tick is a nanosecond
         engine.arm([({"f": F, "g": G}[t.rule.glob], t) for t in map(parse_trigger, lines)])
         self.file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by the fixture
         recorder = FlightRecorder(1 << 40, 1 << 24)
-        self.flow = Flow(engine, recorder, self.file.fileno(), only_kept=only_kept)
+        self.flow = Flow(engine, recorder, self.file.fileno())
 
     def feed(self, *blocks: RawBlock, mark: int) -> Flowed:
         for one in blocks:
@@ -46,8 +46,8 @@ class Rig:
 def rig(tmp_path: Path) -> Iterator[type]:
     made: list[Rig] = []
 
-    def make(*lines: str, only_kept: bool = False) -> Rig:
-        made.append(Rig(tmp_path / f"{len(made)}", *lines, only_kept=only_kept))
+    def make(*lines: str) -> Rig:
+        made.append(Rig(tmp_path / f"{len(made)}", *lines))
         return made[-1]
 
     yield make
@@ -63,38 +63,6 @@ def test_everything_passes_and_hits_are_noted(rig) -> None:
     assert flowed.events == 3
     assert [note["trigger"] for note in flowed.notes()] == ["g:keep=5ns", "f:traceoff"]
     assert flowed.kept == []  # it is all there
-
-
-def test_a_flight_recorder_writes_what_led_to_a_slow_call(rig) -> None:
-    one = rig("f>50ns:keep=100ns", only_kept=True)
-    quiet = [block([entry(t, H) for t in range(0, 1000, 10)], 1)]
-    assert one.feed(*quiet, mark=1000).events == 0
-    slow = [entry(1000, F), entry(1010, G), leave(1055, G), leave(1060, F)]
-    flowed = one.feed(block(slow), block([entry(1050, H), entry(1070, H)], 1), mark=1100)
-    # Of everything: other threads too, and 40 ns before the call began.
-    assert sorted(one.written()) == [960, 970, 980, 990, 1000, 1010, 1050, 1055, 1060]
-    (kept,) = flowed.kept
-    assert kept.as_dict()["took_ticks"] == 60
-    assert (kept.from_tsc, kept.to_tsc, kept.events) == (960, 1060, 9)
-
-
-def test_what_follows_is_kept_too_and_two_hits_share_it(rig) -> None:
-    one = rig("f:keep=20ns+30ns", only_kept=True)
-    assert one.feed(block([entry(t) for t in (85, 100, 110)]), mark=110).kept == []
-    flowed = one.feed(block([entry(t, H) for t in (125, 131)]), mark=125)
-    assert [kept.to_tsc for kept in flowed.kept] == [115]
-    flowed = one.feed(block([entry(t, H) for t in (135, 145)]), mark=141)
-    assert [kept.to_tsc for kept in flowed.kept] == [130, 140]
-    assert one.written() == [85, 100, 110, 125, 131, 135]
-    assert one.flow.finish().events == 0
-
-
-def test_a_stretch_that_ends_behind_the_end_is_cut_there(rig) -> None:
-    one = rig("f:keep=20ns+1s", only_kept=True)
-    assert one.feed(block([entry(100)]), mark=110).events == 0
-    (kept,) = one.flow.finish().kept
-    assert kept.events == 1
-    assert one.written() == [100]
 
 
 def test_snapshots_end_with_their_hit(rig) -> None:

@@ -175,6 +175,12 @@ def test_a_skewed_program_keeps_nearly_all_of_its_functions() -> None:
     assert len(world.on) > 0.3 * 4000
 
 
+def test_the_last_calls_of_what_has_just_gone_off_do_not_count() -> None:
+    governor = Governor(Budget(0.05))
+    assert governor.step(1.0, 1.0, CORE, {7: 5_000_000}, 40.0).off
+    assert not governor.step(2.0, 1.0, CORE, {7: 5_000_000}, 40.0).off
+
+
 def test_functions_that_are_gone_are_forgotten() -> None:
     world = World({1: 5e6})
     world.run(INTERVAL_S)

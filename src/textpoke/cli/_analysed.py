@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`textpoke report` of captures whose tracer's calls are analysed: blk, wakeup_rt, irqsoff."""
+"""`textpoke report` of captures that are analysed: blk, wakeup_rt, irqsoff, profile, branch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from textpoke.cli._console import Console
 
 _LATENCY = ("wakeup_rt", "irqsoff")
+_TABLES = ("profile", "branch")
 
 
 def is_analysed(capture: Capture, args: argparse.Namespace) -> bool:
@@ -26,6 +27,14 @@ def is_analysed(capture: Capture, args: argparse.Namespace) -> bool:
     tracer = capture.meta.tracer
     if tracer != "blk" and args.by in ("file", "caller"):
         raise _parser.UsageError(f"--by {args.by} is for captures of blk, this is one of {tracer}")
+    if args.by == "branch":
+        return True
+    if tracer in _TABLES:
+        if args.tree or args.text or args.by:
+            raise _parser.UsageError(
+                f"a capture of {tracer} is a table: it has no events (see: report --help)"
+            )
+        return True
     if args.tree:
         return False
     return tracer == "blk" or (tracer in _LATENCY and not args.text)
@@ -33,9 +42,19 @@ def is_analysed(capture: Capture, args: argparse.Namespace) -> bool:
 
 def print_analysed(capture: Capture, console: Console, args: argparse.Namespace) -> None:
     """Print the report that `is_analysed` has promised."""
-    from textpoke.report import blk, latency
+    from textpoke.report import blk, branched, latency, profiled
 
-    if args.json:
+    if capture.meta.tracer == "branch" or args.by == "branch":
+        if args.json:
+            console.json(branched.records(capture, limit=args.limit))
+        else:
+            _print(console, branched.lines(capture, limit=args.limit))
+    elif capture.meta.tracer == "profile":
+        if args.json:
+            console.json(profiled.records(capture, sort=args.sort, limit=args.limit))
+        else:
+            _print(console, profiled.lines(capture, sort=args.sort, limit=args.limit))
+    elif args.json:
         of = blk.records if capture.meta.tracer == "blk" else latency.records
         console.json(of(capture, limit=args.limit))
     elif capture.meta.tracer != "blk":

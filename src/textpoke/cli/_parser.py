@@ -291,6 +291,18 @@ def duration_ns(text: str) -> int:
     return round(nanoseconds)
 
 
+def span_ns(text: str) -> int:
+    """Nanoseconds from "100us", "5ms" or whatever `duration_ns` takes.
+
+    Raises:
+        argparse.ArgumentTypeError: anything else.
+    """
+    number = text[:-2]
+    if text[-2:] in ("ns", "us") and number.isascii() and number.isdecimal():
+        return int(number) * (1 if text[-2:] == "ns" else 1000)
+    return duration_ns(text)
+
+
 def positive(text: str) -> int:
     """A whole number from 1 up.
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -10,20 +11,33 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from textpoke._errors import CaptureExists, TargetExited, ViewError
+from textpoke._errors import (
+    CaptureExists,
+    ControlBusy,
+    ControlUnsafe,
+    TargetExited,
+    TextpokeError,
+    ViewError,
+)
 from textpoke.cli import _parser
 from textpoke.cli._console import Console, escape
 from textpoke.report.names import file_name
+from textpoke.tracer_names import FUNCTION, TRACERS
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from textpoke.control import ControlServer
+    from textpoke.governor import Budget
+    from textpoke.recording import Recording
+    from textpoke.session import RecordSession
     from textpoke.trace import Trace
     from textpoke.tracer import Target
 
 _LIVE_S = 0.25
 _DRAIN_S = 0.002
+_MOST_HITS = 5  # shown of one drain
 _UNITS = {"k": 1 << 10, "m": 1 << 20}
 _SMALLEST_RING, _LARGEST_RING = 1 << 16, 1 << 26
 
@@ -53,6 +67,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         default="auto",
         help="how code is written: int3 stops nobody; direct and stop need no trap (default: auto)",
     )
+    _add_tracing(parser)
     _parser.add_views(parser)
     _parser.add_json(parser)
     _parser.examples(
@@ -62,8 +77,99 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         "textpoke record -p 1234 -i 'redis!*Command'       some, until Ctrl-C",
         "textpoke record -p 1234 -i 'libzstd!*' -x '*hash*'",
         "textpoke record -o run.tptrace -- ./server --port 80",
+        "textpoke record -p 1234 -t function_graph --threshold 100us",
+        "textpoke record -p 1234 -t function_graph -A 'setCommand(c->id, c->argc)' -R call",
+        "textpoke record -p 1234 -t blk -d 5s               what it reads and writes",
+        "textpoke record -p 1234 -t branch -i '*Command'    which way its branches go, by line",
+        "textpoke record -p 1234 -t irqsoff                 the longest lock held",
+        "textpoke record -p 1234 -t function_graph --flight --trigger 'handle>5ms:keep=200ms'",
+        "textpoke record -p 1234 --budget 5%                the hottest functions go off first",
         "textpoke record -p 1234 --perf-map --gdb our.o    names of our code for perf and gdb",
     )
+
+
+def _add_tracing(parser: _parser.VerbParser) -> None:
+    tracing = parser.add_argument_group("what is recorded")
+    tracing.add_argument(
+        "-t",
+        "--tracer",
+        choices=tuple(TRACERS),
+        default=FUNCTION,
+        metavar="TRACER",
+        help="function, function_graph, profile, blk, ...: see textpoke tracers",
+    )
+    tracing.add_argument(
+        "-A",
+        "--arguments",
+        action="append",
+        default=[],
+        metavar="'FUNC(EXPR, ...)'",
+        help="arguments of a function: 'f', 'f(c->id, n/x, arg2/s)'; docs/tracing.md",
+    )
+    tracing.add_argument(
+        "-R",
+        "--result",
+        action="append",
+        default=[],
+        metavar="FUNC",
+        help="what a function returns: 'f', 'f/s', 'f/x'",
+    )
+    tracing.add_argument(
+        "--depth", type=_parser.positive, default=0, metavar="N", help="follow so many calls deep"
+    )
+    tracing.add_argument(
+        "--threshold",
+        type=_parser.span_ns,
+        default=0,
+        metavar="TIME",
+        help="with function_graph: only calls that take longer, as in 100us, 5ms",
+    )
+    tracing.add_argument(
+        "--sample",
+        type=_parser.positive,
+        default=1,
+        metavar="N",
+        help="one of so many calls of a function",
+    )
+    for option, name in (("--thread", "thread"), ("--no-thread", "no_thread")):
+        tracing.add_argument(
+            option,
+            dest=name,
+            action="append",
+            default=[],
+            metavar="THREAD",
+            help="these threads only, by id or name" if name == "thread" else "not these; wins",
+        )
+    tracing.add_argument("--follow", action="store_true", help="threads that begin meanwhile, too")
+    tracing.add_argument(
+        "--trigger",
+        action="append",
+        default=[],
+        metavar="'FUNC[>TIME]:CMD[:N]'",
+        help="traceon, traceoff, snapshot, stacktrace, dump, keep=TIME; docs/tracing.md",
+    )
+    tracing.add_argument(
+        "--flight",
+        action="store_true",
+        help="write nothing but what triggers keep: the flight recorder",
+    )
+    tracing.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="SHARE",
+        help="what tracing may cost: 5%% of a core, '5%% of process'",
+    )
+
+
+def _budget(text: str) -> Budget:
+    import argparse
+
+    from textpoke.governor import Budget
+
+    try:
+        return Budget.parse(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
 
 
 def _ring_bytes(text: str) -> int:
@@ -95,13 +201,13 @@ def run(args: argparse.Namespace) -> int:
             target = tracer.attach(args.pid, ring_bytes=args.buffer)
         child = target.pid if args.command else 0
         try:
-            trace = _record(args, console, target, stop, started)
+            recording = _record(args, console, target, stop, started)
         except BaseException:
             target.discard()
             raise
         finally:
             report = target.detach()
-        _say_end(console, args, target, trace)
+        _say_end(console, args, target, recording)
         for line in report.residue:
             console.warn(escape(f"left in the target: {line}"))
         return _child_status(child) if child else 0
@@ -129,13 +235,54 @@ def _record(
     target: Target,
     stop: threading.Event,
     started: float,
-) -> Trace:
+) -> Recording:
     name = file_name(os.path.basename(target.exe))
     output = args.output or f"{name}-{target.pid}.tptrace"
     attached = time.perf_counter()
-    trace = target.trace(
-        args.include,
-        args.exclude,
+    from textpoke.session import RecordSession
+
+    session = RecordSession(target)
+    recording = _recording(args, session, output)
+    trace = recording.trace
+    found = time.perf_counter()
+    if args.perf_map or args.gdb:
+        target.describe_code(perf_map=args.perf_map, gdb=args.gdb or "", force=args.force)
+    session.recordings[""] = recording
+    recording.start()
+    try:
+        target.release()
+        _say_start(console, target, trace, (started, attached, found, trace.switched_on))
+        _say_views(console, target)
+        with _control(console, session) as control:
+            _watch(args, console, session, control, stop)
+    except BaseException:
+        trace.reason = "error"
+        with contextlib.suppress(TextpokeError):
+            session.close()
+        recording.stop()
+        raise
+    session.close()
+    recording.stop()
+    _say_remarks(console, recording)
+    return recording
+
+
+def _recording(args: argparse.Namespace, session: RecordSession, output: str) -> Recording:
+    """What is to be recorded, by the words of the command line."""
+    from textpoke.arguments import parse as parse_arguments
+    from textpoke.filters import FilterSet, Threads
+    from textpoke.recording import Recording
+    from textpoke.triggers import TriggerSet
+
+    arguments = [parse_arguments(text) for text in args.arguments]
+    arguments += [parse_arguments(text, returns=True) for text in args.result]
+    threads = Threads(tuple(args.thread), tuple(args.no_thread), args.follow)
+    filters = FilterSet.of(args.include, args.exclude, threads=threads, sample=args.sample)
+    triggers = TriggerSet.of(args.trigger)
+    plain = all(rule.is_plain for rule in (*filters.trace, *filters.notrace))
+    trace = session.target.trace(
+        args.include if plain else (),
+        args.exclude if plain else (),
         everything=args.everything,
         traps=args.traps,
         output=output,
@@ -143,36 +290,84 @@ def _record(
         force=args.force,
         command=args.command,
         mode=args.mode,
+        tracer=args.tracer,
+        depth=args.depth,
+        threshold_us=args.threshold / 1e3,
+        arguments=arguments,
     )
-    found = time.perf_counter()
-    if args.perf_map or args.gdb:
-        target.describe_code(perf_map=args.perf_map, gdb=args.gdb or "", force=args.force)
-    with trace:
-        target.release()
-        _say_start(console, target, trace, (started, attached, found, trace.switched_on))
-        _say_views(console, target)
-        _watch(args, console, trace, stop)
-    return trace
+    trace.sample = args.sample
+    recording = Recording(
+        trace, session.names, filters, triggers, only_kept=args.flight, budget=args.budget
+    )
+    if not plain:
+        recording.set_filters(filters)
+    return recording
 
 
-def _watch(args: argparse.Namespace, console: Console, trace: Trace, stop: threading.Event) -> None:
+@contextlib.contextmanager
+def _control(console: Console, session: RecordSession) -> Iterator[ControlServer | None]:
+    """Where other tools can speak to this recording; it goes on without where that cannot be."""
+    from textpoke.control import ControlServer
+
+    try:
+        server = ControlServer(session)
+    except (ControlBusy, ControlUnsafe, OSError) as exc:
+        console.warn(escape(f"switch, filter and trigger cannot reach this recording: {exc}"))
+        yield None
+        return
+    with server:
+        yield server
+
+
+def _watch(
+    args: argparse.Namespace,
+    console: Console,
+    session: RecordSession,
+    control: ControlServer | None,
+    stop: threading.Event,
+) -> None:
+    recording = session.recordings[""]
+    trace = recording.trace
     start = shown = time.monotonic()
     shown_events = 0
     trace.reason = "duration" if args.duration_ns else "interrupted"
     deadline = start + args.duration_ns / 1e9 if args.duration_ns else float("inf")
     try:
-        while not stop.is_set() and time.monotonic() < deadline:
-            trace.run(seconds=min(_LIVE_S, max(deadline - time.monotonic(), 0.0)), stop=stop)
-            now = time.monotonic()
+        while not stop.is_set() and (now := time.monotonic()) < deadline:
+            recording.drain()
+            session.drain()
+            if control is not None:
+                control.poll()
+            _say_hits(console, recording)
+            session.target.agent.require_alive("the recording")
             if now - shown >= _LIVE_S:
                 rate = (trace.events - shown_events) / (now - shown)
                 shown, shown_events = now, trace.events
                 console.live(_live_line(now - start, trace, rate))
+            time.sleep(_DRAIN_S)
     except TargetExited:
         trace.reason = "target exited"
     if stop.is_set():
         trace.reason = "interrupted"
     console.end_live()
+
+
+def _say_hits(console: Console, recording: Recording) -> None:
+    """What triggers have done, as it comes."""
+    hits, recording.hits = recording.hits, []
+    if hits:
+        names = {address: str(site) for site, address in recording.trace.sites_by_return()}
+    for hit in hits[:_MOST_HITS]:
+        console.say(escape(f"trigger: {names.get(hit.address, '?')}: {hit.trigger.command}"))
+    if len(hits) > _MOST_HITS:
+        console.say(f"trigger: and {len(hits) - _MOST_HITS:,} more")
+    _say_remarks(console, recording)
+
+
+def _say_remarks(console: Console, recording: Recording) -> None:
+    for line in recording.remarks[recording.remarks_shown :]:
+        console.say(escape(line))
+    recording.remarks_shown = len(recording.remarks)
 
 
 def _live_line(elapsed: float, trace: Trace, rate: float) -> str:
@@ -186,10 +381,9 @@ def _say_start(
     console: Console, target: Target, trace: Trace, times: tuple[float, float, float, float]
 ) -> None:
     started, attached, found, on = times
-    chosen = len(trace.chosen) - len(trace.refused)
     console.say(
         escape(
-            f"tracing {chosen:,} functions of {os.path.basename(target.exe)} "
+            f"tracing {trace.function_count:,} functions of {os.path.basename(target.exe)} "
             f"(pid {target.pid}) into {trace.output}"
         )
     )
@@ -248,12 +442,14 @@ def _process_start() -> float:
     return time.perf_counter() - age
 
 
-def _say_end(console: Console, args: argparse.Namespace, target: Target, trace: Trace) -> None:
-    report = target.report
+def _say_end(
+    console: Console, args: argparse.Namespace, target: Target, recording: Recording
+) -> None:
+    report, trace, overhead = target.report, recording.trace, recording.overhead
     if args.json:
         console.json(
             {
-                "output": os.fspath(trace.output or ""),
+                "output": str(trace.output or ""),
                 "pid": target.pid,
                 "reason": trace.reason,
                 "events": trace.events,
@@ -261,14 +457,18 @@ def _say_end(console: Console, args: argparse.Namespace, target: Target, trace: 
                 "lost_no_ring": trace.lost_no_ring,
                 "overruns": trace.overruns,
                 "hold_ns": target.hold_ns,
+                "overhead": overhead.as_dict(),
+                "remarks": recording.remarks,
                 "on": trace.on.as_dict() if trace.on else None,
                 "off": trace.off.as_dict() if trace.off else None,
                 "detach": report.as_dict() if report else None,
             }
         )
         return
-    deep = f", {trace.overruns:,} calls too deep" if trace.overruns else ""
-    console.say(f"{trace.events:,} events, {trace.lost:,} lost{deep} ({trace.reason})")
+    console.say(f"{trace.events:,} events, {trace.lost:,} lost ({trace.reason})")
+    if trace.overruns:
+        console.say(f"{trace.overruns:,} calls were too deep to wait for their returns")
+    console.say(str(overhead))
     if trace.lost:
         console.say("to lose fewer: a larger --buffer, or fewer functions with -i and -x")
     console.say(escape(f"textpoke report {trace.output}"))

@@ -51,9 +51,9 @@ def add_arguments(parser: _parser.VerbParser) -> None:
 def _add_table(parser: _parser.VerbParser) -> None:
     parser.add_argument(
         "--by",
-        choices=("function", "thread", "file", "caller"),
+        choices=("function", "thread", "file", "caller", "branch"),
         help="rows of the table: per function, or per thread and function (default: function); "
-        "of blk also per file (its default), or caller",
+        "of blk also per file (its default), or caller; branch: what that tracer has counted",
     )
     parser.add_argument(
         "-n",

@@ -52,10 +52,14 @@ def notes(capture: Capture, counts: Counts) -> list[str]:
         )
         full = "old events were overwritten" if capture.meta.mode == "overwrite" else "rings full"
         lines.append(f"lost: {counts.lost:,}, {full}{f' ({per_thread})' if per_thread else ''}")
+    overruns = capture.end.raw.get("overruns") if capture.end else None
+    if type(overruns) is int and overruns > 0:
+        lines.append(
+            f"too deep: {overruns:,} calls are not here: more than 1,023 were open in their thread "
+            "(or it had no shadow stack)"
+        )
     if counts.lost_no_ring:
         lines.append(f"lost: {counts.lost_no_ring:,} of threads that had no ring")
-    if capture.end and capture.end.overruns:
-        lines.append(f"overruns: {capture.end.overruns:,} calls too deep to be followed")
     if counts.unknown:
         lines.append(f"unknown: {counts.unknown:,} with an address that no site has")
     if capture.cut_off:

@@ -11,8 +11,6 @@ import programs
 
 import textpoke
 from textpoke._native import lib
-from textpoke.flight import FlightRecorder
-from textpoke.flow import Flow
 from textpoke.streams import RawBlock, Tap
 from textpoke.trigger_engine import FOREVER, TriggerEngine
 from textpoke.triggers import parse_trigger
@@ -99,35 +97,3 @@ def test_every_thread_is_cut_at_the_event(compile_target: Compile, start_target:
     assert hits == stops
     assert 0 < wanted.sum() < len(events)
     assert np.array_equal(by_time(kept)[:, 0], events[wanted, 0])
-
-
-def test_a_flight_recorder_over_a_real_program(
-    compile_target: Compile, start_target: Start
-) -> None:
-    process = start_target(compile_target("triggers.c", *programs.PIE), "2")
-    engine = TriggerEngine(3.0)
-    out = Tap()  # the capture to be
-    flow = Flow(engine, FlightRecorder(1 << 32, 64 << 20), out.fd, only_kept=True)
-    kept = []
-    with (
-        textpoke.attach(process.pid, ring_bytes=RING_BYTES) as target,
-        target.trace("triggers*!*") as trace,
-    ):
-        at = addresses(trace)
-        engine.arm([(at["slow"], parse_trigger("slow:keep=10ms:3"))])
-
-        def take(mark: int, complete: bool) -> None:
-            kept.extend(flow.feed(mark, complete=complete).kept)
-
-        drained(trace, flow.tap, take)
-    flow.close()
-    blocks = out.take()
-    out.close()
-    assert 1 <= len(kept) <= 3
-    assert sum(len(block.rows) for block in blocks) == sum(one.events for one in kept)
-    events = by_time(blocks)
-    for one in kept:
-        inside = events[(events[:, 0] >= one.from_tsc) & (events[:, 0] <= one.to_tsc)]
-        functions = set((inside[:, 1] >> np.uint64(16)).tolist())
-        assert {at["work"], at["quiet"], at["loud"], at["slow"]} <= functions
-        assert int(inside[-1, 1]) >> 16 == at["slow"]  # it ends with the hit

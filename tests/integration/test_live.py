@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A running recording is changed by other tools: tracer, filter, triggers, threads, instances."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import live
+import numpy as np
+import programs
+import pytest
+from live import Running, marks
+
+import textpoke
+from textpoke.decode import Decoder
+from textpoke.governor import Budget
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from conftest import Compile, Start
+
+
+@pytest.fixture
+def running(
+    compile_target: Compile,
+    start_target: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Iterator[Running]:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", os.fspath(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    process = start_target(compile_target("triggers.c", *programs.PIE), "2")
+    with live.running(process, budget=getattr(request, "param", None)) as running:
+        yield running
+
+
+def calls(path: str) -> dict[str, int]:
+    """Events of each function in a capture."""
+    with textpoke.Capture(path) as capture:
+        assert capture.cut_off is None
+        events = Decoder(capture).all()
+        assert capture.end is not None
+        assert capture.end.events == len(events)
+        names = [site.function for site in capture.meta.sites]
+        site = events.site[events.type == 1]
+        found = np.bincount(site, minlength=len(names))
+        total: dict[str, int] = {}
+        for name, count in zip(names, found.tolist(), strict=True):
+            total[name] = total.get(name, 0) + count
+        return total
+
+
+def test_status_and_tracers(running: Running) -> None:
+    assert "function_graph" in running.tool("tracers")
+    (first,) = json.loads(running.tool("instances", "--json"))["instances"]
+    assert (first["name"], first["tracer"], first["on"]) == ("", "function", True)
+
+
+def test_filter_and_switch_while_it_runs(running: Running) -> None:
+    running.drain(0.1)
+    out = json.loads(running.tool("filter", "quiet", "loud", "--json"))
+    assert out["chosen"] == 2
+    before = running.trace.events
+    running.drain(0.3)
+    assert 0 < running.trace.events - before < 2000  # work() is called a million times a second
+    lines = running.tool("filter", "--available").splitlines()
+    number = next(line.split()[0] for line in lines if line.split()[1] == "work")
+    assert running.tool("filter", number, "--list") == "work\n"
+    assert "close names: work" in running.tool("filter", "wrok", code=1)
+    running.tool("switch", "nop")
+    before = running.trace.events
+    running.drain(0.1)
+    assert running.trace.events == before
+    running.tool("switch", "function_graph")
+    running.drain(0.1)
+    assert running.trace.events > before
+
+
+def test_triggers_cut_and_snapshot(running: Running) -> None:
+    lines = running.tool("trigger", "quiet:traceoff", "loud:traceon", "loud:snapshot:1")
+    assert lines.splitlines() == [
+        "quiet:traceoff:unlimited",
+        "loud:traceon:unlimited",
+        "loud:snapshot:count=1",
+    ]
+    running.drain(0.5)
+    running.recording.stop()
+    (snapshot,) = running.recording.snapshots
+    assert snapshot == "first.snapshot-1.tptrace"
+    assert calls(snapshot)["loud"] >= 1
+    assert calls("first.tptrace")["quiet"] > 50
+    with textpoke.Capture("first.tptrace") as capture:
+        events = Decoder(capture).all()
+        names = [site.function for site in capture.meta.sites]
+        markers = marks(capture)
+    marked = [m["tsc"] for m in markers if m["command"] == "traceoff"]
+    assert len(marked) > 50
+    is_quiet = events.site == names.index("quiet")
+    after = np.flatnonzero(is_quiet)[-20:-1] + 1
+    others = [names[events.site[i]] for i in after.tolist()]
+    assert others.count("loud") > 15  # nothing of other threads between, but for equal times
+
+
+def test_a_function_for_its_trigger_alone_is_not_recorded(running: Running) -> None:
+    running.tool("filter", "loud")
+    running.tool("trigger", "quiet:snapshot:2")
+    running.drain(0.3)
+    assert len(running.recording.snapshots) == 2
+    assert running.tool("trigger", "work>1ms:snapshot", code=1).count("needs returns") == 1
+    running.recording.stop()
+    with textpoke.Capture("first.tptrace") as capture:
+        events = Decoder(capture).all()
+        names = [site.function for site in capture.meta.sites]
+    last_ns = {
+        name: int(events.ts_ns[events.site == names.index(name)].max())
+        for name in ("quiet", "loud")
+    }
+    assert last_ns["loud"] - last_ns["quiet"] > 100_000_000
+
+
+def test_a_slow_call_is_caught(running: Running) -> None:
+    running.tool("switch", "function_graph")
+    running.tool("trigger", "slow>4ms:snapshot:1")
+    deadline = time.monotonic() + 10
+    while not running.recording.snapshots and time.monotonic() < deadline:
+        running.drain(0.05)
+    found = calls(running.recording.snapshots[0])
+    assert found["slow"] >= 1
+    assert found["work"] > 1000
+
+
+def test_threads_and_the_switch_by_hand(running: Running) -> None:
+    running.tool("filter", "--thread", "nobody")
+    before = running.trace.events
+    running.drain(0.1)
+    assert running.trace.events == before
+    running.tool("filter", "--clear")
+    running.drain(0.1)
+    assert running.trace.events > before
+    running.tool("switch", "--off")
+    running.drain(0.05)
+    before = running.trace.events
+    running.drain(0.1)
+    assert running.trace.events == before
+    running.tool("switch", "--on")
+    running.drain(0.1)
+    assert running.trace.events > before
+
+
+def test_an_instance_of_another_tool(running: Running) -> None:
+    running.tool("instances", "--create", "two", "quiet", "-o", "two.tptrace")
+    running.tool("filter", "loud")
+    running.drain(0.3)
+    assert "two" in running.tool("instances")
+    running.tool("filter", "--instance", "two", "-a", "loud")
+    running.drain(0.3)
+    running.tool("instances", "--remove", "two")
+    found = calls("two.tptrace")
+    assert found["quiet"] > found["loud"] > 50
+    assert found.get("work", 0) == 0
+    assert running.tool("instances", "--create", "bad", "nosuch", code=1).count("no function") == 1
+    assert not os.path.exists(f"bad-{running.session.pid}.tptrace")
+
+
+@pytest.mark.parametrize("running", [Budget(0.005)], indirect=True)
+def test_a_budget_switches_the_hottest_off(running: Running) -> None:
+    trace = running.trace
+    running.drain(1.2)
+    assert "work" not in {site.function for site in trace.chosen}
+    assert {"quiet", "loud"} <= {site.function for site in trace.chosen}
+    assert "!work off: it cost" in running.recording.remarks[0]
+    before = trace.events
+    running.drain(0.5)
+    assert 0 < trace.events - before < 20_000
+    running.tool("filter", "quiet", "work")  # whoever asks for it gets it, until it costs too much
+    running.drain(1.2)
+    assert [site.function for site in trace.chosen] == ["quiet"]
+
+
+def test_a_snapshot_that_cannot_be_written_ends_nothing(running: Running, tmp_path: Path) -> None:
+    (tmp_path / "first.snapshot-1.tptrace").write_text("somebody's")
+    running.tool("trigger", "loud:snapshot:1")
+    running.drain(0.2)
+    assert running.recording.snapshots == []
+    assert "exists" in running.recording.remarks[-1]
+    assert (tmp_path / "first.snapshot-1.tptrace").read_text() == "somebody's"
+
+
+def test_record_answers(
+    compile_target: Compile,
+    start_target: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", os.fspath(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    process = start_target(compile_target("triggers.c", *programs.PIE), "1")
+    tool = [sys.executable, "-m", "textpoke"]
+    pid = ["-p", str(process.pid)]
+    words = ["-i", "loud", "-x", "work", "-d", "20s", "-o", "x.tptrace"]
+    with subprocess.Popen([*tool, "record", *pid, *words]) as recording:
+        deadline = time.monotonic() + 15
+        while subprocess.run([*tool, "filter", *pid], check=False).returncode:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        out = subprocess.check_output([*tool, "filter", *pid, "-a", "quiet"], text=True)
+        assert out == "loud\nquiet\nnotrace work\n"
+        subprocess.run([*tool, "switch", *pid, "function_graph"], check=True)
+        time.sleep(0.2)
+        recording.terminate()
+        assert recording.wait() == 0
+    assert calls("x.tptrace")["quiet"] > 50
+    assert not os.listdir(tmp_path / "textpoke")
+
+
+def test_record_as_a_flight_recorder(
+    compile_target: Compile,
+    start_target: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", os.fspath(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    process = start_target(compile_target("triggers.c", *programs.PIE), "1")
+    words = ["--flight", "--trigger", "slow:keep=100ms:2", "-d", "1500ms", "-o", "x.tptrace"]
+    command = [sys.executable, "-m", "textpoke", "record", "-p", str(process.pid), *words]
+    subprocess.run(command, check=True)
+    found = calls("x.tptrace")
+    assert 1 <= found["slow"] <= 2
+    assert found["work"] > 100
+    with textpoke.Capture("x.tptrace") as capture:
+        markers = [m for m in marks(capture) if "from_tsc" in m]
+        events = Decoder(capture).all()
+    assert len(markers) == found["slow"]
+    assert sum(m["events"] for m in markers) == len(events)
