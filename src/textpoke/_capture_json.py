@@ -77,6 +77,7 @@ class End:
         events: Events written to the capture.
         lost: Events lost in rings.
         lost_no_ring: Events of threads that had no ring.
+        overruns: Calls that were too deep for their return to be seen.
         reason: Why it ended: "duration", "interrupted", "target exited", ...
         hold_ns: How long one thread of the target was held for the attach; 0 if unknown.
         raw: The whole JSON object, with the outcomes of both batches.
@@ -86,6 +87,7 @@ class End:
     events: int
     lost: int
     lost_no_ring: int
+    overruns: int
     reason: str
     hold_ns: int
     raw: dict[str, object]
@@ -235,6 +237,7 @@ def load_end(block: JsonBlock) -> End:
         events=block.number("events", default=0),
         lost=block.number("lost", default=0),
         lost_no_ring=block.number("lost_no_ring", default=0),
+        overruns=block.number("overruns", default=0),
         reason=block.text("reason"),
         hold_ns=block.number("hold_ns", default=0),
         raw=block.data,

@@ -101,6 +101,11 @@ class AgentImage:
         start, words = self._pointer("return_start"), self._pointer("return_words")
         return self.data[start:words] + struct.pack("<2Q", heads, frames)
 
+    @property
+    def returns_bytes(self) -> int:
+        """Room for that code."""
+        return -(-len(self.returns(0, 0)) // 64) * 64
+
     def frames(self, base: int) -> list[cfi.Frame]:
         """Unwind rows of all code of an image at `base`: of what the file's .eh_frame has."""
         from textpoke import elf  # here: most recordings do without

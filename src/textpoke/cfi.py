@@ -27,12 +27,13 @@ class Row:
         register: The CFA (canonical frame address: rsp before the CALL) is this register's value...
         offset: ...plus so many bytes.
         rules: Where registers of the caller are: number to ("offset", bytes from the CFA),
-            ("val_offset", bytes), ("register", number), ("undefined", 0) or ("same", 0).
+            ("val_offset", bytes), ("register", number), ("undefined", 0), ("same", 0) or
+            ("expression", DWARF operations that give the address).
     """
 
     register: int = RSP
     offset: int = WORD_BYTES
-    rules: Mapping[int, tuple[str, int]] = field(
+    rules: Mapping[int, tuple[str, int | bytes]] = field(
         default_factory=lambda: {RETURN_ADDRESS: ("offset", -WORD_BYTES)}
     )
 
@@ -103,22 +104,19 @@ def _changes(old: Row, new: Row) -> bytes:
     return bytes(program)
 
 
-def _rule(register: int, kind: str, value: int) -> bytes:
+def _rule(register: int, kind: str, value: int | bytes) -> bytes:
     number = uleb(register)
+    if isinstance(value, bytes):
+        return b"\x10" + number + uleb(len(value)) + value
     factor = value // -WORD_BYTES
-    match kind:
-        case "offset" if factor >= 0:
-            return b"\x05" + number + uleb(factor)
-        case "offset":
-            return b"\x11" + number + sleb(factor)
-        case "val_offset":
-            return b"\x15" + number + sleb(factor)
-        case "register":
-            return b"\x09" + number + uleb(value)
-        case "same":
-            return b"\x08" + number
-        case _:
-            return b"\x07" + number
+    codes = {
+        "val_offset": (b"\x15", sleb(factor)),
+        "register": (b"\x09", uleb(max(value, 0))),
+        "same": (b"\x08", b""),
+        "offset": (b"\x05", uleb(factor)) if factor >= 0 else (b"\x11", sleb(factor)),
+    }
+    code, operand = codes.get(kind, (b"\x07", b""))
+    return code + number + operand
 
 
 def uleb(value: int) -> bytes:

@@ -8,12 +8,13 @@ pad or the copy of a displaced instruction, and these rows lead from there to th
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from textpoke import cfi, stubs
 from textpoke._native import lib
-from textpoke.agent_image import Probe
+from textpoke.agent_image import Probe, load_image
 from textpoke.code_object import Symbol, plain_name
 from textpoke.plan import PAGE
 from textpoke.unwind_tables import rows_of_prologue
@@ -31,12 +32,50 @@ if TYPE_CHECKING:
 _JMP_BYTES = 5
 _RED_ZONE = 128
 _CALL_BYTES = 5
-AGENT, THUNK, PAD, STUB = (
+_BREG0, _LIT0 = 0x70, 0x30  # DW_OP_breg0 and so on: DWARF 5, 7.7.1
+_CONST8U, _MINUS, _PLUS, _SHL, _SHR = 0x0E, 0x1C, 0x22, 0x24, 0x25
+AGENT, RETURN, THUNK, PAD, STUB = (
     "textpoke agent",
+    "textpoke return",
     "textpoke thunk",
     "textpoke pad of ",
     "textpoke stub of ",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Trampolines:
+    """Where redirected returns arrive; each keeps its return address in a frame of its own.
+
+    Attributes:
+        first: Address of the first one.
+        count: How many there are.
+        frames: Address of the first frame.
+    """
+
+    first: int
+    count: int
+    frames: int
+
+    def symbol(self) -> Symbol:
+        """One name for all of them, and for the code that they lead to."""
+        before = load_image().returns_bytes
+        return Symbol(self.first - before, before + self.count * lib.TP_RETURN_BYTES, RETURN)
+
+    def frame(self) -> cfi.Frame:
+        """Unwind rows of a trampoline that a function will return to.
+
+        The return has taken its own word off the stack, so the caller's stack pointer is the one
+        here. Where the return address is follows from the number of the trampoline.
+        """
+        operations = struct.pack(
+            "<BBBQBBBBBBQB",
+            *(_BREG0 + cfi.RETURN_ADDRESS, 0, _CONST8U, self.first, _MINUS, _LIT0 + 4, _SHR),
+            *(_LIT0 + 6, _SHL, _CONST8U, self.frames, _PLUS),
+        )
+        row = cfi.Row(cfi.RSP, 0, {cfi.RETURN_ADDRESS: ("expression", operations)})
+        # Of a return address, debuggers look at the byte before it.
+        return cfi.Frame(self.first - 1, self.count * lib.TP_RETURN_BYTES, ((0, row),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +87,14 @@ class PlacedCode:
         base: Where it lies.
         planner: Knows what was placed.
         copies: Address and kind of the probes that it did not place.
+        trampolines: Of redirected returns, where there are any.
     """
 
     image: AgentImage
     base: int
     planner: Planner
     copies: Sequence[tuple[int, int]] = ()
+    trampolines: Trampolines | None = None
 
     def symbols(self) -> list[Symbol]:
         """A name for every piece, in address order."""
@@ -70,6 +111,8 @@ class PlacedCode:
             Symbol(at, stubs.layout(site).size, plain_name(STUB + site.function))
             for at, site in self.planner.stubs()
         ]
+        if self.trampolines is not None:
+            named.append(self.trampolines.symbol())
         return sorted(named, key=lambda symbol: symbol.address)
 
     def frames(self, find_table: FindTable) -> list[cfi.Frame]:
@@ -85,6 +128,8 @@ class PlacedCode:
             cfi.Frame(start, end - start, ((0, cfi.AT_ENTRY),)) for start, end in self._pad_runs()
         ]
         found += [stub_frame(at, site, find_table(site)) for at, site in self.planner.stubs()]
+        if self.trampolines is not None:
+            found.append(self.trampolines.frame())
         return sorted(found, key=lambda frame: frame.start)
 
     def _copies(self) -> list[tuple[int, int]]:

@@ -67,7 +67,7 @@ class Redirection:
         if head.shadow_count or layout is None or agent.wire is None:
             return
         count = min(layout.ring_count, _MOST_STACKS)
-        before = -(-len(load_image().returns(0, 0)) // 64) * 64
+        before = load_image().returns_bytes
         entries = count * lib.TP_SHADOW_DEPTH
         size = -(-(before + entries * lib.TP_RETURN_BYTES) // PAGE) * PAGE
         start = self._placing.room(size, modules[0].mappings[0].start)

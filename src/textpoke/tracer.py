@@ -325,6 +325,7 @@ class Target:
     def make_ready_for_returns(self, mode: Mode) -> None:
         """Whatever must be in place before returns are redirected. Raises as `Redirection`."""
         self.redirection.make_ready(self.modules, self._finders[True, False], mode)
+        self._tell_views()
 
     def merge(self, plan: Plan, mode: Mode = Mode.AUTO) -> Outcome | None:
         """Make planned runs of NOPs one instruction (`Placing.merge`)."""
@@ -393,12 +394,16 @@ class Target:
         Raises as `Placing.prepare`.
         """
         plan = self.placing.prepare(chosen, traps=traps)
-        if self.views is not None:
-            try:
-                self._refresh_views(self.views)
-            except (ViewError, AgentFailed) as exc:  # the trace itself is none the worse for it
-                self.views.problems.append(str(exc))
+        self._tell_views()
         return plan
+
+    def _tell_views(self) -> None:
+        if self.views is None:
+            return
+        try:
+            self._refresh_views(self.views)
+        except (ViewError, AgentFailed) as exc:  # the trace itself is none the worse for it
+            self.views.problems.append(str(exc))
 
     def describe_code(
         self, *, perf_map: bool = False, gdb: str | os.PathLike[str] = "", force: bool = False
@@ -430,10 +435,18 @@ class Target:
         return self.views
 
     def _refresh_views(self, views: CodeViews) -> None:
-        from textpoke.placed import PlacedCode
+        from textpoke.placed import PlacedCode, Trampolines
 
-        placing = self.placing
-        placed = PlacedCode(load_image(), self.agent.base, placing.planner, placing.copies.placed)
+        placing, head = self.placing, self.agent.image()
+        count = head.shadow_count * lib.TP_SHADOW_DEPTH
+        trampolines = Trampolines(head.shadow_returns, count, head.shadow_frames)
+        placed = PlacedCode(
+            load_image(),
+            self.agent.base,
+            placing.planner,
+            placing.copies.placed,
+            trampolines if count else None,
+        )
         views.refresh(placed, self.modules)
 
     def release(self) -> None:

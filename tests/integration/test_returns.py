@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import programs
 import pytest
-from observe import agent_task, ask, maps, text_equals_files, untouched
+from observe import agent_task, ask, maps, text_equals_files, textpoke, untouched
 
 import textpoke as api
+from textpoke.capture import Capture
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,11 +115,12 @@ def test_tracers_are_switched_under_load(start, part: str) -> None:
 @pytest.mark.parametrize("tracer", TRACERS)
 def test_functions_of_libc_too(start, tracer: str) -> None:
     process = start()
+    parts = ("exceptions", "jumps", "switched", "moved", "values", "walked", "ended")
     with (
         api.attach(process.pid) as target,
         target.trace(LIBC, tracer=tracer, everything=True) as trace,
     ):
-        for part in ("exceptions", "jumps", "switched", "moved", "values", "walked", "ended"):
+        for part in parts:
             assert ask(process, f"run {part} 5") == "0", part
             trace.drain()
     let_go(process, target)
@@ -169,13 +171,16 @@ def test_a_static_program_without_names_is_refused(
     assert ask(process, "run exceptions 2") == "0"
 
 
-def test_too_deep_is_counted_and_not_fatal(start) -> None:
-    process = start()
-    with (
-        api.attach(process.pid) as target,
-        target.trace(tracer="function_graph", overwrite=True),
-    ):
-        assert ask(process, "run deep 1") == "0"
+def test_too_deep_is_counted_and_not_fatal(start, tmp_path: Path) -> None:
+    process, output = start(), tmp_path / "x.tptrace"
+    with api.attach(process.pid) as target:
+        with target.trace(tracer="function_graph", overwrite=True, output=output) as trace:
+            assert ask(process, "run deep 1") == "0"
+        assert 190_000 < trace.overruns < 200_000
+    with Capture(output) as capture:
+        assert capture.end is not None
+        assert capture.end.overruns == trace.overruns
+    assert "too deep" in textpoke("report", output).out
     let_go(process, target)
 
 

@@ -110,6 +110,51 @@ def test_gdb_finds_the_callers_from_every_instruction(
     assert {names[0] for _, names in seen[:-1]} == set(above)
 
 
+BACKTRACE = """
+set pagination off
+{symbols}
+thread 1
+bt
+detach
+"""
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_gdb_goes_through_redirected_returns(
+    compile_target, start_target, untouched, tmp_path, build
+):
+    process, made = start_target(compile_target("unwound.c", *BUILDS[build])), tmp_path / "our.o"
+    unchanged = untouched(process.pid)
+    script = tmp_path / "script"
+    with textpoke.attach(process.pid) as target:
+        target.describe_code(gdb=made)
+        with target.trace(["peek", "ask_peek"], tracer="function_graph"):
+            process.stdin.write("fault\n")
+            process.stdin.flush()
+            assert process.stdout.readline()  # the handler of the fault in peek() waits
+            script.write_text(
+                BACKTRACE.format(symbols="" if build == "jit" else f"add-symbol-file {made}")
+            )
+            done = subprocess.run(
+                ["gdb", "-batch", "-nx", "-p", str(process.pid), "-x", str(script)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=True,
+                timeout=40,
+            )
+            process.stdin.write("go on\n")
+            process.stdin.flush()
+    frames = [line for line in done.stdout.splitlines() if line.startswith("#")]
+    named = [re.sub(r"^#\d+ +(0x[0-9a-f]+ in )?", "", line) for line in frames]
+    at = next(i for i, line in enumerate(named) if "peek" in line)
+    expected = ["textpoke stub of peek", "textpoke return", "ask_peek", "textpoke return", "main"]
+    found = zip(named[at:], expected, strict=False)
+    assert [line.startswith(name) for line, name in found] == [True] * 5, named
+    unchanged(target.report)
+
+
 def test_perf_names_our_code(compile_target, start_target, untouched, tmp_path):
     process = start_target(compile_target("counter.c", "-fPIE", "-pie"))
     data, names = tmp_path / "perf.data", Path(f"/tmp/perf-{process.pid}.map")
