@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from textpoke import clock
 from textpoke._native import ffi, lib
 from textpoke.profile_rows import ProfileRow
+from textpoke.wire import plausible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +49,7 @@ def per_thread(rings: RingSet) -> Iterator[tuple[int, dict[int, ProfileRow]]]:
 def lost(rings: RingSet) -> int:
     """Calls for which a thread's table had no room."""
     count = rings.layout.ring_count if rings.layout else 0
-    return sum(int(_head(rings, number).dropped) for number in range(count))
+    return plausible(sum(int(_head(rings, number).dropped) for number in range(count)))
 
 
 def clear(rings: RingSet) -> None:
@@ -107,10 +108,10 @@ def as_json(rings: RingSet) -> dict[str, object]:
     rows = [
         [
             row.address,
-            row.hits,
-            row.total,
-            row.self,
-            row.max,
+            plausible(row.hits),
+            plausible(row.total),
+            plausible(row.self),
+            plausible(row.max),
             str(row.squares),  # may be more than a number in JSON holds
             row.overruns,
             {str(i): count for i, count in enumerate(row.buckets) if count},

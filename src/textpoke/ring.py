@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from textpoke._errors import AgentFailed
 from textpoke._native import ffi, lib
+from textpoke.wire import plausible
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -24,13 +25,7 @@ OVERWRITE = 1 << 62
 _BLOCK_HEADER_BYTES = 48
 _SLACK = 64  # a nested signal handler may pass the limit by one event a level
 EVENT_BYTES = 16
-_MOST_LOST = 1 << 61
 _LATEST = (1 << 64) - 1
-
-
-def plausible(lost: int) -> int:
-    """A count of losses that a capture can hold: the target writes it and may lie."""
-    return min(max(lost, 0), _MOST_LOST)
 
 
 @dataclass(slots=True)

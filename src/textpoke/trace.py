@@ -31,6 +31,7 @@ from textpoke.modes import Mode
 from textpoke.records import Wants, within
 from textpoke.ring import Copied, Drained, RingReader
 from textpoke.tracer_names import BLK, BRANCH, FUNCTION, LIBC, PROFILE
+from textpoke.wire import plausible
 
 if TYPE_CHECKING:
     import threading
@@ -457,7 +458,8 @@ class Trace:
     def overruns(self) -> int:
         """Calls whose return was not waited for: too deep, or a thread without a shadow stack."""
         sets = (self._events, self._profile)
-        return sum(rings.overruns() for rings in sets if rings is not None) or self._overruns
+        now = sum(rings.overruns() for rings in sets if rings is not None)
+        return plausible(now) or self._overruns
 
     def divert(self, fd: int, tell: Callable[[int], None]) -> None:
         """Let events go to `fd`; `tell` is told where the capture is, for who sends them on."""

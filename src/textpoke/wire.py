@@ -26,6 +26,12 @@ KNOWN_BYTES = ffi.sizeof("struct tp_known")
 _MOST_RINGS = 1 << 16
 _LARGEST_RING = 1 << 28
 _LARGEST_REQUEST = 1 << 30
+_MOST_COUNTED = 1 << 61
+
+
+def plausible(count: int) -> int:
+    """A count that a capture can hold: the target writes it and may lie."""
+    return min(max(count, 0), _MOST_COUNTED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,16 +37,19 @@ def ended_well(result: Result) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "how"),
+    ("where", "how", "tracer"),
     [
-        (RINGS, BORDERS),
-        (RINGS, ONES),
-        (HEADER, BITS),
-        (COMMANDS, BORDERS),
-        (COMMANDS, ZEROS),
-        (IMAGE, BORDERS),
-        (IMAGE, BITS),
-        (RINGS | HEADER | COMMANDS | IMAGE, BORDERS),
+        (RINGS, BORDERS, "function"),
+        (RINGS, ONES, "function"),
+        (RINGS, ONES, "function_graph"),
+        (RINGS, ONES, "profile"),
+        (RINGS, BITS, "profile"),
+        (HEADER, BITS, "function"),
+        (COMMANDS, BORDERS, "function"),
+        (COMMANDS, ZEROS, "function"),
+        (IMAGE, BORDERS, "function"),
+        (IMAGE, BITS, "function"),
+        (RINGS | HEADER | COMMANDS | IMAGE, BORDERS, "function"),
     ],
 )
 def test_whatever_a_target_writes_the_tool_ends_with_one_line(
@@ -56,11 +59,12 @@ def test_whatever_a_target_writes_the_tool_ends_with_one_line(
     tmp_path: Path,
     where: int,
     how: int,
+    tracer: str,
 ) -> None:
     """Record, status and detach while the target lies; a bystander stays as it was."""
     bystander = start_target(compile_target("hostile.c", *programs.PIE))
     output = tmp_path / "x.tptrace"
-    words = ("-p", hostile.pid, "-i", "hostile*!*", "-o", output, "-d", "0.4s")
+    words = ("-p", hostile.pid, "-i", "hostile*!*", "-t", tracer, "-o", output, "-d", "0.4s")
     with untouched(bystander):
         started = time.monotonic()
         with recording(*words) as record:
