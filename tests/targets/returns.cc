@@ -818,7 +818,8 @@ TRACED void handler_work(int depth)
 
 	if (depth)
 		return handler_work(depth - 1);
-	if (walk_in_handlers && signals % 7 == 0 && backtrace(at, 64) < 3)
+	/* At the last instruction of _Unwind_Resume, libgcc's own entry is wrong: no walk from there. */
+	if (walk_in_handlers && may_throw && signals % 7 == 0 && backtrace(at, 64) < 3)
 		short_walks++;
 	tail_ping(3);
 }
