@@ -115,7 +115,8 @@ static void restore_migrated(struct tp_shadow *shadow, uint64_t slot, uint64_t *
 		*end = *end ? *end : end_of_stack(slot);
 		if (frame->slot >= *end)
 			continue;
-		tpa_note_migration();
+		if (tpa_holds(frame->slot, tpa_trampoline(shadow, frame)))
+			tpa_note_migration();
 		restore(shadow, frame->slot, frame->slot + 1, TP_FRAME_DEAD);
 	}
 }
@@ -124,7 +125,7 @@ static int is_over(const struct tp_call *frame, struct tpa_stack *stack)
 {
 	if (tpa_frames_migrate()) /* another thread may be unwinding there: never again */
 		return 1;
-	return tpa_is_below(stack, frame->slot);
+	return frame->slot == stack->rsp || tpa_is_below(stack, frame->slot);
 }
 
 static void redirect_frame(struct tp_shadow *shadow, struct tp_call *frame, struct tpa_stack *stack)
@@ -265,12 +266,17 @@ void tpa_unwind(uint64_t fs_base, uint64_t what, uint64_t slot, uint64_t argumen
 	struct tp_shadow *heads = (struct tp_shadow *)tpa_image.shadow_heads;
 	uint64_t end = 0;
 
-	for (uint64_t i = 0; i < tpa_image.shadow_count; i++) {
-		if (!heads[i].state || heads[i].top <= heads[i].base)
+	/* They are taken in order, and never given back. */
+	for (uint64_t i = 0; i < tpa_image.shadow_count && heads[i].state; i++) {
+		if (heads[i].top <= heads[i].base)
 			continue;
-		if (heads[i].fs_base == fs_base)
+		if (heads[i].fs_base != fs_base) {
+			if (what == TP_UNWIND_BEGINS || what == TP_UNWIND_WALKS)
+				restore_migrated(&heads[i], slot, &end);
+		} else if (heads[i].tid == (uint32_t)sys0(__NR_gettid)) {
 			unwind(&heads[i], what, slot, argument);
-		else if (what == TP_UNWIND_BEGINS || what == TP_UNWIND_WALKS)
-			restore_migrated(&heads[i], slot, &end);
+		} else { /* of a thread that is gone, or of before a fork */
+			restore(&heads[i], 0, ~0ull, TP_FRAME_DEAD);
+		}
 	}
 }

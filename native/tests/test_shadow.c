@@ -5,6 +5,7 @@
  * found there. Calls, returns, jumps, unwinding, switches of stacks and of threads, in random order;
  * whoever returns by a trampoline must come out where the model says.
  */
+#define _GNU_SOURCE
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -268,7 +269,7 @@ static void begin(void)
 		stacks[i] = all + i * (8 * WORDS + TP_PAGE_BYTES);
 	CHECK_EQ(tpa_make_shadows(&wire, args), 0);
 	for (int i = 0; i < THREADS; i++)
-		shadows[i] = tpa_shadow_claim((uint64_t)i + 1, 100 + (uint32_t)i);
+		shadows[i] = tpa_shadow_claim((uint64_t)i + 1, (uint32_t)gettid());
 	wrong = through = 0;
 }
 

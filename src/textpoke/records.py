@@ -396,7 +396,11 @@ class Records:
         done.refused += change.left_out
         if change.ahead.steps:
             outcome = run_request(
-                self._agent, change.ahead.request, mode=how.mode, one_by_one=self.one_by_one
+                self._agent,
+                change.ahead.request,
+                mode=how.mode,
+                one_by_one=self.one_by_one,
+                guards=how.guards,
             )
             done.ahead = outcome if done.ahead is None else done.ahead.plus(outcome)
             self._leads.update(change.leads_ahead)

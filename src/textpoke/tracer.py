@@ -94,6 +94,7 @@ class Target:
         self.counting: set[int] = set()  # who counts branches now
         self.counting_turns = 0  # how often somebody began or ended that
         self._resolver: Resolver | None = None
+        self._left_over = ""  # why an earlier tool's redirected returns could not be let go
         self._returns: tuple[frozenset[tuple[str, int, int]], Returns] | None = None
         self._repair()
 
@@ -324,6 +325,11 @@ class Target:
 
     def make_ready_for_returns(self, mode: Mode) -> None:
         """Whatever must be in place before returns are redirected. Raises as `Redirection`."""
+        if self._left_over:
+            _, _, self._left_over = leave.put_all_back(self.agent)
+        if self._left_over:
+            why = f"an earlier tool's code is still in use: {self._left_over}"
+            raise UnsupportedTarget(self.pid, "returns", why)
         self.redirection.make_ready(self.modules, self._finders[True, False], mode)
         self._tell_views()
 
@@ -485,7 +491,7 @@ class Target:
         left_on = leave.undo_request(leave.known_sites(self.agent))
         if left_on.pokes:
             self.agent.record(on=False)
-            leave.put_all_back(self.agent)
+            _, _, self._left_over = leave.put_all_back(self.agent)
             self.repaired = len(left_on.pokes)
 
 
