@@ -5,7 +5,6 @@
  * found there. Calls, returns, jumps, unwinding, switches of stacks and of threads, in random order;
  * whoever returns by a trampoline must come out where the model says.
  */
-#define _GNU_SOURCE
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
