@@ -1028,10 +1028,11 @@ PLAIN int main()
 				wrong += parts.at(name)();
 			printf("%ld\n", wrong);
 		} else if (sscanf(line, "storm %31s %d", name, &count) == 2) {
+			puts("storm");
+			fflush(stdout); /* a forked child that exits would say it again */
 			running = true;
 			for (int i = 0; i < count; i++)
 				threads.emplace_back(storm, parts.at(name));
-			puts("storm");
 		} else if (sscanf(line, "tick %d %d", &count, reinterpret_cast<int *>(&walk_in_handlers)) ==
 			   2) {
 			tick(count != 0, count);
