@@ -130,7 +130,7 @@ def test_an_interrupt_from_the_terminal_ends_the_recording_and_not_the_helper() 
         interrupts, helpers = 0, set()
         with textpoke.this_process() as target:
             with target.trace("libz*!*", everything=True, mode="stop") as trace:
-                pass
+                helpers.add(target.agent.helper.pid)
             for turn in range(8):
                 os.kill(target.agent.helper.pid, signal.SIGINT)
                 timer = threading.Timer(0.02 + 0.06 * turn, os.killpg, (0, signal.SIGINT))
