@@ -111,10 +111,12 @@ int tpa_any_gate_open(void);
 /* shadow.c */
 int tpa_make_shadows(struct tp_wire *wire, const uint64_t args[4]);
 struct tp_shadow *tpa_shadow_claim(uint64_t fs_base, uint32_t tid);
+#define TPA_NOT_OWN ((struct tp_call *)1) /* the stack: probe.inc */
 struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site,
 				 uint64_t exit);
 struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot);
 void tpa_lower_top(struct tp_shadow *shadow);
+int tpa_is_own(struct tp_shadow *shadow, uint64_t at);
 int tpa_any_frames(void);
 int tpa_is_replaced(const struct tp_shadow *shadow, const struct tp_call *frame);
 int tpa_is_passed(const struct tp_shadow *shadow, const struct tp_call *frame);
@@ -155,11 +157,17 @@ static inline int tpa_change(struct tp_call *frame, uint64_t word, enum tp_frame
 	return tpa_move(&frame->state, word, (word & ~0xffull) | to);
 }
 
+static inline uint64_t tpa_end_of(const struct tp_shadow *shadow)
+{
+	return shadow->base + (TP_SHADOW_DEPTH - 1) * sizeof(struct tp_call);
+}
+
 static inline uint64_t tpa_word(const struct tp_call *frame)
 {
 	return *(const volatile uint64_t *)&frame->state;
 }
 
+int tpa_shadow_give_back(struct tp_call *frame, struct tp_shadow *shadow);
 struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, uint64_t fs_base,
 			       struct tpa_set *set);
 

@@ -165,9 +165,6 @@ tpa_profile_exit:
 	pop_word %rax
 	jmp	.Lreturn
 	not_top
-	movb	$0, FRAME_STATE(%rsi)
-	push_word FRAME_REAL(%rsi)
-	pop_word KEPT_BYTES(%rsp)
 	movq	.Lset(%rip), %rcx
 	xchgq	%rsi, %rdi
 	call_c	.Lpop(%rip)		/* not counted: the row belongs to another thread, perhaps */

@@ -202,9 +202,11 @@ static struct tp_call *redirect(struct tp_shadow *shadow, struct tp_ring *ring, 
 			ring->overruns++;
 			return NULL;
 		}
-		if (frame[-1].slot <= slot)
+		if (slot < shadow->low || frame[-1].slot <= slot)
 			frame = tpa_shadow_check(shadow, slot, site, probe->exit);
-		if (!frame)
+		if (frame == TPA_NOT_OWN)
+			ring->overruns++;
+		if (!frame || frame == TPA_NOT_OWN)
 			return NULL;
 	} while (!tpa_move(&shadow->top, (uint64_t)frame, (uint64_t)(frame + 1)));
 	frame->slot = slot;
@@ -272,10 +274,7 @@ void tpa_rich_leave(const struct tpa_regs *regs, const struct tp_probe_words *pr
 	const struct tp_capture_site *what = find_site(table, word >> 16);
 	uint32_t count = 0;
 
-	set_state(frame, tpa_word(frame), TP_FRAME_FREE);
-	*(volatile uint64_t *)regs->slot = frame->real; /* the frame's number stood there */
-	if (shadow->fs_base != fs_base ||
-	    !tpa_move(&shadow->top, (uint64_t)(frame + 1), (uint64_t)frame))
+	if (shadow->fs_base != fs_base || !tpa_shadow_give_back(frame, shadow))
 		ring = tpa_shadow_pop(frame, shadow, fs_base, set);
 	if (!ring || !*set->gate || (probe->threshold && now - began < probe->threshold))
 		return;

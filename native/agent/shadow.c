@@ -3,10 +3,11 @@
  * @file
  * Shadow stacks: where return addresses are while a probe waits for the return.
  *
- * Each frame has a trampoline of its own, so a return finds its frame by where it arrives: on
- * whatever thread (coroutines move), in whatever order. Two rules keep that safe. A frame is filled
- * before its trampoline is put on the stack. And it is used again only when it was popped, or when
- * its slot holds neither the trampoline nor the return address any more.
+ * Each frame has a trampoline of its own, so a return finds its frame by where it arrives, in
+ * whatever order. Three rules keep that safe. A frame is filled before its trampoline is put on the
+ * stack. It is used again only when it was popped, or when its slot holds neither the trampoline nor
+ * the return address any more. And returns are redirected on a thread's own stack only: those of
+ * coroutines move to other threads, and are unmapped, while their frames would be looked at.
  *
  * Everything here runs on the program's threads, perhaps in a signal handler that interrupts the
  * same code: top is moved before a frame is filled, frames at and above top belong to nobody.
@@ -17,6 +18,8 @@
 #define MOST_SHADOWS 4096
 #define SHADOW_NONE ((struct tp_shadow *)1) /* probe.inc */
 #define FULL_CALLS 1024			    /* between two looks for dead frames that found none */
+#define MOST_STACK (1ull << 30)
+#define PAGE_OF(at) ((at) & ~(uint64_t)(TP_PAGE_BYTES - 1))
 
 enum { SHADOW_UNUSED, SHADOW_USED, SHADOW_SEARCHED };
 
@@ -46,6 +49,7 @@ int tpa_make_shadows(struct tp_wire *wire, const uint64_t args[4])
 	tpa_image.shadow_heads = wire->args[0] = (uint64_t)memory;
 	tpa_image.shadow_frames = wire->args[1] = (uint64_t)memory + first;
 	tpa_image.shadow_returns = args[1];
+	tpa_image.main_stack = args[2];
 	__atomic_store_n(&tpa_image.shadow_count, count, __ATOMIC_RELEASE);
 	return 0;
 }
@@ -55,15 +59,31 @@ static void begin(struct tp_shadow *shadow, uint64_t number, uint64_t fs_base, u
 	struct tp_call *frames = (struct tp_call *)tpa_image.shadow_frames;
 	struct tp_call *sentinel = &frames[number * TP_SHADOW_DEPTH];
 
-	sentinel->slot = ~0ull; /* above every other */
+	/* Above every other frame. libc keeps a thread's descriptor on top of its stack. */
+	sentinel->slot = tid == (uint32_t)tpa.pid ? tpa_image.main_stack : fs_base;
+	shadow->low = PAGE_OF(sentinel->slot);
 	shadow->fs_base = fs_base;
 	shadow->tid = tid;
 	shadow->returns = tpa_image.shadow_returns - (tpa_image.shadow_frames >> 2);
 	shadow->base = (uint64_t)(sentinel + 1);
-	shadow->limit = shadow->end = (uint64_t)(sentinel + TP_SHADOW_DEPTH);
+	shadow->limit = tpa_end_of(shadow);
 	shadow->walker = sentinel->tsc = sentinel->aux = 0;
 	__atomic_store_n(&shadow->top, shadow->base, __ATOMIC_RELEASE);
 	__atomic_store_n(&shadow->state, SHADOW_USED, __ATOMIC_RELEASE);
+}
+
+/** Is @at on the own stack of the thread: is all readable from there to where that begins? */
+int tpa_is_own(struct tp_shadow *shadow, uint64_t at)
+{
+	uint64_t high = ((const struct tp_call *)shadow->base - 1)->slot, low = shadow->low;
+
+	if (at >= high || high - at > MOST_STACK)
+		return 0;
+	while (low > at && tpa_is_readable(low - TP_PAGE_BYTES))
+		low -= TP_PAGE_BYTES;
+	if (low < shadow->low)
+		shadow->low = low;
+	return at >= low;
 }
 
 static int redirects_to(const struct tp_call *frame, const struct tp_call *below,
@@ -338,7 +358,7 @@ static void make_room(struct tp_shadow *shadow)
 	if (sentinel->tsc++ % FULL_CALLS)
 		return;
 	sweep(shadow);
-	if (shadow->top < shadow->end)
+	if (shadow->top < tpa_end_of(shadow))
 		sentinel->tsc = 0;
 }
 
@@ -350,9 +370,9 @@ struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot)
 {
 	if (shadow->walker && slot >= shadow->walker)
 		tpa_redirect_again(shadow, slot); /* the walk is over */
-	if (shadow->top >= shadow->end)
+	if (shadow->top >= tpa_end_of(shadow))
 		make_room(shadow);
-	return shadow->top < shadow->end ? (struct tp_call *)shadow->top : NULL;
+	return shadow->top < tpa_end_of(shadow) ? (struct tp_call *)shadow->top : NULL;
 }
 
 /*
@@ -383,12 +403,14 @@ static int is_below(const struct tp_shadow *shadow, const struct tp_call *frame,
 }
 
 /**
- * Where the frame of a call goes whose slot is not below the top one's: dead ones make room. NULL:
- * it is the same call.
+ * Where the frame of a call goes whose slot is not below the top one's, or not known to be on the
+ * thread's own stack: dead ones make room. NULL: it is the same call; TPA_NOT_OWN: nowhere.
  */
 struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site,
 				 uint64_t exit)
 {
+	if (!tpa_is_own(shadow, slot))
+		return TPA_NOT_OWN;
 	for (;;) {
 		struct tp_call *top = (struct tp_call *)*(volatile uint64_t *)&shadow->top;
 
@@ -402,7 +424,7 @@ struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64
 	}
 }
 
-/** A thread is on a stack that has frames of another one. */
+/** A thread is on another one's own stack. */
 void tpa_note_migration(void)
 {
 	__atomic_store_n(&frames_migrate, 1, __ATOMIC_SEQ_CST);
@@ -411,6 +433,22 @@ void tpa_note_migration(void)
 int tpa_frames_migrate(void)
 {
 	return __atomic_load_n(&frames_migrate, __ATOMIC_SEQ_CST) != 0;
+}
+
+/* Its return address is in place again when others see that the frame is nobody's any more. */
+static void take_away(struct tp_call *frame)
+{
+	__atomic_store_n(&frame->state, frame->state & ~0xffull, __ATOMIC_SEQ_CST);
+	__atomic_store_n((uint64_t *)frame->slot, frame->real, __ATOMIC_SEQ_CST);
+}
+
+/** As give_back of probe.inc: is it the calling thread's top frame? It is taken away then. */
+int tpa_shadow_give_back(struct tp_call *frame, struct tp_shadow *shadow)
+{
+	if (shadow->top != (uint64_t)(frame + 1))
+		return 0;
+	take_away(frame);
+	return tpa_move(&shadow->top, (uint64_t)(frame + 1), (uint64_t)frame);
 }
 
 /**
@@ -425,7 +463,8 @@ struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, 
 	struct tpa_slot *slot;
 
 	if (!own)
-		tpa_note_migration();
+		tpa_note_migration(); /* before others find the frame in hand: let_go_of_dead() */
+	take_away(frame);
 	__atomic_store_n(&frame->state, (frame->state & ~0xffull) | TP_FRAME_DEAD,
 			 __ATOMIC_RELEASE);
 	if (own) {

@@ -12,8 +12,8 @@ enum { JMP_BUF_RSP = 6 };
 #define PAGE_OF(at) ((at) & ~(uint64_t)(TP_PAGE_BYTES - 1))
 
 /*
- * Put @to where @from stands, if it does. In one instruction where nothing forbids: on the stack of a
- * coroutine another thread may be running.
+ * Put @to where @from stands, if it does. In one instruction where nothing forbids: another thread may
+ * be on the stack.
  */
 static int swap(uint64_t slot, uint64_t from, uint64_t to)
 {
@@ -102,23 +102,22 @@ int tpa_is_below(struct tpa_stack *stack, uint64_t at)
 	return 1;
 }
 
-/* A coroutine has come from another thread: the frames of before are on that one's shadow stack. */
-static void restore_migrated(struct tp_shadow *shadow, uint64_t slot, uint64_t *end)
+/*
+ * A thread may be on the own stack of another one, which is on a coroutine's meanwhile. Nobody else
+ * is there then, and nothing is pushed there.
+ */
+static void restore_of_host(struct tp_shadow *shadow, uint64_t slot)
 {
-	for (struct tp_call *frame = (struct tp_call *)shadow->base; (uint64_t)frame < shadow->top;
-	     frame++) {
-		enum tp_frame_state state = tpa_state(tpa_word(frame));
+	uint64_t newest = ((const struct tp_call *)shadow->top - 1)->slot;
 
-		if ((state != TP_FRAME_LIVE && state != TP_FRAME_RESTORED) || frame->slot <= slot ||
-		    frame->slot - slot > MOST_PAGES * TP_PAGE_BYTES)
-			continue;
-		*end = *end ? *end : end_of_stack(slot);
-		if (frame->slot >= *end)
-			continue;
-		if (tpa_holds(frame->slot, tpa_trampoline(shadow, frame)))
+	if ((newest > slot && newest - slot > MOST_PAGES * TP_PAGE_BYTES) ||
+	    !tpa_is_own(shadow, slot))
+		return;
+	for (struct tp_call *frame = (struct tp_call *)shadow->base; (uint64_t)frame < shadow->top;
+	     frame++)
+		if (frame->slot > slot && tpa_holds(frame->slot, tpa_trampoline(shadow, frame)))
 			tpa_note_migration();
-		restore(shadow, frame->slot, frame->slot + 1, TP_FRAME_DEAD);
-	}
+	restore(shadow, slot + 1, ~0ull, TP_FRAME_DEAD);
 }
 
 static int is_over(const struct tp_call *frame, struct tpa_stack *stack)
@@ -179,7 +178,7 @@ void tpa_redirect_again(struct tp_shadow *shadow, uint64_t rsp)
 	uint64_t *unwinder = unwinder_of(shadow);
 
 	shadow->walker = 0;
-	shadow->limit = shadow->end;
+	shadow->limit = tpa_end_of(shadow);
 	if (*unwinder && !is_gone(*unwinder, rsp))
 		return;
 	*unwinder = 0;
@@ -264,7 +263,6 @@ static void unwind(struct tp_shadow *shadow, uint64_t what, uint64_t slot, uint6
 void tpa_unwind(uint64_t fs_base, uint64_t what, uint64_t slot, uint64_t argument)
 {
 	struct tp_shadow *heads = (struct tp_shadow *)tpa_image.shadow_heads;
-	uint64_t end = 0;
 
 	/* They are taken in order, and never given back. */
 	for (uint64_t i = 0; i < tpa_image.shadow_count && heads[i].state; i++) {
@@ -272,7 +270,7 @@ void tpa_unwind(uint64_t fs_base, uint64_t what, uint64_t slot, uint64_t argumen
 			continue;
 		if (heads[i].fs_base != fs_base) {
 			if (what == TP_UNWIND_BEGINS || what == TP_UNWIND_WALKS)
-				restore_migrated(&heads[i], slot, &end);
+				restore_of_host(&heads[i], slot);
 		} else if (heads[i].tid == (uint32_t)sys0(__NR_gettid)) {
 			unwind(&heads[i], what, slot, argument);
 		} else { /* of a thread that is gone, or of before a fork */

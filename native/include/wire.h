@@ -265,7 +265,7 @@ struct tp_shadow {
 	uint64_t returns; /* a frame's trampoline stands at frame / 4 + returns */
 	uint32_t tid;
 	uint32_t state;	 /* 0: free, 1: in use */
-	uint64_t end;	 /* what limit is, but while somebody walks the stack */
+	uint64_t low;	 /* of the thread's own stack, as far as it was looked at (shadow.c) */
 	uint64_t walker; /* where the return address of that somebody stands; or 0 */
 };
 
@@ -325,6 +325,7 @@ struct tp_image {
 	uint64_t shadow_frames; /* struct tp_call[TP_SHADOW_DEPTH] of each */
 	uint64_t shadow_count;
 	uint64_t shadow_returns; /* the first trampoline */
+	uint64_t main_stack;	 /* where the stack of the process's first thread begins, on top */
 	uint64_t known_base;	 /* struct tp_known[known_count] */
 	uint64_t known_bytes;	 /* of the whole mapping, which begins in the same page */
 	uint64_t known_count;

@@ -43,10 +43,16 @@ int tpa_any_gate_open(void)
 struct tpa_slot *tpa_claim(uint64_t fs_base, struct tpa_set *in)
 {
 	(void)in;
-	return &slots[fs_base - 1];
+	return &slots[fs_base % THREADS];
 }
 
+/* The first ones are the threads' own, on top of which are their descriptors. */
 static char *stacks[STACKS];
+
+static uint64_t fs_base_of(int thread)
+{
+	return (uint64_t)stacks[thread] + 8 * WORDS - 32;
+}
 
 static int is_mapped(uint64_t at)
 {
@@ -109,9 +115,10 @@ static void push(struct tp_shadow *shadow, uint64_t slot, uint64_t site, uint64_
 		frame = tpa_shadow_sweep(shadow, slot);
 	if (!frame)
 		return;
-	if (frame[-1].slot <= slot)
+	if (slot < shadow->low || frame[-1].slot <= slot)
 		frame = tpa_shadow_check(shadow, slot, site, exit);
-	if (!frame || !tpa_move(&shadow->top, (uint64_t)frame, (uint64_t)(frame + 1)))
+	if (!frame || frame == TPA_NOT_OWN ||
+	    !tpa_move(&shadow->top, (uint64_t)frame, (uint64_t)(frame + 1)))
 		return;
 	frame->slot = slot;
 	frame->state = ((frame->state >> 32) + 1) << 32 | TP_FRAME_PUSHED;
@@ -149,7 +156,7 @@ static uint64_t pass(uint64_t at, uint64_t slot, int thread)
 	uint64_t number = (at - RETURNS) / TP_RETURN_BYTES;
 	struct tp_call *frame = (struct tp_call *)tpa_image.shadow_frames + number;
 	struct tp_shadow *of = shadows[number / TP_SHADOW_DEPTH];
-	uint64_t real = frame->real, fs_base = (uint64_t)thread + 1;
+	uint64_t real = frame->real, fs_base = fs_base_of(thread);
 
 	*word_at(slot) = number;
 	through++;
@@ -159,9 +166,7 @@ static uint64_t pass(uint64_t at, uint64_t slot, int thread)
 		push(shadows[thread], slot - 512, 99, 7); /* and is left there */
 	wrong += frame->real != real;
 	real = frame->real;
-	frame->state &= ~0xffull;
-	*word_at(slot) = real;
-	if (of->fs_base != fs_base || !tpa_move(&of->top, (uint64_t)(frame + 1), (uint64_t)frame))
+	if (of->fs_base != fs_base || !tpa_shadow_give_back(frame, of))
 		tpa_shadow_pop(frame, of, fs_base, &set);
 	return real;
 }
@@ -185,7 +190,7 @@ static void leave(struct routine *one, int thread)
 /* What an unwinder reads must be plain; then some calls are gone. */
 static void unwind(struct routine *one, int thread)
 {
-	uint64_t fs_base = (uint64_t)thread + 1;
+	uint64_t fs_base = fs_base_of(thread);
 	int kept = (int)pick((uint64_t)one->depth + 1);
 
 	if (!one->depth)
@@ -202,7 +207,7 @@ static void walk(struct routine *one, int thread)
 {
 	if (!one->depth)
 		return;
-	tpa_unwind((uint64_t)thread + 1, TP_UNWIND_WALKS, one->calls[one->depth - 1].slot - 8, 0);
+	tpa_unwind(fs_base_of(thread), TP_UNWIND_WALKS, one->calls[one->depth - 1].slot - 8, 0);
 	for (int i = 0; i < one->depth; i++)
 		wrong += *word_at(one->calls[i].slot) != one->calls[i].real;
 }
@@ -215,15 +220,15 @@ static void jump(struct routine *one, int thread)
 
 	if (kept && kept < one->depth && pick(2)) {
 		buf[6] = one->calls[kept - 1].slot - 8;
-		tpa_unwind((uint64_t)thread + 1, TP_UNWIND_JUMPS,
-			   one->calls[one->depth - 1].slot - 8, (uint64_t)buf);
+		tpa_unwind(fs_base_of(thread), TP_UNWIND_JUMPS, one->calls[one->depth - 1].slot - 8,
+			   (uint64_t)buf);
 	}
 	one->depth = kept;
 }
 
 static void step(int may_move)
 {
-	int thread = (int)pick(THREADS), own = thread * 2 + (int)pick(2);
+	int thread = (int)pick(THREADS), own = thread + THREADS * (int)pick(2);
 	struct routine *one = &routines[may_move ? (int)pick(STACKS) : own];
 
 	switch (pick(12)) {
@@ -267,8 +272,10 @@ static void begin(void)
 	for (int i = 0; i < STACKS; i++)
 		stacks[i] = all + i * (8 * WORDS + TP_PAGE_BYTES);
 	CHECK_EQ(tpa_make_shadows(&wire, args), 0);
-	for (int i = 0; i < THREADS; i++)
-		shadows[i] = tpa_shadow_claim((uint64_t)i + 1, (uint32_t)gettid());
+	for (int i = 0; i < THREADS; i++) {
+		tpa_image.main_stack = fs_base_of(i);
+		shadows[i] = tpa_shadow_claim(fs_base_of(i), (uint32_t)gettid());
+	}
 	wrong = through = 0;
 }
 
@@ -299,7 +306,7 @@ TEST(lineage_h18_when_nobody_records_all_frames_are_let_go)
 	for (int i = 0; i < 40; i++)
 		call(&routines[0], 0);
 	gate_open = 0;
-	tpa_unwind(1, TP_UNWIND_BEGINS, below(&routines[0]), 0);
+	tpa_unwind(fs_base_of(0), TP_UNWIND_BEGINS, below(&routines[0]), 0);
 	gate_open = 1;
 	CHECK_EQ(shadows[0]->top, shadows[0]->base);
 	while (routines[0].depth)
@@ -311,7 +318,7 @@ TEST(lineage_h18_when_nobody_records_all_frames_are_let_go)
 TEST(lineage_h18_a_full_stack_gives_no_frame)
 {
 	static struct call kept[3000];
-	uint64_t room = 8 * WORDS;
+	uint64_t room = 8 * WORDS - 64;
 
 	begin();
 	for (int i = 0; i < 1500; i++) {
@@ -320,7 +327,7 @@ TEST(lineage_h18_a_full_stack_gives_no_frame)
 		*word_at(kept[i].slot) = kept[i].real;
 		push(shadows[0], kept[i].slot, 5, 7);
 	}
-	CHECK_EQ(shadows[0]->top, shadows[0]->end);
+	CHECK_EQ(shadows[0]->top, tpa_end_of(shadows[0]));
 	CHECK_EQ(*word_at(kept[1400].slot), kept[1400].real);
 	routines[0].depth = 1;
 	for (int i = 1499; i >= 0; i--) {

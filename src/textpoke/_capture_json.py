@@ -77,7 +77,7 @@ class End:
         events: Events written to the capture.
         lost: Events lost in rings.
         lost_no_ring: Events of threads that had no ring.
-        overruns: Calls that were too deep for their return to be seen.
+        overruns: Calls whose return could not be waited for (`Trace.overruns`).
         reason: Why it ended: "duration", "interrupted", "target exited", ...
         hold_ns: How long one thread of the target was held for the attach; 0 if unknown.
         raw: The whole JSON object, with the outcomes of both batches.

@@ -19,6 +19,7 @@ ROOT = "/proc"
 AT_HWCAP2 = 26
 
 _AUXV_ENTRY = struct.Struct("<QQ")
+_START_STACK = 25  # field 28 of proc/PID/stat, counted from behind the name
 _WORKERS_MASK = "fffffffffffbfeff"  # all but SIGKILL and SIGSTOP
 _PF_IO_WORKER, _PF_USER_WORKER = 0x10, 0x4000
 _GONE = (errno.ENOENT, errno.ESRCH)
@@ -105,6 +106,17 @@ def read_status(pid: int, task: str = "") -> dict[str, str]:
     text = read_file(pid, f"{task}status").decode("utf-8", "backslashreplace")
     pairs = (line.partition(":") for line in text.split("\n"))
     return {key: value.strip() for key, _, value in pairs}
+
+
+def start_of_main_stack(pid: int) -> int:
+    """Return the address below which the first thread's stack is; 0 where proc does not tell.
+
+    It is `startstack` of proc_pid_stat(5).
+
+    Raises:
+        NoSuchTarget: No such process.
+    """
+    return int(read_file(pid, "stat").rpartition(b")")[2].split()[_START_STACK])
 
 
 def name_of(pid: int) -> str:

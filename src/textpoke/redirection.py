@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from textpoke import returns
+from textpoke import proc, returns
 from textpoke._errors import UnsupportedTarget
 from textpoke._native import ffi, lib
 from textpoke.agent_image import Probe, load_image
@@ -72,7 +72,8 @@ class Redirection:
         size = -(-(before + entries * lib.TP_RETURN_BYTES) // PAGE) * PAGE
         start = self._placing.room(size, modules[0].mappings[0].start)
         action = "making shadow stacks"
-        agent.require(action, lib.TP_CMD_SHADOW, count, start + before)
+        main_stack = proc.start_of_main_stack(agent.pid)
+        agent.require(action, lib.TP_CMD_SHADOW, count, start + before, main_stack)
         heads, frames = int(agent.wire.args[0]), int(agent.wire.args[1])
         code = ffi.new("uint8_t[]", entries * lib.TP_RETURN_BYTES)
         lib.tp_make_returns(code, entries, before)

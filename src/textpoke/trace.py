@@ -456,7 +456,11 @@ class Trace:
 
     @property
     def overruns(self) -> int:
-        """Calls whose return was not waited for: too deep, or a thread without a shadow stack."""
+        """Calls that are not there, because their return could not be waited for.
+
+        They were too deep, on a stack that is not their thread's own (a coroutine's, a signal
+        handler's), or of a thread without a shadow stack.
+        """
         sets = (self._events, self._profile)
         now = sum(rings.overruns() for rings in sets if rings is not None)
         return plausible(now) or self._overruns

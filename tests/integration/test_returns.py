@@ -181,7 +181,21 @@ def test_too_deep_is_counted_and_not_fatal(start, tmp_path: Path) -> None:
     with Capture(output) as capture:
         assert capture.end is not None
         assert capture.end.overruns == trace.overruns
-    assert "too deep" in textpoke("report", output).out
+    assert "not followed: 19" in textpoke("report", output).out
+    let_go(process, target)
+
+
+def test_on_the_stacks_of_coroutines_no_return_is_redirected(start, tmp_path: Path) -> None:
+    process, output = start(), tmp_path / "x.tptrace"
+    with api.attach(process.pid) as target:
+        with target.trace("*::moved()", tracer="function_graph") as trace:
+            assert ask(process, "run moved 3") == "0"
+        assert (trace.events, trace.overruns) == (6, 0)
+        with target.trace("*descend*", tracer="function_graph", output=output) as trace:
+            assert ask(process, "run moved 3") == "0"
+        assert trace.events == 0
+        assert trace.overruns >= 3 * 10
+    assert "not followed: " in textpoke("report", output).out
     let_go(process, target)
 
 

@@ -467,7 +467,10 @@ def _say_end(
         return
     console.say(f"{trace.events:,} events, {trace.lost:,} lost ({trace.reason})")
     if trace.overruns:
-        console.say(f"{trace.overruns:,} calls were too deep to wait for their returns")
+        console.say(
+            f"{trace.overruns:,} calls were not followed: too deep, or on a stack that is not "
+            "their thread's own"
+        )
     console.say(str(overhead))
     if trace.lost:
         console.say("to lose fewer: a larger --buffer, or fewer functions with -i and -x")

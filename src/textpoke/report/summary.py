@@ -55,8 +55,9 @@ def notes(capture: Capture, counts: Counts) -> list[str]:
     overruns = capture.end.raw.get("overruns") if capture.end else None
     if type(overruns) is int and overruns > 0:
         lines.append(
-            f"too deep: {overruns:,} calls are not here: more than 1,023 were open in their thread "
-            "(or it had no shadow stack)"
+            f"not followed: {overruns:,} calls are not here: more than 1,023 were open in their "
+            "thread, or they were made on a stack that is not the thread's own (coroutines, "
+            "alternate signal stacks)"
         )
     if counts.lost_no_ring:
         lines.append(f"lost: {counts.lost_no_ring:,} of threads that had no ring")

@@ -93,7 +93,8 @@ def header(capture: Capture, decoder: Decoder) -> Iterator[str]:
     yield "#"
     yield f"# entries-in-buffer/entries-written: {held}/{held + lost + no_ring}{cpus}"
     if capture.end and capture.end.overruns:
-        yield f"# overruns, calls too deep to be followed: {capture.end.overruns}"
+        overruns = capture.end.overruns
+        yield f"# overruns, calls too deep or on a stack not their thread's own: {overruns}"
     if no_ring:
         yield f"# lost by threads without a ring: {no_ring}"
     if capture.cut_off:
