@@ -185,12 +185,15 @@ static int copy_ring(struct tp_rings *rings, uint32_t i, const struct tp_span *s
 	const struct tp_ring *ring = ring_at(rings, i);
 	const struct tp_event *events = events_of(ring);
 	uint64_t head = __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE);
-	uint64_t given = span->again ? rings->tails[i] : larger(rings->tails[i], span->given[i]);
-	uint64_t low = larger(given, oldest_at(rings, head)), start, end;
 	uint64_t to = span->to_tsc < LATE - 1 ? span->to_tsc + 1 : LATE;
+	uint64_t given, low, start, end;
 	struct run run;
 	int error;
 
+	if (head - rings->tails[i] <= capacity_of(rings))
+		rings->tails[i] = tp_skip_stale(rings, i, rings->tails[i], head);
+	given = span->again ? rings->tails[i] : larger(rings->tails[i], span->given[i]);
+	low = larger(given, oldest_at(rings, head));
 	if (low >= head)
 		return 0;
 	start = first_from(rings, events, low, head, span->from_tsc);

@@ -19,6 +19,44 @@ uint64_t tp_rdtsc(void)
 	return __rdtsc();
 }
 
+static int is_of_a_site(const struct tp_rings *rings, uint64_t address)
+{
+	uint64_t low = 0, high = rings->site_count;
+
+	while (low < high) {
+		uint64_t middle = low + (high - low) / 2;
+
+		if (rings->sites[middle] == address)
+			return 1;
+		if (rings->sites[middle] < address)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return !rings->site_count;
+}
+
+/**
+ * A thread that was on its way to an earlier trace's probe when that ended writes its event now: it is
+ * the first that the thread writes (but for signal handlers). Returns the tail behind such.
+ */
+uint64_t tp_skip_stale(struct tp_rings *rings, uint32_t i, uint64_t tail, uint64_t head)
+{
+	const struct tp_event *events = events_of(ring_at(rings, i));
+	uint64_t mask = capacity_of(rings) - 1;
+
+	for (; !rings->begun[i] && tail < head; tail++) {
+		uint64_t word = __atomic_load_n(&events[tail & mask].word, __ATOMIC_ACQUIRE);
+
+		if (!is_whole(word, tail))
+			break;
+		rings->begun[i] = (word & 0xf) != TP_EVENT_DATA && is_of_a_site(rings, word >> 16);
+		if (rings->begun[i])
+			break;
+	}
+	return tail;
+}
+
 /** Copy events [from, to) as far as they are whole: right lap, type set. Returns how many. */
 uint64_t tp_copy_whole(const struct tp_rings *rings, const struct tp_event *events, uint64_t from,
 		       uint64_t to, struct tp_event *copy)
@@ -87,6 +125,7 @@ static int drain_ring(struct tp_rings *rings, uint32_t i, int final, struct tp_d
 		tail = head - capacity;
 	}
 	lost = plausible(lost);
+	tail = tp_skip_stale(rings, i, tail, head);
 	if (head - tail > out->fullest)
 		out->fullest = head - tail;
 	whole = tp_copy_whole(rings, events, tail, head, (struct tp_event *)rings->buffer);
@@ -126,6 +165,7 @@ int tp_rings_start(struct tp_rings *rings)
 	for (uint32_t i = 0; i < rings->ring_count; i++) {
 		struct tp_ring *ring = ring_at(rings, i);
 
+		rings->begun[i] = 0;
 		rings->tails[i] = __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE);
 		rings->dropped[i] = __atomic_load_n(&ring->dropped, __ATOMIC_RELAXED);
 		__atomic_store_n(&ring->tail, rings->tails[i], __ATOMIC_RELEASE);

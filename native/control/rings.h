@@ -35,6 +35,7 @@ static inline int is_whole(uint64_t word, uint64_t index)
 	return (word & 0xf) && ((word >> 4) & TP_LAP_MASK) == ((index >> 12) & TP_LAP_MASK);
 }
 
+uint64_t tp_skip_stale(struct tp_rings *rings, uint32_t i, uint64_t tail, uint64_t head);
 uint64_t tp_copy_whole(const struct tp_rings *rings, const struct tp_event *events, uint64_t from,
 		       uint64_t to, struct tp_event *copy);
 int tp_free_dead_ring(struct tp_rings *rings, uint32_t i, uint64_t quiet_ns);

@@ -183,6 +183,10 @@ struct tp_rings {
 	uint64_t *dropped;	 /* private: ring_count entries */
 	uint64_t *dead_since_ns; /* private: ring_count entries */
 	uint8_t *buffer;	 /* ring_bytes + header */
+	const uint64_t
+		*sites;	     /* sorted; what a ring begins with that is of none of them is stale */
+	uint64_t site_count; /* 0: nothing is */
+	uint8_t *begun;	     /* private: ring_count entries */
 };
 
 struct tp_drained {

@@ -25,6 +25,7 @@ struct rig {
 	struct tp_span span;
 	struct tp_copied out;
 	uint64_t tails[RINGS], dropped[RINGS], dead[RINGS], given[RINGS], touched[RINGS];
+	uint8_t begun[RINGS];
 	struct tp_event *found; /* what the last copy has written, of all rings */
 	uint64_t count, lost;
 	FILE *file;
@@ -45,6 +46,7 @@ static struct rig *make(void)
 	rings->tails = rig->tails;
 	rings->dropped = rig->dropped;
 	rings->dead_since_ns = rig->dead;
+	rings->begun = rig->begun;
 	rig->file = tmpfile();
 	rig->span = (struct tp_span){ .to_tsc = UINT64_MAX,
 				      .given = rig->given,
@@ -179,6 +181,39 @@ TEST(what_is_there_already_belongs_to_somebody_else)
 	CHECK_EQ(rig->count, 10);
 	CHECK_EQ(rig->out.short_from_tsc, 0);
 	drop(rig);
+}
+
+/* The thread was on the way to its probe when the trace before ended. */
+TEST(the_late_event_of_an_earlier_trace_is_not_taken)
+{
+	static const uint64_t sites[] = { 0x1000, ADDRESS, 0x500000 };
+
+	for (int drains = 0; drains < 2; drains++) {
+		struct rig *rig = make();
+		struct tp_ring *ring = ring_at(&rig->rings, 0);
+		struct tp_drained out;
+
+		rig->rings.sites = sites;
+		rig->rings.site_count = 3;
+		rig->rings.waiting = CAPACITY;
+		write_one(ring, 1000, ADDRESS + 5, TP_EVENT_ENTRY);
+		write_one(ring, 7, 1 << 8, TP_EVENT_DATA);
+		write_one(ring, 1001, ADDRESS + 9, TP_EVENT_EXIT);
+		copy(rig, 0, drains ? 0 : UINT64_MAX);
+		CHECK_EQ(rig->count, 0);
+		write_one(ring, 1002, ADDRESS, TP_EVENT_ENTRY);
+		write_one(ring, 1003, ADDRESS + 5, TP_EVENT_ENTRY); /* of a site that came later */
+		if (drains) {
+			CHECK_EQ(tp_drain_rings(&rig->rings, 0, &out), 0);
+			CHECK_EQ(out.events, 2);
+			CHECK_EQ(out.lost, 0);
+		} else {
+			copy(rig, 0, UINT64_MAX);
+			CHECK_EQ(rig->count, 2);
+			CHECK_EQ(rig->found[0].tsc, 1002);
+		}
+		drop(rig);
+	}
 }
 
 TEST(data_has_the_time_of_its_event)

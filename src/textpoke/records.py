@@ -424,7 +424,12 @@ class Records:
             guards=how.guards,
         )
         done.add(outcome)
-        return not self._settle(self._note_batch(change, change.usual, outcome), how, done)
+        busy = self._note_batch(change, change.usual, outcome)
+        try:
+            return not self._settle(busy, how, done)
+        except TextpokeError:
+            self._take_back(change.usual.steps)
+            raise
 
     def _note_batch(self, change: _Change, part: _Part, outcome: Outcome) -> list[_Step]:
         """Note what a batch has done; the steps that it has left out."""
@@ -444,14 +449,19 @@ class Records:
             if not busy:
                 break
             time.sleep(_BUSY_PAUSE_S)
-            again = run_request(
-                self._agent,
-                Request.of(s.poke for s in busy),
-                mode=how.mode,
-                all_or_nothing=False,
-                leave_busy=True,
-                guards=how.guards,
-            )
+            try:
+                again = run_request(
+                    self._agent,
+                    Request.of(s.poke for s in busy),
+                    mode=how.mode,
+                    all_or_nothing=False,
+                    leave_busy=True,
+                    guards=how.guards,
+                )
+            except (BatchRefused, BatchFailed) as exc:
+                if not getattr(exc, "recovered", True):
+                    raise
+                continue
             self._note(s for k, s in enumerate(busy) if k not in again.left)
             busy = [busy[k] for k in again.left]
         done.refused += [(s.planned.site, INSIDE) for s in busy]

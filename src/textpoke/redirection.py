@@ -45,6 +45,7 @@ class Redirection:
         self._records = records
         self._wants = Wants()
         self._seen: set[tuple[str, int, int]] = set()
+        self._names: dict[int, str] = {}  # of functions that need a guard, by entry
         self.unguarded: list[tuple[Site, str]] = []
 
     def make_ready(self, modules: Sequence[Module], finder: Finder, mode: Mode) -> None:
@@ -60,6 +61,14 @@ class Redirection:
             raise UnsupportedTarget(self._agent.pid, "returns", why)
         self._make_stacks(modules)
         self._guard(fresh, finder, mode)
+        why = returns.why_unguarded(self._names, self._guarded())
+        if why:
+            raise UnsupportedTarget(self._agent.pid, "returns", why)
+
+    def _guarded(self) -> set[int]:
+        """Entries of the functions that have their guard."""
+        open_ = {site.entry for site, _ in self.unguarded}
+        return {wanted.planned.site.entry for wanted in self._wants.values()} - open_
 
     def _make_stacks(self, modules: Sequence[Module]) -> None:
         agent = self._agent
@@ -83,6 +92,7 @@ class Redirection:
     def _guard(self, fresh: Sequence[Module], finder: Finder, mode: Mode) -> None:
         addresses = returns.guards(self._agent.pid, fresh)
         self._seen.update(module.key for module in fresh)
+        self._names |= addresses
         if not addresses:
             return
         sites = [
@@ -101,7 +111,7 @@ class Redirection:
         self.unguarded += plan.refused
         wants = Wants(self._wants)
         for planned in plan.sites:
-            what = addresses[planned.site.entry]
+            what = returns.GUARDED[addresses[planned.site.entry]]
             probe = Probe(lib.TP_PROBE_UNWIND, offset=offset_of(planned), argument=what)
             wants[planned.site.address] = Wanted(planned, probe)
         switched = self._records.switch(_USER, wants, mode, guards=True)

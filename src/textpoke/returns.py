@@ -21,7 +21,7 @@ from textpoke._native import lib
 from textpoke.model import SiteKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from textpoke.model import Module, Site
 
@@ -54,6 +54,8 @@ GUARDED = {
 }
 """Functions that need a guard: what they do to the stack (enum tp_unwind)."""
 
+_TABLES = ("_dl_find_object", "dl_iterate_phdr")
+_LOOKING = (lib.TP_UNWIND_BEGINS, lib.TP_UNWIND_WALKS)
 _TWICE = frozenset(
     (
         *("setjmp", "_setjmp", "__setjmp", "sigsetjmp", "__sigsetjmp", "vfork", "__vfork"),
@@ -114,9 +116,9 @@ class Returns:
             return []
 
 
-def guards(pid: int, modules: Iterable[Module]) -> dict[int, int]:
-    """Runtime addresses of the functions that need a guard: what each does to the stack."""
-    found: dict[int, int] = {}
+def guards(pid: int, modules: Iterable[Module]) -> dict[int, str]:
+    """Runtime addresses of the functions that need a guard: their names (of GUARDED)."""
+    found: dict[int, str] = {}
     for module in modules:
         try:
             with elf.Image.open(target.open_module(pid, module)) as image:
@@ -124,8 +126,26 @@ def guards(pid: int, modules: Iterable[Module]) -> dict[int, int]:
         except SiteError:
             continue
         for name, vaddr in names.items():
-            found[vaddr + module.bias] = GUARDED[name]
+            found[vaddr + module.bias] = name
     return found
+
+
+def why_unguarded(names: Mapping[int, str], guarded: Collection[int]) -> str:
+    """Return why no return can be redirected, with these guards in place; "" when it can.
+
+    Whoever walks a stack asks for tables before its first step: that guard does for all. Jumps and
+    handlers can do without: frames that were left are found dead later.
+
+    Args:
+        names: Of functions that need a guard, by address.
+        guarded: Addresses of those that have one.
+    """
+    tables = [address for address, name in names.items() if name in _TABLES]
+    need = tables or [a for a, name in names.items() if GUARDED[name] in _LOOKING]
+    for address in need:
+        if address not in guarded:
+            return f"{names[address]} at {address:#x} cannot be given a guard"
+    return ""
 
 
 def why_no_returns(pid: int, modules: Iterable[Module]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from textpoke._native import ffi, lib
 from textpoke.wire import plausible
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from textpoke.agent import Agent
     from textpoke.ring_sets import RingSet
@@ -151,10 +152,22 @@ class RingReader:
         self._rings.waiting = waiting = OVERWRITE if overwrite else self.capacity - _SLACK
         self.waiting: int = waiting
         self._rings.tails, self._rings.dropped, self._rings.dead_since_ns = self._keep
+        self._rings.begun = self._begun = ffi.new("uint8_t[]", self.count)
+        self._sites = array("Q")
         self._rings.buffer = self._buffer
         if lib.tp_rings_start(self._rings):
             raise AgentFailed("checking the rings", errno.EBADMSG)
         self._heads_before = self._heads = self._look(1 << 63)
+
+    def know(self, sites: Iterable[int]) -> None:
+        """Tell what events call the sites that are traced.
+
+        What a thread's ring begins with that is of no site is of an earlier trace: the thread was
+        on the way to its probe when that trace ended.
+        """
+        self._sites = array("Q", sorted(sites))
+        self._rings.sites = ffi.from_buffer("uint64_t[]", self._sites)
+        self._rings.site_count = len(self._sites)
 
     def write_to(self, fd: int) -> None:
         """Send what is drained from now on to `fd`; -1 throws it away."""

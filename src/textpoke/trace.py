@@ -346,6 +346,7 @@ class Trace:
             self._reader.write_to(self._log.fd)
         if self._tap >= 0:
             self.divert(self._tap, self._tell)
+        self._reader.know(self.return_addresses.values())
         self._events.record(on=True, waiting=self._reader.waiting)
 
     def _rings_of(self, tracer: str) -> RingSet:
@@ -617,6 +618,8 @@ class Trace:
         self.refused += plan.refused
         self._prepared |= {p.site.address: p for p in plan.sites}
         self._stale -= self._prepared.keys() & {site.address for site in fresh}
+        if self._reader is not None:
+            self._reader.know(self.return_addresses.values())
         if self._log is not None:
             captures = self._captures.notes(self._tracer, plan.sites, self._options)
             self._log.more_sites(_names(plan.sites), captures)

@@ -221,6 +221,7 @@ static void choose_layout(struct tp_rings *rings, uint64_t *room)
 
 static void run(void)
 {
+	static const uint64_t sites[] = { 0x1000, 0x401005, 1ull << 47 };
 	struct tp_rings rings = { .fd = capture_fd };
 	uint64_t room;
 
@@ -229,6 +230,9 @@ static void run(void)
 	rings.tails = exactly(rings.ring_count * 8ull, 8);
 	rings.dropped = exactly(rings.ring_count * 8ull, 8);
 	rings.dead_since_ns = exactly(rings.ring_count * 8ull, 8);
+	rings.begun = exactly(rings.ring_count, 8);
+	rings.site_count = fuzz_below(2) ? sizeof(sites) / sizeof(*sites) : 0;
+	rings.sites = sites;
 	rings.buffer = exactly(2 * TP_PAGE_BYTES < rings.ring_bytes ? 1 : rings.ring_bytes, 8);
 	for (uint64_t i = 0; i < room / 8 && fuzz_below(2); i += 1 + fuzz_below(64))
 		((uint64_t *)rings.map)[i] = fuzz_number();
@@ -238,6 +242,7 @@ static void run(void)
 	free(rings.tails);
 	free(rings.dropped);
 	free(rings.dead_since_ns);
+	free(rings.begun);
 	free(rings.buffer);
 }
 
