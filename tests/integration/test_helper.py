@@ -232,6 +232,7 @@ def test_the_helper_does_not_outlive_its_process(how: str, tmp_path: Path) -> No
         time.sleep(3)
         os._exit(0)
     print(target.agent.helper.pid, flush=True)
+    sys.stdin.readline()
     if sys.argv[1] == "kill":
         while True:
             with trace:
@@ -244,14 +245,18 @@ def test_the_helper_does_not_outlive_its_process(how: str, tmp_path: Path) -> No
     """
     process = subprocess.Popen(
         [*PYTHON, PREAMBLE + textwrap.dedent(body), how],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
     )
     assert process.stdout is not None
+    assert process.stdin is not None
     helper = int(process.stdout.readline())
     assert is_running(helper)
+    process.stdin.write("\n")
+    process.stdin.flush()
     time.sleep(0.3)
     if how == "kill":
         process.send_signal(signal.SIGKILL)
