@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import common
 from common import Goal, figure, median
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from textpoke.records import Switched
+    from textpoke.poke import Outcome
     from textpoke.trace import Trace
     from textpoke.tracer import Target
 
@@ -118,6 +118,12 @@ class Batches:
     engine_ns: int = 0
     hold_ns: int = 0
     traps: int = 0
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one more batch."""
+        self.engine_ns += outcome.total_ns
+        self.hold_ns += outcome.hold_ns
+        self.traps += outcome.traps
 
 
 @dataclass(slots=True)
@@ -266,24 +272,11 @@ class Bench:
 def _watched(target: Target, *, one_by_one: bool) -> Iterator[Batches]:
     """Note what the engine says of every batch."""
     records, seen = target.records, Batches()
-    usual = records.switch
-
-    def switch(*args: Any, **kwargs: Any) -> Switched:
-        done = usual(*args, **kwargs)
-        for outcome in (done.ahead, done.outcome):
-            if outcome is not None:
-                seen.engine_ns += outcome.total_ns
-                seen.hold_ns += outcome.hold_ns
-                seen.traps += outcome.traps
-        return done
-
-    records.one_by_one = one_by_one
-    records.switch = switch  # type: ignore[method-assign]
+    records.tell, records.one_by_one = seen.add, one_by_one
     try:
         yield seen
     finally:
-        records.switch = usual  # type: ignore[method-assign]
-        records.one_by_one = False
+        records.tell, records.one_by_one = None, False
 
 
 def problems_of(trace: Trace, method: Method) -> list[str]:

@@ -41,15 +41,7 @@
 	jmp	.Lout
 	push_frame_slow SAVED_BYTES
 	probe_further
-.Lslow:
-	movq	%rdx, %rdi
-	movq	.Lset(%rip), %rsi
-	call_c	.Lclaim(%rip)
-	testq	%rax, %rax
-	jz	.Lout
-	movq	SLOT_SHADOW(%rax), %rdi
-	movq	SLOT_RING(%rax), %rsi
-	jmp	.Lpush
+	claim_both .Lpush
 
 	.balign	32
 	.globl	tpa_graph_exit

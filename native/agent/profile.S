@@ -78,15 +78,7 @@
 	jmp	.Lout
 	push_frame_slow SAVED_BYTES
 	probe_further
-.Lslow:
-	movq	%rdx, %rdi
-	movq	.Lset(%rip), %rsi
-	call_c	.Lclaim(%rip)
-	testq	%rax, %rax
-	jz	.Lout
-	movq	SLOT_SHADOW(%rax), %rdi
-	movq	SLOT_RING(%rax), %rsi
-	jmp	.Lclaimed
+	claim_both .Lclaimed
 
 	.balign	32
 	.globl	tpa_profile_exit

@@ -176,10 +176,12 @@ class Records:
 
     Attributes:
         one_by_one: A protocol run a site (for measurement).
+        tell: Called with the outcome of every change (for measurement).
     """
 
     def __init__(self, agent: Agent, place: PlaceCopies, default: Probe, outlast: Outlast) -> None:
         self.one_by_one = False
+        self.tell: Callable[[Outcome], None] | None = None
         self._agent = agent
         self._outlast = outlast
         self._place = place
@@ -225,6 +227,9 @@ class Records:
                 raise
         else:
             self._switch(user, wanted, how, done)
+        for outcome in (done.ahead, done.outcome):
+            if self.tell is not None and outcome is not None:
+                self.tell(outcome)
         return done
 
     def _switch(self, user: str, wanted: Wants, how: _How, done: Switched) -> None:

@@ -36,8 +36,7 @@
 #include <coroutine>
 #endif
 
-#define PLAIN __attribute__((noipa, no_instrument_function, patchable_function_entry(0)))
-#define TRACED __attribute__((noipa))
+#include "thrown.hh"
 
 extern "C" {
 int regs_checked();
@@ -51,21 +50,6 @@ namespace
 {
 
 /* ---- exceptions */
-
-struct Counted {
-	int &alive;
-	TRACED explicit Counted(int &count) : alive(count) { alive++; }
-	TRACED ~Counted() { alive--; }
-};
-
-TRACED int dive(int depth, int &alive)
-{
-	Counted here(alive);
-
-	if (!depth)
-		throw std::runtime_error("bottom");
-	return dive(depth - 1, alive) + 1;
-}
 
 TRACED int dive_plain(int depth, int what)
 {
