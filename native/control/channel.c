@@ -117,20 +117,21 @@ static int is_idle(pid_t pid, pid_t tid)
 	return idle;
 }
 
-/* The agent asks in the midst of a batch; what is busy is told in the request area. */
-static void answer_look(struct tp_wire *wire, struct tp_windows *windows)
+/* The agent asks in the midst of a batch; what is busy is told in the request area. Has it asked? */
+static bool answer_look(struct tp_wire *wire, struct tp_windows *windows)
 {
 	struct tp_poke *request = (struct tp_poke *)((char *)wire + TP_PAGE_BYTES);
 	uint32_t seq = __atomic_load_n(&wire->look_seq, __ATOMIC_SEQ_CST);
 
 	if (seq == __atomic_load_n(&wire->looked_seq, __ATOMIC_SEQ_CST))
-		return;
+		return false;
 	wire->look_result = windows->count ? tp_look_at_threads(windows) : 0;
 	for (uint64_t i = 0; windows->busy && i < windows->in->count; i++)
 		if (windows->in->busy[i])
 			request[i].outcome = TP_SITE_BUSY;
 	__atomic_store_n(&wire->looked_seq, seq, __ATOMIC_SEQ_CST);
 	syscall(SYS_futex, &wire->looked_seq, FUTEX_WAKE, 1, NULL, NULL, 0);
+	return true;
 }
 
 static int run_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
@@ -184,7 +185,8 @@ static int run_command(struct tp_wire *wire, uint32_t command, const uint64_t *a
 			return wire->result;
 		if (ended)
 			return -ESRCH;
-		answer_look(wire, windows);
+		if (answer_look(wire, windows))
+			busy = tp_now_ns();
 		if (timeout_ms >= 0 && tp_now_ns() - start > (uint64_t)timeout_ms * 1000000ull)
 			return -ETIMEDOUT;
 		if (tp_now_ns() - busy > IDLE_MS * 1000000ull)
