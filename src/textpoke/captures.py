@@ -37,6 +37,7 @@ class Captures:
         self._libc: dict[str, dict[int, Function]] = {}
         self._uploaded: dict[int, dict[int, CaptureProgram]] = {}  # by number of the set
         self._by_return: dict[int, Function] = {}
+        self._programs: dict[str, dict[int, CaptureProgram]] = {}  # by tracer, as made last
         self.remarks: list[str] = []
 
     def of_arguments(self, target: Resolves, specs: Sequence[Spec], sites: Sequence[Site]) -> None:
@@ -47,18 +48,23 @@ class Captures:
         self._arguments = dict(found.programs)
         self._enums = dict(found.enums)
         self.remarks = list(found.notes)
+        self._programs.clear()
 
     def of_libc(self, tracer: str, found: Mapping[int, Function]) -> None:
         """The functions of libc that a tracer stands on, by address of the site."""
         self._libc[tracer] = dict(found)
+        self._programs.clear()
 
     def libc(self, tracer: str) -> Mapping[int, Function]:
         """The same again; empty when there are none."""
         return self._libc.get(tracer, {})
 
-    def programs(self, tracer: str) -> dict[int, CaptureProgram]:
+    def programs(self, tracer: str) -> Mapping[int, CaptureProgram]:
         """What calls carry under a tracer, by address of the site."""
-        found = dict(self._arguments)
+        known = self._programs.get(tracer)
+        if known is not None:
+            return known
+        found = self._programs[tracer] = dict(self._arguments)
         for address, function in self.libc(tracer).items():
             program = libc_programs.program_of(function)
             more = found.get(address)

@@ -270,7 +270,7 @@ def _without_traps(agent: Agent, indexes: Sequence[int], places: Places, why: st
     if not others:
         return [Choice(Mode.DIRECT, why, indexes)]
     require_holds(agent)
-    if not single:
+    if len(single) <= len(others):  # threads are held anyway: a second run would cost more
         return [Choice(Mode.STOP, why, indexes)]
     return [Choice(Mode.DIRECT, why, single), Choice(Mode.STOP, why, others)]
 

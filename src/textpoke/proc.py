@@ -13,7 +13,7 @@ from textpoke._errors import AttachDenied, NoSuchTarget
 from textpoke.model import Mapping, Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = "/proc"
 AT_HWCAP2 = 26
@@ -26,6 +26,11 @@ _GONE = (errno.ENOENT, errno.ESRCH)
 _KEPT_LINES = 4096
 _SYS_KCMP = 312
 _KCMP_VM = 1
+_Status = dict[str, str]
+_OF_THREAD = [
+    (name, f"{'' if name == 'Name' else chr(10)}{name}:".encode())
+    for name in ("Name", "State", "TracerPid", "SigPnd", "SigBlk", "Seccomp")
+]
 
 
 def read_file(pid: int, name: str) -> bytes:
@@ -76,7 +81,7 @@ def read_threads(pid: int) -> list[Thread]:
     Raises:
         NoSuchTarget: No such process.
     """
-    return [thread_of(tid, status) for tid, status in read_statuses(pid)]
+    return [thread_of(tid, status) for tid, status in _statuses(pid, _fields_of_thread)]
 
 
 def read_statuses(pid: int) -> list[tuple[int, dict[str, str]]]:
@@ -88,10 +93,14 @@ def read_statuses(pid: int) -> list[tuple[int, dict[str, str]]]:
     Raises:
         NoSuchTarget: No such process.
     """
-    statuses: list[tuple[int, dict[str, str]]] = []
+    return _statuses(pid, _fields)
+
+
+def _statuses(pid: int, fields: Callable[[bytes], _Status]) -> list[tuple[int, _Status]]:
+    statuses: list[tuple[int, _Status]] = []
     for tid in _task_ids(pid):
         try:
-            status = read_status(pid, f"task/{tid}/")
+            status = fields(read_file(pid, f"task/{tid}/status"))
             if status.get("SigBlk") != _WORKERS_MASK or not _is_kernel_worker(pid, tid):
                 statuses.append((tid, status))
         except NoSuchTarget:
@@ -103,9 +112,24 @@ def read_statuses(pid: int) -> list[tuple[int, dict[str, str]]]:
 
 def read_status(pid: int, task: str = "") -> dict[str, str]:
     """Return the fields of proc/PID/status, or of one thread's with `task` = "task/TID/"."""
-    text = read_file(pid, f"{task}status").decode("utf-8", "backslashreplace")
+    return _fields(read_file(pid, f"{task}status"))
+
+
+def _fields(content: bytes) -> _Status:
+    text = content.decode("utf-8", "backslashreplace")
     pairs = (line.partition(":") for line in text.split("\n"))
     return {key: value.strip() for key, _, value in pairs}
+
+
+def _fields_of_thread(content: bytes) -> _Status:
+    """Only what `thread_of` looks at: threads are read before every batch."""
+    found: _Status = {}
+    for name, start in _OF_THREAD:
+        at = content.find(start)
+        if at >= 0:
+            value = content[at + len(start) : content.find(b"\n", at + 1)]
+            found[name] = value.decode("utf-8", "backslashreplace").strip()
+    return found
 
 
 def start_of_main_stack(pid: int) -> int:
