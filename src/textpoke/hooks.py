@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a patched site is led to one probe or another: pure functions of plans and addresses.
 
-A site comes to its probe by one instruction of five bytes: the CALL at the site itself, the JMP of
-its landing pad, or the CALL in its stub. Leading it elsewhere is a poke of that instruction, one
-CALL or JMP to another: no thread passes through a NOP, and no call is lost.
+A site comes to its probe by the CALL at the site itself, the CALL in its stub, or the cell that its
+landing pad jumps by. Leading it elsewhere is a poke of the CALL, one to another, or a store to the
+cell: no thread passes through a NOP, and no call is lost.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from textpoke.plan import CALL, CALL_BYTES, CS_PREFIX, JMP, PAD_DISTANCE, PAGE, REACH, Method
+from textpoke.plan import CALL, CALL_BYTES, CELL, CS_PREFIX, PAGE, REACH, Method
 from textpoke.poke import Poke
 
 if TYPE_CHECKING:
@@ -31,34 +31,36 @@ _STUBBED = (Method.JMP, Method.PUN, Method.TRAP)
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """The instruction that leads a site to its probe.
+    """What leads a site to its probe: a CALL, or a cell of data.
 
     Attributes:
         address: Its first byte.
-        opcode: CALL or JMP.
-        prefix: Bytes before the opcode that do nothing.
+        prefix: Bytes before the CALL's opcode that do nothing.
         in_site: It is the site itself: off when the site is.
+        is_cell: It is no code: any thread reads the old address or the new one.
     """
 
     address: int
-    opcode: int
-    prefix: bytes
-    in_site: bool
+    prefix: bytes = b""
+    in_site: bool = False
+    is_cell: bool = False
 
     def code(self, probe: int) -> bytes:
         """Its bytes when it leads to `probe`."""
+        if self.is_cell:
+            return CELL.pack(probe)
         end = self.address + len(self.prefix) + CALL_BYTES
-        return self.prefix + struct.pack("<Bi", self.opcode, probe - end)
+        return self.prefix + struct.pack("<Bi", CALL, probe - end)
 
 
 def hook_of(planned: SitePlan) -> Hook:
     """What leads a planned site to its probe."""
     if planned.method is Method.FLIP:
-        return Hook(planned.site.address - PAD_DISTANCE, JMP, b"", in_site=False)
+        return Hook(planned.cell, is_cell=True)
     if planned.method in _STUBBED:
-        return Hook(planned.return_address - CALL_BYTES, CALL, b"", in_site=False)
+        return Hook(planned.return_address - CALL_BYTES)
     prefix = CS_PREFIX * (planned.site.length - CALL_BYTES)
-    return Hook(planned.site.address, CALL, prefix, in_site=True)
+    return Hook(planned.site.address, prefix, in_site=True)
 
 
 def offset_of(planned: SitePlan) -> int:
@@ -67,7 +69,7 @@ def offset_of(planned: SitePlan) -> int:
 
 
 def lead_poke(planned: SitePlan, old: int, new: int) -> Poke:
-    """Lead the site, wherever it is on or off, from one probe to another."""
+    """Lead the site, on or off, from one probe to another; of a cell, it is only stored."""
     hook = hook_of(planned)
     name = str(planned.site)
     site = planned.site.address

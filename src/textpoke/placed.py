@@ -16,7 +16,7 @@ from textpoke import cfi, stubs
 from textpoke._native import lib
 from textpoke.agent_image import Probe, load_image
 from textpoke.code_object import Symbol, plain_name
-from textpoke.plan import PAGE
+from textpoke.plan import PAD_BYTES, PAGE
 from textpoke.unwind_tables import rows_of_prologue
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     FindTable = Callable[[Site], UnwindTable | None]
 
-_JMP_BYTES = 5
 _RED_ZONE = 128
 _CALL_BYTES = 5
 _BREG0, _LIT0 = 0x70, 0x30  # DW_OP_breg0 and so on: DWARF 5, 7.7.1
@@ -104,7 +103,7 @@ class PlacedCode:
         named = [Symbol(self.base, self.image.head_offset, AGENT)]
         named += [Symbol(at, sizes[kind], THUNK) for at, kind in self._copies()]
         named += [
-            Symbol(at, _JMP_BYTES, plain_name(PAD + site.function))
+            Symbol(at, PAD_BYTES, plain_name(PAD + site.function))
             for at, site in self.planner.pads()
         ]
         named += [
@@ -142,9 +141,9 @@ class PlacedCode:
         runs: list[tuple[int, int]] = []
         for pad, _ in sorted(self.planner.pads(), key=lambda found: found[0]):
             if runs and pad - runs[-1][1] < PAGE:
-                runs[-1] = runs[-1][0], pad + _JMP_BYTES
+                runs[-1] = runs[-1][0], pad + PAD_BYTES
             else:
-                runs.append((pad, pad + _JMP_BYTES))
+                runs.append((pad, pad + PAD_BYTES))
         return runs
 
 

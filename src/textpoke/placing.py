@@ -18,8 +18,8 @@ from textpoke.hooks import Copies
 from textpoke.model import BranchSite
 from textpoke.modes import Mode, require_holds
 from textpoke.plan import (
-    CALL_BYTES,
     MERGED_NOP,
+    PAD_BYTES,
     PAD_DISTANCE,
     Method,
     Plan,
@@ -157,6 +157,8 @@ class Placing:
         try:
             for start, size in plan.regions:
                 self._agent.map_code(start, size)
+            for start, size in plan.data:
+                self._agent.map_data(start, size)
             for start, size in plan.counters:
                 self._agent.map_counters(start, size)
             self._agent.fill_code(plan.code)
@@ -274,7 +276,7 @@ def _way_of(planned: SitePlan) -> tuple[int, int]:
     """What a thread goes through between a site and the probe, and between that and the site."""
     if planned.method is Method.FLIP:
         start = planned.site.address - PAD_DISTANCE
-        return start, start + CALL_BYTES
+        return start, start + PAD_BYTES
     if planned.method not in (Method.JMP, Method.PUN, Method.TRAP):
         return planned.site.address, planned.site.address  # a CALL to the probe
     start = stub_of(planned)

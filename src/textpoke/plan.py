@@ -19,13 +19,13 @@ import bisect
 import enum
 import struct
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from textpoke import branch_stubs, stubs
 from textpoke.model import BranchSite, Site, SiteKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
     from textpoke.model import Mapping
     from textpoke.stubs import Stub
@@ -37,8 +37,11 @@ PAD_DISTANCE = 0x6F6F6F6B
 MERGED_NOP = b"\x66\x66\x66\x66\x90"
 CALL, JMP = 0xE8, 0xE9
 CALL_BYTES = 5
+PAD_BYTES = 6
+CELL = struct.Struct("<Q")
 CS_PREFIX = b"\x2e"  # ignored on CALL in 64-bit mode: fills a longer NOP with one instruction
 _INT3 = 0xCC
+_JMP_CELL = 0x25FF  # jmp *cell(%rip)
 REACH = 0x7FFF0000
 _LOWEST = 0x10000  # vm.mmap_min_addr
 _HIGHEST = 0x7FFF_FFFF_0000
@@ -80,6 +83,7 @@ class SitePlan:
         copies: Of an entry of several instructions: where those begin in the stub (`Poke.copies`).
         handler: Where a thread goes on that meets an int3 that stays; 0 for none.
         lead: The probe that it comes to as planned.
+        cell: Where the address stands that its landing pad jumps to; 0 for other methods.
     """
 
     site: Site
@@ -90,6 +94,7 @@ class SitePlan:
     copies: bytes = b""
     handler: int = 0
     lead: int = 0
+    cell: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,7 @@ class Plan:
     Attributes:
         sites: In address order.
         regions: (start, bytes) of new r-x mappings.
+        data: (start, bytes) of new r-- mappings.
         counters: (start, bytes) of new rw- mappings.
         code: (address, bytes) to write into them.
         refused: (site, reason) of sites for which no room was found.
@@ -117,6 +123,7 @@ class Plan:
 
     sites: list[SitePlan] = field(default_factory=list)
     regions: list[tuple[int, int]] = field(default_factory=list)
+    data: list[tuple[int, int]] = field(default_factory=list)
     counters: list[tuple[int, int]] = field(default_factory=list)
     code: list[tuple[int, bytes]] = field(default_factory=list)
     refused: list[tuple[Site, str]] = field(default_factory=list)
@@ -193,7 +200,8 @@ class Planner:
     def __init__(self, thunk: bytes) -> None:
         self._thunk = thunk
         self.thunks: list[int] = []
-        self._pads: dict[int, tuple[Site, int]] = {}  # by the site's address: with its island
+        self._pads: dict[int, _Pad] = {}  # by the site's address
+        self._cells: list[_Cells] = []
         self._islands: list[int] = []
         self._stubs: dict[tuple[int, bytes, SiteKind | None], SitePlan] = {}
         self._branches: dict[tuple[int, bytes, int], BranchPlan] = {}
@@ -227,15 +235,17 @@ class Planner:
             if site.address in padded:
                 on = bytes([CALL]) + site.old[1:]
                 end = site.address + CALL_BYTES
-                lead = self._pads[site.address][1]
-                plan.sites.append(SitePlan(site, Method.FLIP, site.old, on, end, lead=lead))
+                pad = self._pads[site.address]
+                plan.sites.append(
+                    SitePlan(site, Method.FLIP, site.old, on, end, lead=pad.island, cell=pad.cell)
+                )
         self._plan_calls(calls, space, plan)
         plan.sites.sort(key=lambda planned: planned.site.address)
         return plan
 
     def pads(self) -> list[tuple[int, Site]]:
         """Address and site of every landing pad."""
-        return [(address - PAD_DISTANCE, site) for address, (site, _) in self._pads.items()]
+        return [(address - PAD_DISTANCE, site) for address, (site, *_) in self._pads.items()]
 
     def stubs(self) -> list[tuple[int, Site]]:
         """Address and site of every stub."""
@@ -243,7 +253,7 @@ class Planner:
 
     def _place_pads(self, runs: list[Site], space: Space, plan: Plan) -> set[int]:
         """Map pads for as many runs as have room; returns the addresses of those sites."""
-        fresh = [s for s in runs if s.address not in self._pads]
+        fresh = _apart([s for s in runs if s.address not in self._pads], self._pads)
         groups = _page_groups(fresh)
         for group in _joined(groups, space):
             self._map_group(group, space, plan)
@@ -254,15 +264,37 @@ class Planner:
         if not owned and not space.is_free(group.start, group.end):
             return
         island = self._island_for(group.start, group.end, space, plan)
-        if island is None:
+        cells = self._cells_for(group, space, plan) if island is not None else None
+        if island is None or cells is None:
             return
         if not owned:
             plan.regions.append((group.start, group.end - group.start))
             space.take(group.start, group.end)
-        pads = [site.address - PAD_DISTANCE for site in group.sites]
+        placed = list(zip(group.sites, cells, strict=True))
+        pads = [(site.address - PAD_DISTANCE, cell) for site, cell in placed]
+        plan.code.append((cells.start, CELL.pack(island) * len(cells)))
         # Between pads of an older region there may be others, in use: leave their bytes alone.
-        plan.code.extend(_pad_code(pads, island, fill_below=0 if owned else PAGE))
-        self._pads.update((site.address, (site, island)) for site in group.sites)
+        plan.code.extend(_pad_code(pads, fill_below=0 if owned else PAGE))
+        self._pads.update((site.address, _Pad(site, island, cell)) for site, cell in placed)
+
+    def _cells_for(self, group: _Group, space: Space, plan: Plan) -> range | None:
+        """Addresses of cells for a group's pads, within reach of all of them."""
+        size = CELL.size * len(group.sites)
+        for place in self._cells:
+            far = max(abs(place.start - group.end), abs(place.end - group.start))
+            if place.end - place.used >= size and far < REACH:
+                break
+        else:
+            room = -(-size // PAGE) * PAGE
+            start = space.room_near(group.start, group.end, room)
+            if start is None:
+                return None
+            plan.data.append((start, room))
+            space.take(start, start + room)
+            place = _Cells(start, start + room, start)
+            self._cells.append(place)
+        first, place.used = place.used, place.used + size
+        return range(first, place.used, CELL.size)
 
     def _island_for(self, low: int, high: int, space: Space, plan: Plan) -> int | None:
         """An island within reach: a page with a copy of the thunk."""
@@ -439,6 +471,23 @@ def stub_of(planned: SitePlan) -> int:
     return planned.handler or planned.site.address + CALL_BYTES + distance
 
 
+class _Pad(NamedTuple):
+    """A landing pad: the probe that it leads to as planned, and where that is noted."""
+
+    site: Site
+    island: int
+    cell: int
+
+
+@dataclass(slots=True)
+class _Cells:
+    """A mapping of pads' cells: those below `used` belong to a pad."""
+
+    start: int
+    end: int
+    used: int
+
+
 @dataclass(slots=True)
 class _Group:
     """Sites whose pads stand together: pages [start, end)."""
@@ -465,7 +514,7 @@ def _page_groups(sites: list[Site]) -> list[_Group]:
     for site in sites:
         pad = site.address - PAD_DISTANCE
         start = pad // PAGE * PAGE
-        end = (pad + CALL_BYTES - 1) // PAGE * PAGE + PAGE
+        end = (pad + PAD_BYTES - 1) // PAGE * PAGE + PAGE
         if groups and start <= groups[-1].end:
             groups[-1].end = max(end, groups[-1].end)
             groups[-1].sites.append(site)
@@ -488,12 +537,27 @@ def _joined(groups: list[_Group], space: Space) -> list[_Group]:
     return joined
 
 
-def _pad_code(pads: list[int], island: int, *, fill_below: int) -> list[tuple[int, bytes]]:
-    """The jumps of all pads; gaps shorter than `fill_below` bytes are filled, so pieces are few."""
+def _apart(sites: list[Site], taken: Container[int]) -> list[Site]:
+    """Those whose pads do not run into one another; in address order."""
+    kept: list[Site] = []
+    last = -PAD_BYTES
+    for site in sites:
+        near = range(site.address - PAD_BYTES + 1, site.address + PAD_BYTES)
+        if site.address - last >= PAD_BYTES and not any(at in taken for at in near):
+            kept.append(site)
+            last = site.address
+    return kept
+
+
+def _pad_code(pads: list[tuple[int, int]], *, fill_below: int) -> list[tuple[int, bytes]]:
+    """The jumps of all (pad, cell) to where the cell says.
+
+    Gaps shorter than `fill_below` bytes are filled, so pieces are few.
+    """
     pieces: list[tuple[int, bytearray]] = []
-    pack = struct.Struct("<Bi").pack
-    for pad in pads:
-        jump = pack(JMP, island - (pad + CALL_BYTES))
+    pack = struct.Struct("<Hi").pack
+    for pad, cell in pads:
+        jump = pack(_JMP_CELL, cell - (pad + PAD_BYTES))
         if pieces and pad - (pieces[-1][0] + len(pieces[-1][1])) < fill_below:
             start, data = pieces[-1]
             data.extend(bytes([_INT3]) * (pad - start - len(data)))

@@ -83,6 +83,7 @@ class _Step(NamedTuple):
     chain: Chain  # empty: the site is off
     lead: int
     ahead: bool = False  # of a site that is off: no call may come to the old probe first
+    is_cell: bool = False  # what is poked is data, and only stored
 
 
 class _How(NamedTuple):
@@ -103,16 +104,42 @@ class _Part(NamedTuple):
         return cls(kept, Request.of(s.poke for s in kept))
 
 
+class _Cells(NamedTuple):
+    """Steps that are stores to pads' cells: (address, old bytes, new bytes) of each run of them."""
+
+    steps: tuple[_Step, ...]
+    runs: tuple[tuple[int, bytes, bytes], ...]
+
+    @classmethod
+    def of(cls, steps: Iterable[_Step]) -> _Cells:
+        """With cells that stand together joined."""
+        kept = tuple(steps)
+        pokes = sorted((s.poke for s in kept), key=lambda poke: poke.address)
+        runs: list[tuple[int, bytearray, bytearray]] = []
+        for poke in pokes:
+            if not (runs and runs[-1][0] + len(runs[-1][1]) == poke.address):
+                runs.append((poke.address, bytearray(), bytearray()))
+            runs[-1][1].extend(poke.old or b"")
+            runs[-1][2].extend(poke.new or b"")
+        return cls(kept, tuple((at, bytes(old), bytes(new)) for at, old, new in runs))
+
+    def singly(self) -> Iterable[_Cells]:
+        """Each cell for itself."""
+        return (_Cells.of([step]) for step in self.steps)
+
+
 @dataclass(slots=True)
 class _Change:
+    cells_ahead: _Cells  # of sites that are off
+    cells: _Cells  # of sites that are on: last, since a batch may fail
     ahead: _Part  # of code of ours that nobody comes to yet
-    leads_ahead: dict[int, int]  # where that leads then
+    leads_ahead: dict[int, int]  # where what goes ahead leads then
     usual: _Part
     staying: _Part  # int3s that stay
     left_out: tuple[tuple[Site, str], ...]
     over: tuple[SitePlan, ...]  # sites that were on once, on whose bytes others come now
+    over_at: frozenset[int]  # their addresses
     goes_off: bool  # some site is switched off
-    outlasted: int = 0  # of the turns at which such sites went off
     state: int = 0  # that it has led to before
     after: _After | None = None  # what is in place then, once it was made twice
 
@@ -124,23 +151,27 @@ class _Change:
         over: Iterable[SitePlan] = (),
     ) -> _Change:
         """With its batches packed."""
-        ahead = _Part.of(s for s in steps if s.ahead)
-        rest = [s for s in steps if not s.ahead]
+        ahead = _Part.of(s for s in steps if s.ahead and not s.is_cell)
+        rest = [s for s in steps if not s.ahead and not s.is_cell]
         usual = _Part.of(s for s in rest if not s.poke.is_permanent)
         return cls(
+            _Cells.of(s for s in steps if s.ahead and s.is_cell),
+            _Cells.of(s for s in steps if not s.ahead and s.is_cell),
             ahead,
-            {s.poke.address: s.lead for s in ahead.steps},
+            {s.poke.address: s.lead for s in steps if s.ahead},
             usual,
             _Part.of(s for s in rest if s.poke.is_permanent),
             tuple(left_out),
             tuple(over),
+            frozenset(p.site.address for p in over),
             goes_off=any(not s.chain for s in usual.steps),
         )
 
     @property
     def steps(self) -> tuple[_Step, ...]:
         """All, in the order in which they are made."""
-        return self.ahead.steps + self.usual.steps + self.staying.steps
+        ahead = self.cells_ahead.steps + self.ahead.steps
+        return ahead + self.usual.steps + self.staying.steps + self.cells.steps
 
 
 @dataclass(slots=True)
@@ -196,7 +227,8 @@ class Records:
         self._crossing: dict[tuple[int, int], bool] = {}
         # All that were ever on: those that count branches (True), those that call probes.
         self._ever: dict[bool, dict[int, SitePlan]] = {False: {}, True: {}}
-        self._turns_off = {False: 1, True: 1}  # how often some of a kind went off
+        # Those of a kind on whose ways nobody was since some of that kind went off.
+        self._outlasted: dict[bool, set[int]] = {False: set(), True: set()}
 
     def switch(
         self, user: str, wanted: Wants, mode: Mode = Mode.AUTO, *, guards: bool = False
@@ -234,12 +266,12 @@ class Records:
 
     def _switch(self, user: str, wanted: Wants, how: _How, done: Switched) -> None:
         change = self._change(user, wanted)
-        kind = not wanted.alone
-        if change.over and change.outlasted != self._turns_off[kind]:
+        gone = self._outlasted[not wanted.alone]
+        if not gone.issuperset(change.over_at):
             self._outlast(change.over)
-            change.outlasted = self._turns_off[kind]
+            gone.update(change.over_at)
         if change.goes_off:
-            self._turns_off[self._users.get(user, _NOTHING).alone] += 1
+            self._outlasted[self._users.get(user, _NOTHING).alone].clear()
         try:
             complete = self._run(change, how, done)
         except TextpokeError:
@@ -385,7 +417,7 @@ class Records:
             old = current[1] if current else self._leads.get(hook.address, planned.lead)
             if old != lead:
                 poke = lead_poke(planned, old, lead)
-                yield _Step(poke, planned, chain, lead, ahead=not current)
+                yield _Step(poke, planned, chain, lead, not current, hook.is_cell)
         if not current:
             poke = poke_of(led_to(planned, lead), on=True)
             yield _Step(poke, planned, chain, lead)
@@ -399,6 +431,7 @@ class Records:
     def _run(self, change: _Change, how: _How, done: Switched) -> bool:
         """Returns whether all that was wanted is in place."""
         done.refused += change.left_out
+        self._store(change.cells_ahead)
         if change.ahead.steps:
             outcome = run_request(
                 self._agent,
@@ -408,14 +441,28 @@ class Records:
                 guards=how.guards,
             )
             done.ahead = outcome if done.ahead is None else done.ahead.plus(outcome)
-            self._leads.update(change.leads_ahead)
+        self._leads.update(change.leads_ahead)
         if not change.goes_off:
             complete = self._switch_on(change, how, done)
         else:
             complete = self._switch_off(change, how, done)
         if change.staying.steps:
             complete &= self._switch_on_staying(change, done)
+        if change.cells.steps:
+            self._store(change.cells)
+            if change.after is not None and complete:  # as the last time
+                self._in_place, self._leads = dict(change.after[0]), dict(change.after[1])
+            else:
+                self._note(change.cells.steps)
         return complete and not change.left_out
+
+    def _store(self, cells: _Cells) -> None:
+        """Lead sites to other probes: what is poked is data, so nobody need be held or synced."""
+        for part in cells.singly() if self.one_by_one else (cells,):
+            for start, old, new in part.runs:
+                if self._agent.read(start, len(old)) != old:
+                    raise AgentFailed(f"leading sites: the cells at {start:#x} were changed", 5)
+                self._agent.fill_code([(start, new)])
 
     def _switch_on(self, change: _Change, how: _How, done: Switched) -> bool:
         if not change.usual.steps:
@@ -554,7 +601,8 @@ class Records:
 
     def _take_back(self, steps: Sequence[_Step]) -> None:
         """Undo what has been done of a change that cannot be completed."""
-        pokes = [s for s in steps if s.poke.address == s.planned.site.address]
+        there = [s for s in steps if s.planned.site.address in self._in_place]
+        pokes = [s for s in there if s.poke.address == s.planned.site.address]
         back = [s._replace(poke=s.poke.reversed(), chain=(), lead=0) for s in pokes]
         with suppress(TextpokeError):
             self._switch_off(_Change.of(back), _How(Mode.AUTO), Switched())

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who wants what at a site, and what is in place: with an engine that does as the test says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from textpoke import records
+from textpoke._errors import AgentFailed, BatchFailed
+from textpoke.agent_image import Probe
+from textpoke.model import Site, SiteKind
+from textpoke.plan import CALL, CELL, PAD_DISTANCE, Method, SitePlan
+from textpoke.poke import Outcome, Request
+from textpoke.records import INSIDE, Records, Wanted, Wants
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+NOPS = b"\x90" * 5
+ISLAND, CELLS, SITES = 0x9000_0000, 0x8000_0000, 0x1_0000_0000
+DEFAULT, GRAPH = Probe(0), Probe(1)
+COUNT = 4
+FAILED = BatchFailed("look", 0, SITES, recovered=True)
+
+
+class Target:
+    """Memory, and an engine that pokes it; what it shall do instead stands in `script`."""
+
+    def __init__(self) -> None:
+        self.memory: dict[int, int] = {}
+        self.requests: list[Request] = []
+        self.script: list[Exception | Sequence[int]] = []  # failures, and what is left out
+
+    def read(self, address: int, size: int) -> bytes:
+        return bytes(self.memory[address + i] for i in range(size))
+
+    def fill_code(self, content: Iterable[tuple[int, bytes]]) -> None:
+        for start, data in content:
+            self.memory.update(enumerate(data, start))
+
+    def run(self, _agent: object, request: Request, **_how: object) -> Outcome:
+        self.requests.append(request)
+        does = self.script.pop(0) if self.script else ()
+        if isinstance(does, Exception):
+            raise does
+        for i, poke in enumerate(request.pokes):
+            if i not in does:
+                assert self.read(poke.address, len(poke.old or b"")) == poke.old
+                self.fill_code([(poke.address, poke.new or b"")])
+        return Outcome(sites=len(request.pokes), left=tuple(does))
+
+
+def planned(i: int) -> SitePlan:
+    at = SITES + 64 * i
+    site = Site(at, 5, SiteKind.NOP_RUN, "m", f"f{i}", f"f{i}", at, NOPS, "patchable", None, at)
+    on = bytes([CALL]) + NOPS[1:]
+    return SitePlan(site, Method.FLIP, NOPS, on, at + 5, lead=ISLAND, cell=CELLS + 8 * i)
+
+
+PLANS = [planned(i) for i in range(COUNT)]
+
+
+def wants(probe: Probe, plans: Iterable[SitePlan] = PLANS) -> Wants:
+    return Wants((p.site.address, Wanted(p, probe)) for p in plans)
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> Target:
+    made = Target()
+    for plan in PLANS:
+        made.fill_code([(plan.site.address, NOPS), (plan.cell, CELL.pack(ISLAND))])
+    monkeypatch.setattr(records, "run_request", made.run)
+    monkeypatch.setattr(records, "_BUSY_PAUSE_S", 0)
+    return made
+
+
+@pytest.fixture
+def kept(target: Target) -> Records:
+    def place(wanted: Sequence[tuple[SitePlan, tuple[Probe, ...]]]) -> list[int]:
+        return [ISLAND + 0x1000 * sum(p.kind + 1 for p in chain) for _, chain in wanted]
+
+    return Records(target, place, DEFAULT, lambda _gone: None)  # type: ignore[arg-type]
+
+
+def on(target: Target) -> list[bool]:
+    return [target.read(p.site.address, 1)[0] == CALL for p in PLANS]
+
+
+def cells(target: Target) -> list[int]:
+    return [CELL.unpack(target.read(p.cell, CELL.size))[0] for p in PLANS]
+
+
+def test_the_pads_are_where_the_calls_go() -> None:
+    call = PLANS[0].on
+    displacement = int.from_bytes(call[1:], "little", signed=True)
+    assert PLANS[0].return_address + displacement == PLANS[0].site.address - PAD_DISTANCE
+
+
+def test_from_one_probe_to_another_is_a_store_of_data(target: Target, kept: Records) -> None:
+    kept.switch("a", wants(DEFAULT))
+    assert on(target) == [True] * COUNT
+    assert len(target.requests) == 1
+    done = kept.switch("a", wants(GRAPH))
+    assert done.outcome is None
+    assert cells(target) == [ISLAND + 0x2000] * COUNT
+    assert on(target) == [True] * COUNT
+    assert len(target.requests) == 1
+    kept.switch("a", wants(DEFAULT))
+    assert cells(target) == [ISLAND] * COUNT
+
+
+def test_sites_that_are_off_are_led_before_they_are_on(target: Target, kept: Records) -> None:
+    seen: list[list[int]] = []
+    usual = target.run
+
+    def run(agent: object, request: Request, **how: object) -> Outcome:
+        seen.append(cells(target))
+        return usual(agent, request, **how)
+
+    records.run_request = run  # type: ignore[assignment]
+    kept.switch("a", wants(GRAPH))
+    assert seen == [[ISLAND + 0x2000] * COUNT]
+    assert on(target) == [True] * COUNT
+
+
+def test_two_users_share_a_site(target: Target, kept: Records) -> None:
+    kept.switch("a", wants(DEFAULT))
+    kept.switch("b", wants(GRAPH, PLANS[:2]))
+    assert cells(target) == [ISLAND + 0x3000] * 2 + [ISLAND] * 2
+    kept.switch("a", Wants())
+    assert on(target) == [True, True, False, False]
+    assert cells(target)[:2] == [ISLAND + 0x2000] * 2
+    kept.switch("b", Wants())
+    assert on(target) == [False] * COUNT
+    assert kept.count == 0
+
+
+def test_back_and_forth_is_the_same_each_time(target: Target, kept: Records) -> None:
+    both = {"function": wants(DEFAULT), "graph": wants(GRAPH), "nop": Wants()}
+    states: dict[str, set[tuple[object, ...]]] = {name: set() for name in both}
+    for _ in range(4):
+        for name in ("function", "graph", "nop", "graph", "function", "nop"):
+            kept.switch("a", both[name])
+            led = tuple(cells(target)) if name != "nop" else ()
+            states[name].add((tuple(on(target)), led, kept.count))
+    assert all(len(found) == 1 for found in states.values())
+
+
+def test_one_by_one_is_a_store_for_each(
+    target: Target, kept: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.switch("a", wants(DEFAULT))
+    stores: list[int] = []
+    fill: Callable[[Iterable[tuple[int, bytes]]], None] = target.fill_code
+
+    def count(content: Iterable[tuple[int, bytes]]) -> None:
+        pieces = list(content)
+        stores.extend(len(data) for _, data in pieces)
+        fill(pieces)
+
+    monkeypatch.setattr(target, "fill_code", count)
+    kept.one_by_one = True
+    kept.switch("a", wants(GRAPH))
+    assert stores == [CELL.size] * COUNT
+
+
+def test_a_cell_that_somebody_has_changed_is_left_alone(target: Target, kept: Records) -> None:
+    kept.switch("a", wants(DEFAULT))
+    target.fill_code([(PLANS[1].cell, CELL.pack(0x1234))])
+    with pytest.raises(AgentFailed, match="were changed"):
+        kept.switch("a", wants(GRAPH))
+    assert cells(target) == [ISLAND, 0x1234, ISLAND, ISLAND]
+
+
+def test_a_retry_that_fails_is_one_more_try(target: Target, kept: Records) -> None:
+    target.script = [(2,), FAILED, FAILED, ()]
+    done = kept.switch("a", wants(DEFAULT))
+    assert done.refused == []
+    assert on(target) == [True] * COUNT
+    assert [len(r.pokes) for r in target.requests] == [COUNT, 1, 1, 1]
+
+
+def test_retries_that_all_fail_leave_the_site_out(target: Target, kept: Records) -> None:
+    target.script = [(2,), *[FAILED] * 20]
+    done = kept.switch("a", wants(DEFAULT))
+    assert done.refused == [(PLANS[2].site, INSIDE)]
+    assert on(target) == [True, True, False, True]
+    kept.switch("a", Wants())
+    assert on(target) == [False] * COUNT
+
+
+def test_what_cannot_go_on_is_taken_back(target: Target, kept: Records) -> None:
+    target.script = [(2,), AgentFailed("a test", 5)]
+    with pytest.raises(AgentFailed):
+        kept.switch("a", wants(DEFAULT))
+    assert on(target) == [False] * COUNT
+    assert kept.count == 0
+
+
+def test_who_measures_is_told(target: Target, kept: Records) -> None:
+    told: list[Outcome] = []
+    kept.tell = told.append
+    kept.switch("a", wants(DEFAULT))
+    kept.switch("a", Wants())
+    assert [outcome.sites for outcome in told] == [COUNT, COUNT]
+    assert on(target) == [False] * COUNT
