@@ -74,6 +74,7 @@ void tpa_main(void) __attribute__((noreturn));
 /* memory.c */
 extern const struct tp_ops tpa_ops;
 void *tpa_map_private(size_t bytes);
+int tpa_store_words(const struct tp_wire *wire, const uint64_t args[4]);
 void tpa_unmap(void *start, size_t bytes);
 void tpa_copy(void *to, const void *from, size_t bytes);
 void tpa_pause(void);
@@ -95,6 +96,7 @@ int tpa_any_patched(uint32_t modes);
 /* ring_write.c */
 struct tpa_slot *tpa_claim(uint64_t fs_base, struct tpa_set *set);
 void tpa_init_rings(const struct tpa_set *set);
+void tpa_count_overrun(uint64_t fs_base, struct tpa_set *set);
 void tpa_set_limits(const struct tpa_set *set, uint64_t waiting);
 void tpa_retire_rings(void);
 struct tp_ring *tpa_ring(const struct tpa_set *set, uint32_t i);
@@ -116,7 +118,7 @@ struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64
 				 uint64_t exit);
 struct tp_call *tpa_shadow_sweep(struct tp_shadow *shadow, uint64_t slot);
 void tpa_lower_top(struct tp_shadow *shadow);
-int tpa_is_own(struct tp_shadow *shadow, uint64_t at);
+int tpa_is_own(const struct tp_shadow *shadow, uint64_t at);
 int tpa_any_frames(void);
 int tpa_is_replaced(const struct tp_shadow *shadow, const struct tp_call *frame);
 int tpa_is_passed(const struct tp_shadow *shadow, const struct tp_call *frame);
@@ -167,7 +169,6 @@ static inline uint64_t tpa_word(const struct tp_call *frame)
 	return *(const volatile uint64_t *)&frame->state;
 }
 
-int tpa_shadow_give_back(struct tp_call *frame, struct tp_shadow *shadow);
 struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, uint64_t fs_base,
 			       struct tpa_set *set);
 

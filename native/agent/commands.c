@@ -471,6 +471,8 @@ int tpa_run_command(struct tp_wire *wire)
 		return tpa_set_captures((const char *)wire + TP_PAGE_BYTES, args);
 	case TP_CMD_SHADOW:
 		return tpa_make_shadows(wire, args);
+	case TP_CMD_STORE:
+		return tpa_store_words(wire, args);
 	case TP_CMD_KEEP:
 		tpa_image.keep = args[0] != 0;
 		return 0;

@@ -46,7 +46,7 @@ struct tp_image tpa_image __attribute__((section(".tp_image"), aligned(TP_PAGE_B
 	.templates = {
 		[TP_PROBE_FUNCTION] = PROBE(tpa_thunk_function, 0, 0, 0),
 		[TP_PROBE_GRAPH] = PROBE(tpa_graph, tpa_graph_exit, tpa_write_long, 0),
-		[TP_PROBE_PROFILE] = PROBE(tpa_profile, tpa_profile_exit, tpa_profile_find, 0),
+		[TP_PROBE_PROFILE] = PROBE(tpa_profile, tpa_profile_exit, tpa_profile_find, tpa_count_overrun),
 		[TP_PROBE_UNWIND] = PROBE(tpa_unwind_probe, 0, tpa_unwind, 0),
 		[TP_PROBE_RICH] =
 			PROBE(tpa_rich, tpa_rich_exit, tpa_rich_enter, tpa_rich_leave),

@@ -9,6 +9,7 @@
 #include "agent.h"
 
 #define PROT_RW 3
+#define PROT_READ_ONLY 1
 #define MAP_PRIVATE_ANON 0x22
 #define CLOCK_MONOTONIC_ID 1
 #define READ_TRIES 5
@@ -103,6 +104,51 @@ static long write_text(void *ctx, uint64_t addr, const void *buf, size_t len)
 {
 	(void)ctx;
 	return sys4(__NR_pwrite64, tpa.mem_fd, (long)buf, (long)len, (long)addr);
+}
+
+static int is_ours(uint64_t start, uint64_t end)
+{
+	for (uint64_t i = 0; i < tpa_image.region_count; i++) {
+		const struct tp_region *region = &tpa_image.regions[i];
+
+		if (start >= region->start && end <= region->start + region->bytes)
+			return 1;
+	}
+	return 0;
+}
+
+static int store(uint64_t *words, const uint64_t *old, uint64_t count)
+{
+	const uint64_t *fresh = old + count;
+
+	for (uint64_t i = 0; i < count; i++)
+		if (words[i] != old[i])
+			return -84; /* EILSEQ */
+	for (uint64_t i = 0; i < count; i++)
+		__atomic_store_n(&words[i], fresh[i], __ATOMIC_RELEASE);
+	return 0;
+}
+
+/**
+ * TP_CMD_STORE: threads jump by these words, so each is stored whole; the kernel's copy for the mem
+ * file promises no such thing. They can be written only meanwhile, and are never executable.
+ */
+int tpa_store_words(const struct tp_wire *wire, const uint64_t args[4])
+{
+	const uint64_t *request = (const uint64_t *)((const char *)wire + TP_PAGE_BYTES);
+	uint64_t start = args[0], count = args[1], end = start + 8 * count;
+	uint64_t page = start & -(uint64_t)TP_PAGE_BYTES;
+	int error;
+	long ret;
+
+	if (start % 8 || !count || count > tpa_image.request_bytes / 16 || !is_ours(start, end))
+		return -22; /* EINVAL */
+	ret = sys3(__NR_mprotect, (long)page, (long)(end - page), PROT_RW);
+	if (sys_failed(ret))
+		return (int)ret;
+	error = store((uint64_t *)start, request, count);
+	ret = sys3(__NR_mprotect, (long)page, (long)(end - page), PROT_READ_ONLY);
+	return error ? error : sys_failed(ret) ? (int)ret : 0;
 }
 
 static int sync_cores(void *ctx)

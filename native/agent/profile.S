@@ -76,7 +76,12 @@
 	testq	%rsi, %rsi
 	jnz	.Lfound
 	jmp	.Lout
-	push_frame_slow SAVED_BYTES
+	push_frame_slow SAVED_BYTES, has_ring=0
+.Loverrun:				/* rsi is the row here */
+	rdfsbase %rdi
+	movq	.Lset(%rip), %rsi
+	call_c	.Lother(%rip)		/* tpa_count_overrun */
+	jmp	.Lout
 	probe_further
 	claim_both .Lclaimed
 
@@ -157,6 +162,9 @@ tpa_profile_exit:
 	pop_word %rax
 	jmp	.Lreturn
 	not_top
+	movb	$0, FRAME_STATE(%rsi)
+	push_word FRAME_REAL(%rsi)
+	pop_word KEPT_BYTES(%rsp)
 	movq	.Lset(%rip), %rcx
 	xchgq	%rsi, %rdi
 	call_c	.Lpop(%rip)		/* not counted: the row belongs to another thread, perhaps */

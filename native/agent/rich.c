@@ -274,7 +274,10 @@ void tpa_rich_leave(const struct tpa_regs *regs, const struct tp_probe_words *pr
 	const struct tp_capture_site *what = find_site(table, word >> 16);
 	uint32_t count = 0;
 
-	if (shadow->fs_base != fs_base || !tpa_shadow_give_back(frame, shadow))
+	set_state(frame, tpa_word(frame), TP_FRAME_FREE);
+	*(volatile uint64_t *)regs->slot = frame->real; /* the frame's number stood there */
+	if (shadow->fs_base != fs_base ||
+	    !tpa_move(&shadow->top, (uint64_t)(frame + 1), (uint64_t)frame))
 		ring = tpa_shadow_pop(frame, shadow, fs_base, set);
 	if (!ring || !*set->gate || (probe->threshold && now - began < probe->threshold))
 		return;

@@ -134,6 +134,15 @@ struct tpa_slot *tpa_claim(uint64_t fs_base, struct tpa_set *set)
 	return slot;
 }
 
+/** A call of the calling thread whose return is not waited for; where the probe has no ring at hand. */
+void tpa_count_overrun(uint64_t fs_base, struct tpa_set *set)
+{
+	struct tpa_slot *slot = tpa_claim(fs_base, set);
+
+	if (slot && slot->ring)
+		slot->ring->overruns++;
+}
+
 /** Give every ring its size. The heads stay zero: nothing has been written. */
 void tpa_init_rings(const struct tpa_set *set)
 {

@@ -72,15 +72,29 @@ static void begin(struct tp_shadow *shadow, uint64_t number, uint64_t fs_base, u
 	__atomic_store_n(&shadow->state, SHADOW_USED, __ATOMIC_RELEASE);
 }
 
-/** Is @at on the own stack of the thread: is all readable from there to where that begins? */
-int tpa_is_own(struct tp_shadow *shadow, uint64_t at)
+/* What is readable without a gap up to where the thread's own stack begins, as far down as @at. */
+static uint64_t look_down(const struct tp_shadow *shadow, uint64_t at)
 {
 	uint64_t high = ((const struct tp_call *)shadow->base - 1)->slot, low = shadow->low;
 
 	if (at >= high || high - at > MOST_STACK)
-		return 0;
+		return ~0ull;
 	while (low > at && tpa_is_readable(low - TP_PAGE_BYTES))
 		low -= TP_PAGE_BYTES;
+	return low;
+}
+
+/** Is @at on the thread's own stack? */
+int tpa_is_own(const struct tp_shadow *shadow, uint64_t at)
+{
+	return at >= look_down(shadow, at);
+}
+
+/* The same for the calling thread's: what was found out is kept. */
+static int is_on_own(struct tp_shadow *shadow, uint64_t at)
+{
+	uint64_t low = look_down(shadow, at);
+
 	if (low < shadow->low)
 		shadow->low = low;
 	return at >= low;
@@ -409,7 +423,7 @@ static int is_below(const struct tp_shadow *shadow, const struct tp_call *frame,
 struct tp_call *tpa_shadow_check(struct tp_shadow *shadow, uint64_t slot, uint64_t site,
 				 uint64_t exit)
 {
-	if (!tpa_is_own(shadow, slot))
+	if (!is_on_own(shadow, slot))
 		return TPA_NOT_OWN;
 	for (;;) {
 		struct tp_call *top = (struct tp_call *)*(volatile uint64_t *)&shadow->top;
@@ -435,22 +449,6 @@ int tpa_frames_migrate(void)
 	return __atomic_load_n(&frames_migrate, __ATOMIC_SEQ_CST) != 0;
 }
 
-/* Its return address is in place again when others see that the frame is nobody's any more. */
-static void take_away(struct tp_call *frame)
-{
-	__atomic_store_n(&frame->state, frame->state & ~0xffull, __ATOMIC_SEQ_CST);
-	__atomic_store_n((uint64_t *)frame->slot, frame->real, __ATOMIC_SEQ_CST);
-}
-
-/** As give_back of probe.inc: is it the calling thread's top frame? It is taken away then. */
-int tpa_shadow_give_back(struct tp_call *frame, struct tp_shadow *shadow)
-{
-	if (shadow->top != (uint64_t)(frame + 1))
-		return 0;
-	take_away(frame);
-	return tpa_move(&shadow->top, (uint64_t)(frame + 1), (uint64_t)frame);
-}
-
 /**
  * Take a frame away that is not the calling thread's top one.
  * @return The ring for its EXIT; NULL: that cannot be recorded.
@@ -463,8 +461,7 @@ struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, 
 	struct tpa_slot *slot;
 
 	if (!own)
-		tpa_note_migration(); /* before others find the frame in hand: let_go_of_dead() */
-	take_away(frame);
+		tpa_note_migration();
 	__atomic_store_n(&frame->state, (frame->state & ~0xffull) | TP_FRAME_DEAD,
 			 __ATOMIC_RELEASE);
 	if (own) {

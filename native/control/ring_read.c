@@ -88,6 +88,7 @@ int tp_free_dead_ring(struct tp_rings *rings, uint32_t i, uint64_t quiet_ns)
 	if (now - rings->dead_since_ns[i] < quiet_ns)
 		return 0;
 	rings->dead_since_ns[i] = 0;
+	rings->begun[i] = 0;
 	__atomic_store_n(&ring->state, TP_RING_FREE, __ATOMIC_RELEASE);
 	return 1;
 }

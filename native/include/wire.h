@@ -149,7 +149,8 @@ enum tp_command {
 	TP_CMD_RINGS, /* another set of rings: arg0 of arg1 bytes; arg2 = functions to profile, or 0. Its number is the result; args become fd, gate, address of the set. With arg3 = its number + 1: close that fd */
 	TP_CMD_SHADOW, /* shadow stacks for arg0 threads, whose trampolines stand at arg1; args become heads, frames */
 	TP_CMD_CAPTURE, /* what is captured where: arg0 bytes of the request area hold struct tp_capture_head, its sites, its operations; arg1 = set */
-	TP_CMD_QUIT,	/* leave: the agent's thread ends, memory stays for the tool to unmap */
+	TP_CMD_STORE, /* arg1 aligned words at arg0, in memory of TP_MAP_DATA: the request area holds what they are, then what they become; -EILSEQ: they are not, nothing is stored */
+	TP_CMD_QUIT,  /* leave: the agent's thread ends, memory stays for the tool to unmap */
 };
 
 enum tp_batch_flags {

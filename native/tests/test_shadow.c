@@ -166,7 +166,9 @@ static uint64_t pass(uint64_t at, uint64_t slot, int thread)
 		push(shadows[thread], slot - 512, 99, 7); /* and is left there */
 	wrong += frame->real != real;
 	real = frame->real;
-	if (of->fs_base != fs_base || !tpa_shadow_give_back(frame, of))
+	frame->state &= ~0xffull;
+	*word_at(slot) = real;
+	if (of->fs_base != fs_base || !tpa_move(&of->top, (uint64_t)(frame + 1), (uint64_t)frame))
 		tpa_shadow_pop(frame, of, fs_base, &set);
 	return real;
 }
@@ -272,10 +274,12 @@ static void begin(void)
 	for (int i = 0; i < STACKS; i++)
 		stacks[i] = all + i * (8 * WORDS + TP_PAGE_BYTES);
 	CHECK_EQ(tpa_make_shadows(&wire, args), 0);
-	for (int i = 0; i < THREADS; i++) {
-		tpa_image.main_stack = fs_base_of(i);
+	for (int i = 0; i < THREADS; i++) { /* the first one is the process's first thread */
+		tpa.pid = i ? 1 : getpid();
+		tpa_image.main_stack = i ? 0 : fs_base_of(0) + 64;
 		shadows[i] = tpa_shadow_claim(fs_base_of(i), (uint32_t)gettid());
 	}
+	tpa.pid = getpid();
 	wrong = through = 0;
 }
 

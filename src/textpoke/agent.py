@@ -208,6 +208,20 @@ class Agent:
                 self.image()  # says so when the target has ended
                 raise AgentFailed(f"filling the code at {start:#x}", errno.EIO)
 
+    def store_words(self, address: int, old: bytes, new: bytes) -> None:
+        """Change aligned words of `map_data` that threads may be reading, each one whole.
+
+        Raises AgentFailed (EILSEQ) when they do not hold `old`: nothing was stored.
+        """
+        if self.shared is None or self.layout is None:
+            raise AgentFailed("storing words on a closed connection", errno.EBADF)
+        start, words = lib.TP_PAGE_BYTES, old + new
+        if len(words) > self.layout.request_bytes:
+            raise AgentFailed(f"storing {len(new)} bytes at {address:#x}", errno.E2BIG)
+        self.shared[start : start + len(words)] = words
+        action = f"storing {len(new)} bytes at {address:#x}"
+        self.require(action, lib.TP_CMD_STORE, address, len(new) // 8)
+
     def record(self, *, on: bool, waiting: int = 0) -> None:
         """Let thunks write events, or return at once; `waiting` events may wait in a ring."""
         self.require("switching the rings", lib.TP_CMD_RECORD, int(on), waiting)

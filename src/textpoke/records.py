@@ -26,6 +26,7 @@ from textpoke.agent_image import Probe
 from textpoke.engine import run_request
 from textpoke.hooks import hook_of, lead_poke, led_to
 from textpoke.modes import Mode
+from textpoke.plan import CELL
 from textpoke.poke import Outcome, Poke, Request, joined, poke_of
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class _Step(NamedTuple):
     lead: int
     ahead: bool = False  # of a site that is off: no call may come to the old probe first
     is_cell: bool = False  # what is poked is data, and only stored
+    before: tuple[Chain, int] = ((), 0)  # what stood there, and its lead
 
 
 class _How(NamedTuple):
@@ -104,28 +106,42 @@ class _Part(NamedTuple):
         return cls(kept, Request.of(s.poke for s in kept))
 
 
+class _Run(NamedTuple):
+    """Cells of pads that stand together: their bytes, and where they lead then."""
+
+    start: int
+    old: bytes
+    new: bytes
+    leads: dict[int, int]
+
+
 class _Cells(NamedTuple):
-    """Steps that are stores to pads' cells: (address, old bytes, new bytes) of each run of them."""
+    """Steps that are stores to pads' cells."""
 
     steps: tuple[_Step, ...]
-    runs: tuple[tuple[int, bytes, bytes], ...]
+    runs: tuple[_Run, ...]
 
     @classmethod
     def of(cls, steps: Iterable[_Step]) -> _Cells:
         """With cells that stand together joined."""
         kept = tuple(steps)
-        pokes = sorted((s.poke for s in kept), key=lambda poke: poke.address)
-        runs: list[tuple[int, bytearray, bytearray]] = []
-        for poke in pokes:
-            if not (runs and runs[-1][0] + len(runs[-1][1]) == poke.address):
-                runs.append((poke.address, bytearray(), bytearray()))
-            runs[-1][1].extend(poke.old or b"")
-            runs[-1][2].extend(poke.new or b"")
-        return cls(kept, tuple((at, bytes(old), bytes(new)) for at, old, new in runs))
+        groups: list[list[_Step]] = []
+        for step in sorted(kept, key=lambda step: step.poke.address):
+            if groups and groups[-1][-1].poke.address + CELL.size == step.poke.address:
+                groups[-1].append(step)
+            else:
+                groups.append([step])
+        return cls(kept, tuple(map(_run_of, groups)))
 
     def singly(self) -> Iterable[_Cells]:
         """Each cell for itself."""
         return (_Cells.of([step]) for step in self.steps)
+
+
+def _run_of(steps: Sequence[_Step]) -> _Run:
+    old = b"".join(s.poke.old or b"" for s in steps)
+    new = b"".join(s.poke.new or b"" for s in steps)
+    return _Run(steps[0].poke.address, old, new, {s.poke.address: s.lead for s in steps})
 
 
 @dataclass(slots=True)
@@ -133,7 +149,7 @@ class _Change:
     cells_ahead: _Cells  # of sites that are off
     cells: _Cells  # of sites that are on: last, since a batch may fail
     ahead: _Part  # of code of ours that nobody comes to yet
-    leads_ahead: dict[int, int]  # where what goes ahead leads then
+    leads_ahead: dict[int, int]  # where that leads then
     usual: _Part
     staying: _Part  # int3s that stay
     left_out: tuple[tuple[Site, str], ...]
@@ -158,7 +174,7 @@ class _Change:
             _Cells.of(s for s in steps if s.ahead and s.is_cell),
             _Cells.of(s for s in steps if not s.ahead and s.is_cell),
             ahead,
-            {s.poke.address: s.lead for s in steps if s.ahead},
+            {s.poke.address: s.lead for s in ahead.steps},
             usual,
             _Part.of(s for s in rest if s.poke.is_permanent),
             tuple(left_out),
@@ -417,7 +433,8 @@ class Records:
             old = current[1] if current else self._leads.get(hook.address, planned.lead)
             if old != lead:
                 poke = lead_poke(planned, old, lead)
-                yield _Step(poke, planned, chain, lead, not current, hook.is_cell)
+                before = current[:2] if current else ((), 0)
+                yield _Step(poke, planned, chain, lead, not current, hook.is_cell, before)
         if not current:
             poke = poke_of(led_to(planned, lead), on=True)
             yield _Step(poke, planned, chain, lead)
@@ -441,7 +458,7 @@ class Records:
                 guards=how.guards,
             )
             done.ahead = outcome if done.ahead is None else done.ahead.plus(outcome)
-        self._leads.update(change.leads_ahead)
+            self._leads.update(change.leads_ahead)
         if not change.goes_off:
             complete = self._switch_on(change, how, done)
         else:
@@ -449,20 +466,26 @@ class Records:
         if change.staying.steps:
             complete &= self._switch_on_staying(change, done)
         if change.cells.steps:
-            self._store(change.cells)
-            if change.after is not None and complete:  # as the last time
-                self._in_place, self._leads = dict(change.after[0]), dict(change.after[1])
-            else:
-                self._note(change.cells.steps)
+            self._lead_those_on(change, complete=complete)
         return complete and not change.left_out
+
+    def _lead_those_on(self, change: _Change, *, complete: bool) -> None:
+        try:
+            self._store(change.cells)
+        except TextpokeError:
+            self._note(s for s in change.cells.steps if self._leads.get(s.poke.address) == s.lead)
+            raise
+        if change.after is not None and complete:  # as the last time
+            self._in_place, self._leads = dict(change.after[0]), dict(change.after[1])
+        else:
+            self._note(change.cells.steps)
 
     def _store(self, cells: _Cells) -> None:
         """Lead sites to other probes: what is poked is data, so nobody need be held or synced."""
         for part in cells.singly() if self.one_by_one else (cells,):
-            for start, old, new in part.runs:
-                if self._agent.read(start, len(old)) != old:
-                    raise AgentFailed(f"leading sites: the cells at {start:#x} were changed", 5)
-                self._agent.fill_code([(start, new)])
+            for run in part.runs:
+                self._agent.store_words(run.start, run.old, run.new)
+                self._leads.update(run.leads)
 
     def _switch_on(self, change: _Change, how: _How, done: Switched) -> bool:
         if not change.usual.steps:
@@ -485,7 +508,8 @@ class Records:
 
     def _note_batch(self, change: _Change, part: _Part, outcome: Outcome) -> list[_Step]:
         """Note what a batch has done; the steps that it has left out."""
-        after = change.after if part is change.usual and not change.staying.steps else None
+        alone = part is change.usual and not (change.staying.steps or change.cells.steps)
+        after = change.after if alone else None
         if after is not None and not outcome.left:
             # As the last time, without a look at every site.
             self._in_place, self._leads = dict(after[0]), dict(after[1])
@@ -513,6 +537,9 @@ class Records:
             except (BatchRefused, BatchFailed) as exc:
                 if not getattr(exc, "recovered", True):
                     raise
+                written = [s for s in busy if _held(self._agent, s.poke) == s.poke.new]
+                self._note(written)
+                busy = [s for s in busy if s not in written]
                 continue
             self._note(s for k, s in enumerate(busy) if k not in again.left)
             busy = [busy[k] for k in again.left]
@@ -601,9 +628,15 @@ class Records:
 
     def _take_back(self, steps: Sequence[_Step]) -> None:
         """Undo what has been done of a change that cannot be completed."""
-        there = [s for s in steps if s.planned.site.address in self._in_place]
-        pokes = [s for s in there if s.poke.address == s.planned.site.address]
-        back = [s._replace(poke=s.poke.reversed(), chain=(), lead=0) for s in pokes]
+        back = [
+            s._replace(poke=s.poke.reversed(), chain=s.before[0], lead=s.before[1])
+            for s in steps
+            if self._in_place.get(s.planned.site.address, ((), 0))[:2] == (s.chain, s.lead)
+        ]
+        for gone in self._outlasted.values():
+            gone.clear()
+        if not back:
+            return
         with suppress(TextpokeError):
             self._switch_off(_Change.of(back), _How(Mode.AUTO), Switched())
 

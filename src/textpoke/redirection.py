@@ -91,10 +91,14 @@ class Redirection:
 
     def _guard(self, fresh: Sequence[Module], finder: Finder, mode: Mode) -> None:
         addresses = returns.guards(self._agent.pid, fresh)
-        self._seen.update(module.key for module in fresh)
         self._names |= addresses
-        if not addresses:
-            return
+        if addresses:
+            self._place_guards(addresses, fresh, finder, mode)
+        self._seen.update(module.key for module in fresh)
+
+    def _place_guards(
+        self, addresses: dict[int, str], fresh: Sequence[Module], finder: Finder, mode: Mode
+    ) -> None:
         sites = [
             site
             for module in fresh

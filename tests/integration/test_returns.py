@@ -185,6 +185,33 @@ def test_too_deep_is_counted_and_not_fatal(start, tmp_path: Path) -> None:
     let_go(process, target)
 
 
+@pytest.mark.parametrize("how", ["plain", "rich", "profile"])
+def test_functions_that_take_their_arguments_off_the_stack(start, how: str) -> None:
+    process = start()
+    tracer = "profile" if how == "profile" else "function_graph"
+    with api.attach(process.pid) as target:
+        trace = target.trace("takes_words", tracer=tracer)
+        trace.sample = 2 if how == "rich" else 1
+        with trace:
+            assert ask(process, "run values 50") == "0"
+            trace.drain()
+            hits = [row.hits for row in trace.profile().values()]
+    assert (trace.events, hits) == {"plain": (100, []), "rich": (50, []), "profile": (0, [50])}[how]
+    let_go(process, target)
+
+
+def test_calls_on_other_stacks_are_not_in_a_profile(start) -> None:
+    process = start()
+    with api.attach(process.pid) as target:
+        with target.trace(["*descend*", "*::moved()"], tracer="profile") as trace:
+            assert ask(process, "run moved 3") == "0"
+            rows = trace.profile().values()
+            assert [row.hits for row in rows if row.hits] == [3]
+            assert all(sum(row.buckets) == row.hits for row in rows)
+        assert trace.overruns >= 3 * 10
+    let_go(process, target)
+
+
 def test_on_the_stacks_of_coroutines_no_return_is_redirected(start, tmp_path: Path) -> None:
     process, output = start(), tmp_path / "x.tptrace"
     with api.attach(process.pid) as target:

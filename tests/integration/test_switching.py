@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from textpoke._native import lib
 from textpoke.poke import Poke
 from textpoke.profile_rows import bucket_of, bucket_range
 from textpoke.report.counts import count
+from textpoke.target import read_maps
 
 if TYPE_CHECKING:
     import subprocess
@@ -94,6 +96,30 @@ def test_no_call_is_lost_when_tracers_are_switched(
     assert {tid: seen.get(tid) for tid, *_ in own} == {
         tid: {"top": top, "middle": middle, "leaf": leaf} for tid, top, middle, leaf, _ in own
     }
+
+
+def test_cells_are_stored_whole_or_not_at_all(counter: Counter) -> None:
+    process = counter("pie")
+    with (
+        untouched(process),
+        textpoke.attach(process.pid) as target,
+        target.trace(["top", "middle", "leaf"]) as trace,
+    ):
+        assert trace.plan is not None
+        cell = min(p.cell for p in trace.plan.sites)
+        assert cell
+        held = target.agent.read(cell, 24)
+        for place, old, code in (
+            (cell, held[:16] + bytes(8), errno.EILSEQ),
+            (cell + 4, held, errno.EINVAL),
+            (trace.plan.sites[0].site.address & ~7, held, errno.EINVAL),
+        ):
+            with pytest.raises(textpoke.AgentFailed) as caught:
+                target.agent.store_words(place, old, bytes(24))
+            assert caught.value.errno == code
+        assert target.agent.read(cell, 24) == held
+        [rights] = [m.perms for m in read_maps(process.pid) if m.start <= cell < m.end]
+        assert rights == "r--p"
 
 
 @pytest.mark.parametrize("build", ["pie", "nop5", "no-nops"])

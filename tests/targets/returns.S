@@ -33,6 +33,32 @@
 	jmp touches_nothing
 	finish calls_nothing
 
+	/* long takes_words(long, long): on the stack, and it takes them away. */
+	function takes_words
+	entry
+	movq 8(%rsp), %rax
+	subq 16(%rsp), %rax
+	ret $16
+	finish takes_words
+
+	/* long pushes_words(void): 42 */
+	function pushes_words
+	entry
+	pushq %rbx
+	.cfi_adjust_cfa_offset 8
+	movq $7, %rbx
+	pushq $-5
+	.cfi_adjust_cfa_offset 8
+	pushq $30
+	.cfi_adjust_cfa_offset 8
+	call takes_words
+	.cfi_adjust_cfa_offset -16
+	addq %rbx, %rax
+	popq %rbx
+	.cfi_adjust_cfa_offset -8
+	ret
+	finish pushes_words
+
 	.macro differs
 	jne .Lwrong
 	.endm

@@ -42,6 +42,7 @@ extern "C" {
 int regs_checked();
 long loops_to_its_start(long n);
 long tail_ping(long n);
+long pushes_words();
 void switch_stack(void **from, void *to);
 extern char **environ;
 }
@@ -742,6 +743,7 @@ TRACED int values()
 	for (int i = 0; i < 10; i++)
 		wrong += regs_checked();
 	wrong += loops_to_its_start(1000) != 1 || tail_ping(3000) != 1;
+	wrong += pushes_words() != 42;
 	return wrong;
 }
 

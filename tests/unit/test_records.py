@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,13 +12,14 @@ import pytest
 from textpoke import records
 from textpoke._errors import AgentFailed, BatchFailed
 from textpoke.agent_image import Probe
+from textpoke.hooks import hook_of
 from textpoke.model import Site, SiteKind
 from textpoke.plan import CALL, CELL, PAD_DISTANCE, Method, SitePlan
 from textpoke.poke import Outcome, Request
 from textpoke.records import INSIDE, Records, Wanted, Wants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
 NOPS = b"\x90" * 5
 ISLAND, CELLS, SITES = 0x9000_0000, 0x8000_0000, 0x1_0000_0000
@@ -31,7 +34,9 @@ class Target:
     def __init__(self) -> None:
         self.memory: dict[int, int] = {}
         self.requests: list[Request] = []
-        self.script: list[Exception | Sequence[int]] = []  # failures, and what is left out
+        # What is left out, failures, and failures behind pokes that stay.
+        self.script: list[Exception | Sequence[int] | type[BatchFailed]] = []
+        self.stores: list[int] = []
 
     def read(self, address: int, size: int) -> bytes:
         return bytes(self.memory[address + i] for i in range(size))
@@ -40,15 +45,24 @@ class Target:
         for start, data in content:
             self.memory.update(enumerate(data, start))
 
+    def store_words(self, address: int, old: bytes, new: bytes) -> None:
+        if self.read(address, len(old)) != old:
+            raise AgentFailed("a store", errno.EILSEQ)
+        self.fill_code([(address, new)])
+        self.stores.append(len(new))
+
     def run(self, _agent: object, request: Request, **_how: object) -> Outcome:
         self.requests.append(request)
         does = self.script.pop(0) if self.script else ()
         if isinstance(does, Exception):
             raise does
+        fails = isinstance(does, type)
         for i, poke in enumerate(request.pokes):
-            if i not in does:
+            if fails or i not in does:
                 assert self.read(poke.address, len(poke.old or b"")) == poke.old
                 self.fill_code([(poke.address, poke.new or b"")])
+        if fails:
+            raise FAILED
         return Outcome(sites=len(request.pokes), left=tuple(does))
 
 
@@ -60,6 +74,17 @@ def planned(i: int) -> SitePlan:
 
 
 PLANS = [planned(i) for i in range(COUNT)]
+
+
+def called(i: int) -> SitePlan:
+    """A site whose CALL is written whole."""
+    plan = planned(i)
+    site = replace(plan.site, kind=SiteKind.NOP5)
+    plan = replace(plan, site=site, method=Method.CALL, cell=0)
+    return replace(plan, on=hook_of(plan).code(ISLAND))
+
+
+CALLS = [called(i) for i in range(COUNT)]
 
 
 def wants(probe: Probe, plans: Iterable[SitePlan] = PLANS) -> Wants:
@@ -148,28 +173,18 @@ def test_back_and_forth_is_the_same_each_time(target: Target, kept: Records) -> 
     assert all(len(found) == 1 for found in states.values())
 
 
-def test_one_by_one_is_a_store_for_each(
-    target: Target, kept: Records, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_by_one_is_a_store_for_each(target: Target, kept: Records) -> None:
     kept.switch("a", wants(DEFAULT))
-    stores: list[int] = []
-    fill: Callable[[Iterable[tuple[int, bytes]]], None] = target.fill_code
-
-    def count(content: Iterable[tuple[int, bytes]]) -> None:
-        pieces = list(content)
-        stores.extend(len(data) for _, data in pieces)
-        fill(pieces)
-
-    monkeypatch.setattr(target, "fill_code", count)
-    kept.one_by_one = True
     kept.switch("a", wants(GRAPH))
-    assert stores == [CELL.size] * COUNT
+    kept.one_by_one = True
+    kept.switch("a", wants(DEFAULT))
+    assert target.stores == [CELL.size * COUNT] + [CELL.size] * COUNT
 
 
 def test_a_cell_that_somebody_has_changed_is_left_alone(target: Target, kept: Records) -> None:
     kept.switch("a", wants(DEFAULT))
     target.fill_code([(PLANS[1].cell, CELL.pack(0x1234))])
-    with pytest.raises(AgentFailed, match="were changed"):
+    with pytest.raises(AgentFailed):
         kept.switch("a", wants(GRAPH))
     assert cells(target) == [ISLAND, 0x1234, ISLAND, ISLAND]
 
@@ -180,6 +195,27 @@ def test_a_retry_that_fails_is_one_more_try(target: Target, kept: Records) -> No
     assert done.refused == []
     assert on(target) == [True] * COUNT
     assert [len(r.pokes) for r in target.requests] == [COUNT, 1, 1, 1]
+
+
+def test_a_retry_that_fails_may_have_written(target: Target, kept: Records) -> None:
+    target.script = [(2,), BatchFailed]
+    done = kept.switch("a", wants(DEFAULT))
+    assert done.refused == []
+    assert kept.count == COUNT
+    kept.switch("a", Wants())
+    assert on(target) == [False] * COUNT
+
+
+def test_what_is_taken_back_leaves_the_others_as_they_were(target: Target, kept: Records) -> None:
+    kept.switch("a", wants(DEFAULT, CALLS[:2]))
+    before = [target.read(p.site.address, 5) for p in CALLS]
+    target.script = [(3,), AgentFailed("a test", 5)]
+    with pytest.raises(AgentFailed):
+        kept.switch("b", wants(GRAPH, CALLS))
+    assert [target.read(p.site.address, 5) for p in CALLS] == before
+    assert kept.count == 2
+    kept.switch("a", Wants())
+    assert on(target) == [False] * COUNT
 
 
 def test_retries_that_all_fail_leave_the_site_out(target: Target, kept: Records) -> None:
