@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _MOST_SNAPSHOTS = 4
 _MOST_STACKS = 16
 """In one drain: each is a copy of what one thread's ring holds."""
-_BESIDE_NS = 10_000
+_BESIDE_NS = 5_000_000  # a thread may lose its processor between two probes
 _LOOK_NS = 50_000_000
 _SAMPLE_NS = 2_000_000
 _LARGEST_RING = 64 << 20

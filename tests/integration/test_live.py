@@ -230,7 +230,7 @@ def test_record_as_a_flight_recorder(
     monkeypatch.setenv("XDG_RUNTIME_DIR", os.fspath(tmp_path))
     monkeypatch.chdir(tmp_path)
     process = start_target(compile_target("triggers.c", *programs.PIE), "1")
-    words = ["--flight", "--trigger", "slow:keep=100ms:2", "-d", "1500ms", "-o", "x.tptrace"]
+    words = ["--flight", "--trigger", "slow:keep=50ms:2", "-d", "1500ms", "-o", "x.tptrace"]
     command = [sys.executable, "-m", "textpoke", "record", "-p", str(process.pid), *words]
     subprocess.run(command, check=True)
     found = calls("x.tptrace")
