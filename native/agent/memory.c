@@ -106,15 +106,24 @@ static long write_text(void *ctx, uint64_t addr, const void *buf, size_t len)
 	return sys4(__NR_pwrite64, tpa.mem_fd, (long)buf, (long)len, (long)addr);
 }
 
-static int is_ours(uint64_t start, uint64_t end)
+/* Where the region of ours ends in which @at is; 0: there is none. */
+static uint64_t end_of_region(uint64_t at)
 {
 	for (uint64_t i = 0; i < tpa_image.region_count; i++) {
 		const struct tp_region *region = &tpa_image.regions[i];
 
-		if (start >= region->start && end <= region->start + region->bytes)
-			return 1;
+		if (at >= region->start && at < region->start + region->bytes)
+			return region->start + region->bytes;
 	}
 	return 0;
+}
+
+/* One region may follow the other. */
+static int is_ours(uint64_t start, uint64_t end)
+{
+	while (start && start < end)
+		start = end_of_region(start);
+	return start >= end;
 }
 
 static int store(uint64_t *words, const uint64_t *old, uint64_t count)
@@ -141,7 +150,8 @@ int tpa_store_words(const struct tp_wire *wire, const uint64_t args[4])
 	int error;
 	long ret;
 
-	if (start % 8 || !count || count > tpa_image.request_bytes / 16 || !is_ours(start, end))
+	if (start % 8 || !count || count > tpa_image.request_bytes / 16 || end < start ||
+	    !is_ours(start, end))
 		return -22; /* EINVAL */
 	ret = sys3(__NR_mprotect, (long)page, (long)(end - page), PROT_RW);
 	if (sys_failed(ret))

@@ -137,7 +137,7 @@ struct tpa_slot *tpa_claim(uint64_t fs_base, struct tpa_set *set)
 /** A call of the calling thread whose return is not waited for; where the probe has no ring at hand. */
 void tpa_count_overrun(uint64_t fs_base, struct tpa_set *set)
 {
-	struct tpa_slot *slot = tpa_claim(fs_base, set);
+	struct tpa_slot *slot = find_slot(set, fs_base); /* its ring was just checked */
 
 	if (slot && slot->ring)
 		slot->ring->overruns++;

@@ -290,10 +290,7 @@ class Records:
             self._outlasted[self._users.get(user, _NOTHING).alone].clear()
         try:
             complete = self._run(change, how, done)
-        except TextpokeError:
-            self._new_state()  # hooks may have been led ahead, and some sites may be off
-            raise
-        except BaseException:  # an interrupt: what the batch did is not known
+        except BaseException:  # what was done of it is not known, or was led ahead
             self._read_back(change.steps)
             raise
         self._users[user] = wanted
@@ -375,7 +372,8 @@ class Records:
         for planned, chain in need:
             current = self._in_place.get(planned.site.address)
             if not chain:
-                yield _Step(self._poke(planned, current, on=False), planned, (), 0)
+                poke = self._poke(planned, current, on=False)
+                yield _Step(poke, planned, (), 0, before=_before(current))
                 continue
             lead = planned.lead if chain in (self._default, _ALONE) else next(leads)
             if not lead and chain != _ALONE:
@@ -433,8 +431,7 @@ class Records:
             old = current[1] if current else self._leads.get(hook.address, planned.lead)
             if old != lead:
                 poke = lead_poke(planned, old, lead)
-                before = current[:2] if current else ((), 0)
-                yield _Step(poke, planned, chain, lead, not current, hook.is_cell, before)
+                yield _Step(poke, planned, chain, lead, not current, hook.is_cell, _before(current))
         if not current:
             poke = poke_of(led_to(planned, lead), on=True)
             yield _Step(poke, planned, chain, lead)
@@ -474,6 +471,7 @@ class Records:
             self._store(change.cells)
         except TextpokeError:
             self._note(s for s in change.cells.steps if self._leads.get(s.poke.address) == s.lead)
+            self._take_back(change.usual.steps + change.staying.steps)
             raise
         if change.after is not None and complete:  # as the last time
             self._in_place, self._leads = dict(change.after[0]), dict(change.after[1])
@@ -651,6 +649,11 @@ def _held(agent: Agent, poke: Poke) -> bytes:
         return agent.read(poke.address, len(poke.old or b""))
     except AgentFailed:
         return b""  # nothing is mapped there
+
+
+def _before(current: tuple[Chain, int, SitePlan] | None) -> tuple[Chain, int]:
+    """What stands at a site, and its lead."""
+    return current[:2] if current else ((), 0)
 
 
 def _chain(users: Sequence[Wanted], current: tuple[Chain, int, SitePlan] | None) -> Chain:

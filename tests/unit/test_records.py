@@ -189,6 +189,31 @@ def test_a_cell_that_somebody_has_changed_is_left_alone(target: Target, kept: Re
     assert cells(target) == [ISLAND, 0x1234, ISLAND, ISLAND]
 
 
+def test_where_a_shared_site_cannot_be_led_the_others_are_taken_back(
+    target: Target, kept: Records
+) -> None:
+    kept.switch("a", wants(DEFAULT, PLANS[:1]))
+    target.fill_code([(PLANS[0].cell, CELL.pack(0x1234))])
+    with pytest.raises(AgentFailed):
+        kept.switch("b", wants(GRAPH))
+    assert on(target) == [True, False, False, False]
+    assert kept.count == 1
+    kept.switch("a", Wants())
+    assert on(target) == [False] * COUNT
+
+
+def test_what_went_off_is_on_again_when_the_change_fails(target: Target, kept: Records) -> None:
+    kept.switch("a", wants(DEFAULT, PLANS[:2]))
+    target.fill_code([(PLANS[1].cell, CELL.pack(0x1234))])
+    chosen = Wants((p.site.address, Wanted(p, GRAPH)) for p in PLANS[1:])
+    with pytest.raises(AgentFailed):
+        kept.switch("a", chosen)
+    assert on(target) == [True, True, False, False]
+    assert kept.count == 2
+    kept.switch("a", Wants())
+    assert on(target) == [False] * COUNT
+
+
 def test_a_retry_that_fails_is_one_more_try(target: Target, kept: Records) -> None:
     target.script = [(2,), FAILED, FAILED, ()]
     done = kept.switch("a", wants(DEFAULT))
