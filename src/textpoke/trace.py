@@ -309,8 +309,8 @@ class Trace:
             BatchRefused, BatchFailed, UnsupportedTarget: The batch could not be run.
         """
         started = time.perf_counter()
-        self.target.add_trace(self)
         try:
+            self.target.add_trace(self)
             self._seen = {module.key for module in self.target.modules}
             self.on, self.refused, self._branches = None, [], None
             self.plan = plan = self.target.prepare(self.chosen, traps=self.traps)
@@ -642,6 +642,7 @@ class Trace:
             before_end: Called when all events have been taken; gives further fields for the end.
         """
         if self._reader is None:
+            self.target.remove_trace(self)  # an interrupt may have come in the last moment
             return
         failure: TextpokeError | None = None
         self._measured = self._captures.at_end(self.target.pid, self._tracer)
