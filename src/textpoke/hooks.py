@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a patched site is led to one probe or another: pure functions of plans and addresses.
 
-A site comes to its probe by the CALL at the site itself, the CALL in its stub, or the cell that its
-landing pad jumps by. Leading it elsewhere is a poke of the CALL, one to another, or a store to the
-cell: no thread passes through a NOP, and no call is lost.
+A site comes to its probe by the CALL at the site itself, the CALL in its stub, or the JMP of its
+landing pad, or the cell that this jumps by. Leading it elsewhere is a poke of the CALL or JMP, one
+to another, or a store to the cell: no thread passes through a NOP, and no call is lost.
 """
 
 from __future__ import annotations
@@ -12,7 +12,17 @@ import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from textpoke.plan import CALL, CALL_BYTES, CELL, CS_PREFIX, PAGE, REACH, Method
+from textpoke.plan import (
+    CALL,
+    CALL_BYTES,
+    CELL,
+    CS_PREFIX,
+    JMP,
+    PAD_DISTANCE,
+    PAGE,
+    REACH,
+    Method,
+)
 from textpoke.poke import Poke
 
 if TYPE_CHECKING:
@@ -31,36 +41,43 @@ _STUBBED = (Method.JMP, Method.PUN, Method.TRAP)
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """What leads a site to its probe: a CALL, or a cell of data.
+    """What leads a site to its probe: a CALL, a JMP, or a cell of data.
 
     Attributes:
         address: Its first byte.
-        prefix: Bytes before the CALL's opcode that do nothing.
+        opcode: CALL or JMP; 0 of a cell.
+        prefix: Bytes before the opcode that do nothing.
         in_site: It is the site itself: off when the site is.
-        is_cell: It is no code: any thread reads the old address or the new one.
     """
 
     address: int
+    opcode: int = CALL
     prefix: bytes = b""
     in_site: bool = False
-    is_cell: bool = False
+
+    @property
+    def is_cell(self) -> bool:
+        """True for what is no code: any thread reads the old address or the new one."""
+        return not self.opcode
 
     def code(self, probe: int) -> bytes:
         """Its bytes when it leads to `probe`."""
         if self.is_cell:
             return CELL.pack(probe)
         end = self.address + len(self.prefix) + CALL_BYTES
-        return self.prefix + struct.pack("<Bi", CALL, probe - end)
+        return self.prefix + struct.pack("<Bi", self.opcode, probe - end)
 
 
 def hook_of(planned: SitePlan) -> Hook:
     """What leads a planned site to its probe."""
     if planned.method is Method.FLIP:
-        return Hook(planned.cell, is_cell=True)
+        if planned.cell:
+            return Hook(planned.cell, opcode=0)
+        return Hook(planned.site.address - PAD_DISTANCE, JMP)
     if planned.method in _STUBBED:
         return Hook(planned.return_address - CALL_BYTES)
     prefix = CS_PREFIX * (planned.site.length - CALL_BYTES)
-    return Hook(planned.site.address, prefix, in_site=True)
+    return Hook(planned.site.address, CALL, prefix, in_site=True)
 
 
 def offset_of(planned: SitePlan) -> int:

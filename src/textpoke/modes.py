@@ -166,7 +166,7 @@ def why_no_trap_stays(agent: Agent) -> Callable[[int], str]:
     Raises:
         TargetExited, UnsupportedTarget: As `why_no_traps`.
     """
-    why = _lasting_obstacle(agent) or _why_masking(agent) or masks.why_handling(agent.pid)
+    why = _lasting_obstacle(agent) or why_masking(agent) or masks.why_handling(agent.pid)
     if why:
         return lambda _address: f"an int3 that stays could kill the program: {why}"
     in_runtime = _in_runtime(agent)
@@ -206,7 +206,7 @@ def choose(
     if wanted is not Mode.AUTO:
         return [Choice(wanted, "asked for", everything)]
     obstacle = _lasting_obstacle(agent)  # always: it also refuses a debugger
-    no_traps = no_traps or obstacle or _why_masking(agent)
+    no_traps = no_traps or obstacle or why_masking(agent)
     if no_traps:
         return _without_traps(agent, everything, places, no_traps)
     masked = _runtime_sites(agent, places)
@@ -257,7 +257,7 @@ def _lasting_obstacle(agent: Agent) -> str:
     return ""
 
 
-def _why_masking(agent: Agent) -> str:
+def why_masking(agent: Agent) -> str:
     """Why the program may block SIGTRAP in its own code; looked up again when its files change."""
     files = frozenset((m.path, m.inode) for m in read_maps(agent.pid) if m.inode and "x" in m.perms)
     if agent.masking is None or agent.masking[0] != files:

@@ -67,8 +67,12 @@ class Placing:
         self._begin()
 
     def _begin(self) -> None:
-        self.planner = Planner(self._code(self._default, 0, 0))
+        self.planner = Planner(self._code(self._default, 0, 0), self._traps_are_out)
         self.copies = Copies(self._code)
+
+    def _traps_are_out(self) -> bool:
+        """Would threads have to be held for every change of a landing pad?"""
+        return bool(self._agent.obstacle or modes.why_masking(self._agent))
 
     def _code(self, probe: Probe, at: int, after: int) -> bytes:
         return load_image().probe(self._agent.base, probe, at, after)

@@ -36,8 +36,8 @@ PAGE = 4096
 PAD_DISTANCE = 0x6F6F6F6B
 MERGED_NOP = b"\x66\x66\x66\x66\x90"
 CALL, JMP = 0xE8, 0xE9
-CALL_BYTES = 5
-PAD_BYTES = 6
+CALL_BYTES = JMP_BYTES = 5
+PAD_BYTES = 6  # jmp *cell(%rip), or JMP and an int3 behind it
 CELL = struct.Struct("<Q")
 CS_PREFIX = b"\x2e"  # ignored on CALL in 64-bit mode: fills a longer NOP with one instruction
 _INT3 = 0xCC
@@ -83,7 +83,7 @@ class SitePlan:
         copies: Of an entry of several instructions: where those begin in the stub (`Poke.copies`).
         handler: Where a thread goes on that meets an int3 that stays; 0 for none.
         lead: The probe that it comes to as planned.
-        cell: Where the address stands that its landing pad jumps to; 0 for other methods.
+        cell: Where the address stands that its landing pad jumps to; 0: it is in the pad's JMP.
     """
 
     site: Site
@@ -192,13 +192,16 @@ class Planner:
 
     Args:
         thunk: Code of the thunk that every CALL shall reach, good at any address.
+        by_cells: Tells whether landing pads shall jump by cells: they are led elsewhere without
+            traps and with nobody held, and cost up to 4 ns a call where there are thousands.
 
     Attributes:
         thunks: Addresses of its copies.
     """
 
-    def __init__(self, thunk: bytes) -> None:
+    def __init__(self, thunk: bytes, by_cells: Callable[[], bool] = lambda: False) -> None:
         self._thunk = thunk
+        self._by_cells = by_cells
         self.thunks: list[int] = []
         self._pads: dict[int, _Pad] = {}  # by the site's address
         self._cells: list[_Cells] = []
@@ -264,20 +267,23 @@ class Planner:
         if not owned and not space.is_free(group.start, group.end):
             return
         island = self._island_for(group.start, group.end, space, plan)
-        cells = self._cells_for(group, space, plan) if island is not None else None
-        if island is None or cells is None:
+        if island is None:
+            return
+        cells = self._cells_for(group, space, plan) if self._by_cells() else [0] * len(group.sites)
+        if cells is None:
             return
         if not owned:
             plan.regions.append((group.start, group.end - group.start))
             space.take(group.start, group.end)
         placed = list(zip(group.sites, cells, strict=True))
         pads = [(site.address - PAD_DISTANCE, cell) for site, cell in placed]
-        plan.code.append((cells.start, CELL.pack(island) * len(cells)))
+        if cells[0]:
+            plan.code.append((cells[0], CELL.pack(island) * len(cells)))
         # Between pads of an older region there may be others, in use: leave their bytes alone.
-        plan.code.extend(_pad_code(pads, fill_below=0 if owned else PAGE))
+        plan.code.extend(_pad_code(pads, island, fill_below=0 if owned else PAGE))
         self._pads.update((site.address, _Pad(site, island, cell)) for site, cell in placed)
 
-    def _cells_for(self, group: _Group, space: Space, plan: Plan) -> range | None:
+    def _cells_for(self, group: _Group, space: Space, plan: Plan) -> Sequence[int] | None:
         """Addresses of cells for a group's pads, within reach of all of them."""
         size = CELL.size * len(group.sites)
         for place in self._cells:
@@ -549,15 +555,20 @@ def _apart(sites: list[Site], taken: Container[int]) -> list[Site]:
     return kept
 
 
-def _pad_code(pads: list[tuple[int, int]], *, fill_below: int) -> list[tuple[int, bytes]]:
-    """The jumps of all (pad, cell) to where the cell says.
+def _pad_code(
+    pads: list[tuple[int, int]], island: int, *, fill_below: int
+) -> list[tuple[int, bytes]]:
+    """The jumps of all (pad, cell): to where the cell says, or without one to the island.
 
     Gaps shorter than `fill_below` bytes are filled, so pieces are few.
     """
     pieces: list[tuple[int, bytearray]] = []
-    pack = struct.Struct("<Hi").pack
+    pack, direct = struct.Struct("<Hi").pack, struct.Struct("<BiB").pack
     for pad, cell in pads:
-        jump = pack(_JMP_CELL, cell - (pad + PAD_BYTES))
+        if cell:
+            jump = pack(_JMP_CELL, cell - (pad + PAD_BYTES))
+        else:
+            jump = direct(JMP, island - (pad + JMP_BYTES), _INT3)
         if pieces and pad - (pieces[-1][0] + len(pieces[-1][1])) < fill_below:
             start, data = pieces[-1]
             data.extend(bytes([_INT3]) * (pad - start - len(data)))

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
     Counter = Callable[[str], subprocess.Popen[str]]
 
-BUILDS = ["pie", "non-pie", "nop5", "nop10"]
-NO_NOPS = ("-fPIE", "-pie", "-fcf-protection=none")
+BUILDS = ["pie", "non-pie", "nop5", "nop10", "masks"]
+OTHER = {
+    "no-nops": ("-fPIE", "-pie", "-fcf-protection=none"),
+    "masks": (*programs.PIE, "-DMASKS"),  # its pads jump by cells
+}
 RING_BYTES = 8 << 20
 PHASES = 12
 
@@ -36,7 +39,7 @@ PHASES = 12
 @pytest.fixture
 def counter(compile_target: Compile, start_target: Start) -> Counter:
     def start(build: str) -> subprocess.Popen[str]:
-        options = NO_NOPS if build == "no-nops" else programs.BUILDS[build]
+        options = OTHER.get(build) or programs.BUILDS[build]
         process = start_target(compile_target("counter.c", *options))
         tell(process, "phase 1 3")  # stacks that libc keeps
         hear_until_end(process)
@@ -99,7 +102,7 @@ def test_no_call_is_lost_when_tracers_are_switched(
 
 
 def test_cells_are_stored_whole_or_not_at_all(counter: Counter) -> None:
-    process = counter("pie")
+    process = counter("masks")
     with (
         untouched(process),
         textpoke.attach(process.pid) as target,
@@ -122,7 +125,7 @@ def test_cells_are_stored_whole_or_not_at_all(counter: Counter) -> None:
         assert rights == "r--p"
 
 
-@pytest.mark.parametrize("build", ["pie", "nop5", "no-nops"])
+@pytest.mark.parametrize("build", ["pie", "nop5", "no-nops", "masks"])
 def test_traces_share_their_sites(counter: Counter, tmp_path: Path, build: str) -> None:
     process = counter(build)
     first, second = tmp_path / "first.tptrace", tmp_path / "second.tptrace"

@@ -14,6 +14,12 @@
 
 #include "target.h"
 
+#ifdef MASKS
+#include <signal.h>
+/* A program that could block SIGTRAP. */
+int (*volatile mask_signals)(int, const sigset_t *, sigset_t *) = sigprocmask;
+#endif
+
 enum { MOST_THREADS = 16, EVENTS_PER_TOP = 5 };
 
 struct tally {

@@ -136,6 +136,19 @@ def test_from_one_probe_to_another_is_a_store_of_data(target: Target, kept: Reco
     assert cells(target) == [ISLAND] * COUNT
 
 
+def test_pads_without_cells_are_poked(target: Target, kept: Records) -> None:
+    plans = [replace(plan, cell=0) for plan in PLANS]
+    hooks = [hook_of(plan) for plan in plans]
+    target.fill_code([(hook.address, hook.code(ISLAND)) for hook in hooks])
+    kept.switch("a", wants(DEFAULT, plans))
+    kept.switch("a", wants(GRAPH, plans))
+    assert [len(r.pokes) for r in target.requests] == [COUNT, COUNT]
+    for hook in hooks:
+        assert hook.address == plans[hooks.index(hook)].site.address - PAD_DISTANCE
+        assert target.read(hook.address, 5) == hook.code(ISLAND + 0x2000)
+    assert target.stores == []
+
+
 def test_sites_that_are_off_are_led_before_they_are_on(target: Target, kept: Records) -> None:
     seen: list[list[int]] = []
     usual = target.run
