@@ -9,6 +9,9 @@
 
 #define TPA_SLOT_COUNT 4096u /* probe.inc: SLOT_MASK */
 
+#define PAGE_UP(bytes) (((bytes) + TP_PAGE_BYTES - 1) & ~(uint64_t)(TP_PAGE_BYTES - 1))
+#define PAGE_OF(at) ((at) & ~(uint64_t)(TP_PAGE_BYTES - 1))
+
 /** Where a thread finds its ring: keyed by fs base, never emptied. */
 struct tpa_slot {
 	uint64_t fs_base;

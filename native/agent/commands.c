@@ -14,7 +14,6 @@
 #define DRAIN_NS 10000000
 #define MAP_PADS 0x104022 /* PRIVATE | ANONYMOUS | NORESERVE | FIXED_NOREPLACE */
 #define PR_SET_VMA_NR 0x53564d41
-#define PAGE_UP(bytes) (((bytes) + TP_PAGE_BYTES - 1) & ~(uint64_t)(TP_PAGE_BYTES - 1))
 
 /* One private block: the batch, its pokes. Kept for ever if a handler may still be using it. */
 struct job {

@@ -68,7 +68,7 @@ void tpa_pause(void)
 /* A module may be closed while it is patched: nothing of ours is left then, and no harm done. */
 static int is_unmapped(uint64_t addr, size_t len)
 {
-	uint64_t start = addr & -(uint64_t)TP_PAGE_BYTES;
+	uint64_t start = PAGE_OF(addr);
 	uint8_t resident[TP_WINDOW_PAGES + 1];
 
 	return addr + len - start <= sizeof(resident) * TP_PAGE_BYTES &&
@@ -146,7 +146,7 @@ int tpa_store_words(const struct tp_wire *wire, const uint64_t args[4])
 {
 	const uint64_t *request = (const uint64_t *)((const char *)wire + TP_PAGE_BYTES);
 	uint64_t start = args[0], count = args[1], end = start + 8 * count;
-	uint64_t page = start & -(uint64_t)TP_PAGE_BYTES;
+	uint64_t page = PAGE_OF(start);
 	int error;
 	long ret;
 

@@ -14,12 +14,10 @@
  */
 #include "agent.h"
 
-#define PAGE_UP(bytes) (((bytes) + TP_PAGE_BYTES - 1) & ~(uint64_t)(TP_PAGE_BYTES - 1))
 #define MOST_SHADOWS 4096
 #define SHADOW_NONE ((struct tp_shadow *)1) /* probe.inc */
 #define FULL_CALLS 1024			    /* between two looks for dead frames that found none */
 #define MOST_STACK (1ull << 30)
-#define PAGE_OF(at) ((at) & ~(uint64_t)(TP_PAGE_BYTES - 1))
 
 enum { SHADOW_UNUSED, SHADOW_USED, SHADOW_SEARCHED };
 

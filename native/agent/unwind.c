@@ -9,7 +9,6 @@
 enum { JMP_BUF_RSP = 6 };
 
 #define MOST_PAGES 2048 /* of a stack that are looked at */
-#define PAGE_OF(at) ((at) & ~(uint64_t)(TP_PAGE_BYTES - 1))
 
 /*
  * Put @to where @from stands, if it does. In one instruction where nothing forbids: another thread may

@@ -324,7 +324,7 @@ class Recording:
     def _feed(self, mark: int | None, *, complete: bool = True) -> Flowed:
         """What was drained since; `mark`: ticks before that drain began, None for the end."""
         flow = self._flow
-        assert flow is not None  # noqa: S101
+        assert flow is not None  # noqa: S101 - who calls has looked
         try:
             return flow.finish() if mark is None else flow.feed(mark, complete=complete)
         except OSError as exc:

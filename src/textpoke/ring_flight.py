@@ -185,7 +185,7 @@ class RingFlight:
 
     def sample(self) -> int:
         """Show the counter the last calls; returns how many more there were since the last time."""
-        assert self.counter is not None  # noqa: S101
+        assert self.counter is not None  # noqa: S101 - who samples has set it
         written = self._rings.written()
         written, self._counted = written - self._counted, written
         now = int(lib.tp_rdtsc())

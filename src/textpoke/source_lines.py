@@ -145,7 +145,7 @@ def _contents(image: elf.Image, section: elf.Section, most: int) -> bytes | None
 
 def _add_unit(
     dwarf: Any,  # noqa: ANN401 - pyelftools has no types
-    unit: Any,  # noqa: ANN401
+    unit: Any,  # noqa: ANN401 - likewise
     wanted: Sequence[int],
     found: dict[int, Line],
 ) -> None:
@@ -165,8 +165,8 @@ def _add_unit(
 
 def _may_hold(
     dwarf: Any,  # noqa: ANN401 - pyelftools has no types
-    unit: Any,  # noqa: ANN401
-    top: Any,  # noqa: ANN401
+    unit: Any,  # noqa: ANN401 - likewise
+    top: Any,  # noqa: ANN401 - likewise
     wanted: Sequence[int],
 ) -> bool:
     """Whether a unit may hold one of the addresses: its ranges say so, or nothing of them."""
@@ -179,8 +179,8 @@ def _may_hold(
 
 def _ranges_may_hold(
     dwarf: Any,  # noqa: ANN401 - pyelftools has no types
-    unit: Any,  # noqa: ANN401
-    top: Any,  # noqa: ANN401
+    unit: Any,  # noqa: ANN401 - likewise
+    top: Any,  # noqa: ANN401 - likewise
     wanted: Sequence[int],
 ) -> bool:
     from elftools.dwarf.ranges import BaseAddressEntry
