@@ -214,37 +214,35 @@ static const struct rule *rule_for(struct rule rules[RULES], const struct tp_pok
 	return rule;
 }
 
+/* Bytes of a site as one word, with int3s at the bytes of @int3. */
+static uint64_t with_int3s(const uint8_t *bytes, uint64_t int3)
+{
+	return (tp_word(bytes) & ~int3) | (INT3_WORD & int3);
+}
+
 /*
- * Check and edit pokes from @i on by their common rule, up to one of another kind or one that does
- * not hold what it must: its index. A site with the bytes of the one before it must hold the same
- * ones and gets the same ones.
+ * Check and edit by rule the poke @i and those that follow with the same bytes: they must hold the same
+ * and get the same. Returns the index of the first that is another's, or does not hold what it must.
  */
 static size_t prepare_by_rule(const struct tp_batch *batch, const struct rule *rule, bool to_new,
 			      const struct tp_copy *copy, size_t i)
 {
 	const struct tp_poke *poke = &batch->pokes[i], *end = &batch->pokes[copy->last];
-	uint8_t *const bytes = copy->bytes;
-	const uint64_t start = copy->start;
 	const uint64_t site = rule->site, kept = ~(rule->edit | rule->int3);
-	const uint32_t kind = rule->kind;
-	uint64_t want, put;
+	const uint64_t want =
+		with_int3s(rule->holds_new ? poke->new_ : poke->old, rule->traps) & site;
+	const uint64_t put = with_int3s(to_new ? poke->new_ : poke->old, rule->int3) & ~kept;
 
 	do {
-		want = tp_word(rule->holds_new ? poke->new_ : poke->old);
-		want = ((want & ~rule->traps) | (INT3_WORD & rule->traps)) & site;
-		put = tp_word(to_new ? poke->new_ : poke->old) & rule->edit;
-		put |= INT3_WORD & rule->int3;
-		do {
-			uint8_t *found = bytes + (poke->addr - start);
-			uint64_t word = tp_word(found);
+		uint8_t *found = copy->bytes + (poke->addr - copy->start);
+		uint64_t word = tp_word(found);
 
-			if ((word & site) != want)
-				return (size_t)(poke - batch->pokes);
-			word = (word & kept) | put;
-			__builtin_memcpy(found, &word, sizeof(word));
-			poke++;
-		} while (poke < end && poke->flags & TP_POKE_ALIKE && tp_kind(poke) == kind);
-	} while (poke < end && tp_kind(poke) == kind);
+		if ((word & site) != want)
+			break;
+		word = (word & kept) | put;
+		__builtin_memcpy(found, &word, sizeof(word));
+		poke++;
+	} while (poke < end && poke->flags & TP_POKE_ALIKE && tp_kind(poke) == rule->kind);
 	return (size_t)(poke - batch->pokes);
 }
 

@@ -47,6 +47,7 @@ _BUSY_TRIES = 20
 _BUSY_PAUSE_S = 0.005
 _OFF_TRIES = 10
 _MOST_KEPT = 64
+_MOST_KEPT_STEPS = 400_000  # of all changes that are kept: some 400 MiB
 INSIDE = "a thread stands among its first instructions and does not leave"
 NO_COPY = "no free memory within 2 GiB of it for the probe"
 IN_THE_WAY = "another trace has patched some of its bytes"
@@ -158,6 +159,7 @@ class _Change:
     goes_off: bool  # some site is switched off
     state: int = 0  # that it has led to before
     after: _After | None = None  # what is in place then, once it was made twice
+    size: int = 0  # its steps
 
     @classmethod
     def of(
@@ -181,6 +183,7 @@ class _Change:
             tuple(over),
             frozenset(p.site.address for p in over),
             goes_off=any(not s.chain for s in usual.steps),
+            size=len(steps),
         )
 
     @property
@@ -361,10 +364,15 @@ class Records:
         steps = tuple(self._steps(user, wanted, left_out))
         coming = [s.planned for s in steps if s.chain and s.poke.address == s.planned.site.address]
         change = _Change.of(steps, left_out, self._under(coming, alone=wanted.alone))
-        if len(self._kept) >= _MOST_KEPT:
-            self._kept.clear()
-        self._kept[key] = change
+        self._keep(key, change)
         return change
+
+    def _keep(self, key: tuple[int, str, int], change: _Change) -> None:
+        """Keep it for the next time; the oldest go, but for two: on and off."""
+        self._kept[key] = change
+        size = sum(kept.size for kept in self._kept.values())
+        while len(self._kept) > 2 and (len(self._kept) > _MOST_KEPT or size > _MOST_KEPT_STEPS):
+            size -= self._kept.pop(next(iter(self._kept))).size
 
     def _steps(self, user: str, wanted: Wants, left_out: list[tuple[Site, str]]) -> Iterable[_Step]:
         need = self._needed(user, wanted, left_out)
