@@ -47,6 +47,7 @@ _GONE = (TargetExited, NoSuchTarget, AgentFailed, OSError, ValueError)
 _NEAR_BYTES = 4096  # counters and sites closer than this are read together
 _MOST_MASKS = 64
 _NO_COUNTS = np.zeros((0, 2), np.uint64)
+_PAIR = np.dtype(np.complex128)  # sixteen bytes that numpy moves whole: taken and not taken
 _NO_MASK = np.zeros(0, np.bool_)
 
 
@@ -151,7 +152,8 @@ class BranchCounting:
             if refused:
                 now = after & ~np.isin(self._site_at, [site.address for site, _ in refused])
         finally:
-            self.look()
+            if before.any():  # else nothing was counted yet
+                self.look()
             self._on = now
             self._was_on = self._was_on | now
             self._turned()
@@ -314,11 +316,10 @@ class BranchCounting:
 
     def _read(self) -> NDArray[np.uint64]:
         """The counters as they are now."""
-        values = np.zeros((len(self._at), 2), np.uint64)
+        values = np.zeros(len(self._at), _PAIR)
         for start, end, here, index in self._spans:
-            read = np.frombuffer(self._target.agent.read(start, end - start), np.uint64)
-            values[here] = read.reshape(-1, 2)[index]
-        return values
+            values[here] = np.frombuffer(self._target.agent.read(start, end - start), _PAIR)[index]
+        return values.view(np.uint64).reshape(-1, 2)
 
     def _as_in_file(
         self, sites: Sequence[BranchSite]

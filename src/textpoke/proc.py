@@ -61,8 +61,8 @@ def read_maps(pid: int) -> list[Mapping]:
         NoSuchTarget: No such process.
         AttachDenied: Another user's process.
     """
-    text = os.fsdecode(read_file(pid, f"{living_task(pid)}maps"))
-    return [_mapping(line) for line in text.split("\n") if line]
+    content = read_file(pid, "maps") or read_file(pid, f"{living_task(pid)}maps")
+    return [_mapping(line) for line in os.fsdecode(content).split("\n") if line]
 
 
 @functools.lru_cache(_KEPT_LINES)  # a batch looks at the maps, and they are mostly the same
@@ -181,7 +181,7 @@ def read_auxv(pid: int) -> dict[int, int]:
         NoSuchTarget: No such process.
         AttachDenied: Another user's process.
     """
-    content = read_file(pid, f"{living_task(pid)}auxv")
+    content = read_file(pid, "auxv") or read_file(pid, f"{living_task(pid)}auxv")
     whole = len(content) // _AUXV_ENTRY.size * _AUXV_ENTRY.size
     return dict(_AUXV_ENTRY.iter_unpack(content[:whole]))
 

@@ -237,7 +237,8 @@ class Records:
         self._place = place
         self._default = (default,)
         self._users: dict[str, Wants] = {}
-        self._in_place: _InPlace = {}  # by site: chain and lead
+        self._in_place: _InPlace = {}  # by site: chain and lead; see _changed()
+        self._is_shared = False  # a change that was kept knows it by
         self._leads: dict[int, int] = {}  # by hook: of sites that are off, too
         self._state = 0
         self._states: dict[object, int] = {}  # numbers of states that may be met again
@@ -303,7 +304,8 @@ class Records:
             self._new_state()
             return
         if change.state:  # it was made before, and perhaps will be again
-            change.after = change.after or (dict(self._in_place), dict(self._leads))
+            change.after = change.after or (self._in_place, dict(self._leads))
+            self._is_shared = True
         change.state = change.state or self._number()
         self._state = change.state
 
@@ -332,8 +334,9 @@ class Records:
 
     def forget_in(self, mappings: Sequence[Mapped]) -> None:
         """Other code is mapped there now: nothing of ours is in it."""
-        for address in within(self._in_place, mappings):
-            del self._in_place[address]
+        there = self._changed()
+        for address in within(there, mappings):
+            del there[address]
         for ever in self._ever.values():
             for address in within(ever, mappings):
                 del ever[address]
@@ -482,7 +485,7 @@ class Records:
             self._take_back(change.usual.steps + change.staying.steps)
             raise
         if change.after is not None and complete:  # as the last time
-            self._in_place, self._leads = dict(change.after[0]), dict(change.after[1])
+            self._come_back_to(change.after)
         else:
             self._note(change.cells.steps)
 
@@ -517,8 +520,7 @@ class Records:
         alone = part is change.usual and not (change.staying.steps or change.cells.steps)
         after = change.after if alone else None
         if after is not None and not outcome.left:
-            # As the last time, without a look at every site.
-            self._in_place, self._leads = dict(after[0]), dict(after[1])
+            self._come_back_to(after)  # as the last time, without a look at every site
             return []
         left = set(outcome.left)
         self._note(s for i, s in enumerate(part.steps) if i not in left)
@@ -611,20 +613,32 @@ class Records:
                 done.refused.append((step.planned.site, "somebody else has changed it"))
             else:
                 done.left_alone += 1
-                self._in_place.pop(step.planned.site.address, None)
+                self._changed().pop(step.planned.site.address, None)
         return left
 
+    def _changed(self) -> _InPlace:
+        """What is in place, to be changed: tens of thousands of sites are copied only then."""
+        if self._is_shared:
+            self._in_place, self._is_shared = dict(self._in_place), False
+        return self._in_place
+
+    def _come_back_to(self, after: _After) -> None:
+        """It is as it was when a kept change was made the last time."""
+        self._in_place, self._leads = after[0], dict(after[1])
+        self._is_shared = True
+
     def _note(self, steps: Iterable[_Step]) -> None:
+        there = self._changed()
         for step in steps:
             address = step.planned.site.address
             if not step.chain:
-                self._in_place.pop(address, None)
+                there.pop(address, None)
                 continue
             elsewhere = step.poke.address != address  # a pad, or a stub
             if elsewhere:
                 self._leads[step.poke.address] = step.lead
-            if not elsewhere or address in self._in_place:
-                self._in_place[address] = step.chain, step.lead, step.planned
+            if not elsewhere or address in there:
+                there[address] = step.chain, step.lead, step.planned
 
     def _read_back(self, steps: Iterable[_Step]) -> None:
         """Note what the target's memory says."""
