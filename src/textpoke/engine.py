@@ -166,7 +166,8 @@ def _run_choices(agent: Agent, request: Request, choices: list[Choice], how: _Ho
                     _run_part(agent, request.reversed(there), earlier.mode, undo)
             raise
         left = tuple(choice.indexes[k] for k in outcome.left)
-        done = done.plus(replace(outcome, choices=(choice,), left=left))
+        part = replace(outcome, choices=(choice,), left=left)
+        done = done.plus(part) if i else part
     return done
 
 

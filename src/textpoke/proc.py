@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import re
 import struct
 from typing import TYPE_CHECKING
 
@@ -13,24 +14,26 @@ from textpoke._errors import AttachDenied, NoSuchTarget
 from textpoke.model import Mapping, Thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 ROOT = "/proc"
 AT_HWCAP2 = 26
 
 _AUXV_ENTRY = struct.Struct("<QQ")
 _START_STACK = 25  # field 28 of proc/PID/stat, counted from behind the name
-_WORKERS_MASK = "fffffffffffbfeff"  # all but SIGKILL and SIGSTOP
+_WORKERS_MASK = b"\nSigBlk:\tfffffffffffbfeff\n"  # all but SIGKILL and SIGSTOP
 _PF_IO_WORKER, _PF_USER_WORKER = 0x10, 0x4000
 _GONE = (errno.ENOENT, errno.ESRCH)
 _KEPT_LINES = 4096
+_KEPT_MAPS = 4
 _SYS_KCMP = 312
 _KCMP_VM = 1
-_Status = dict[str, str]
-_OF_THREAD = [
-    (name, f"{'' if name == 'Name' else chr(10)}{name}:".encode())
-    for name in ("Name", "State", "TracerPid", "SigPnd", "SigBlk", "Seccomp")
-]
+# Threads are read before every batch: what `thread_of` looks at, in the kernel's order.
+_OF_THREAD = re.compile(
+    rb"Name:\t(.*?)\n.*?\nState:\t(\S).*?\nTracerPid:\t(\d+)\n.*?\nSigPnd:\t(\w+)\n"
+    rb".*?\nSigBlk:\t(\w+)\n(?:.*?\nSeccomp:\t(\d+))?",
+    re.DOTALL,
+)
 
 
 def read_file(pid: int, name: str) -> bytes:
@@ -62,10 +65,16 @@ def read_maps(pid: int) -> list[Mapping]:
         AttachDenied: Another user's process.
     """
     content = read_file(pid, "maps") or read_file(pid, f"{living_task(pid)}maps")
-    return [_mapping(line) for line in os.fsdecode(content).split("\n") if line]
+    return list(_mappings(content))
 
 
-@functools.lru_cache(_KEPT_LINES)  # a batch looks at the maps, and they are mostly the same
+# A batch looks at the maps more than once, and they are mostly the same.
+@functools.lru_cache(_KEPT_MAPS)
+def _mappings(content: bytes) -> tuple[Mapping, ...]:
+    return tuple(_mapping(line) for line in os.fsdecode(content).split("\n") if line)
+
+
+@functools.lru_cache(_KEPT_LINES)
 def _mapping(line: str) -> Mapping:
     fields = line.split(None, 5)
     start, _, end = fields[0].partition("-")
@@ -81,7 +90,7 @@ def read_threads(pid: int) -> list[Thread]:
     Raises:
         NoSuchTarget: No such process.
     """
-    return [thread_of(tid, status) for tid, status in _statuses(pid, _fields_of_thread)]
+    return [_thread(tid, content) for tid, content in _statuses(pid)]
 
 
 def read_statuses(pid: int) -> list[tuple[int, dict[str, str]]]:
@@ -93,15 +102,15 @@ def read_statuses(pid: int) -> list[tuple[int, dict[str, str]]]:
     Raises:
         NoSuchTarget: No such process.
     """
-    return _statuses(pid, _fields)
+    return [(tid, _fields(content)) for tid, content in _statuses(pid)]
 
 
-def _statuses(pid: int, fields: Callable[[bytes], _Status]) -> list[tuple[int, _Status]]:
-    statuses: list[tuple[int, _Status]] = []
+def _statuses(pid: int) -> list[tuple[int, bytes]]:
+    statuses: list[tuple[int, bytes]] = []
     for tid in _task_ids(pid):
         try:
-            status = fields(read_file(pid, f"task/{tid}/status"))
-            if status.get("SigBlk") != _WORKERS_MASK or not _is_kernel_worker(pid, tid):
+            status = read_file(pid, f"task/{tid}/status")
+            if _WORKERS_MASK not in status or not _is_kernel_worker(pid, tid):
                 statuses.append((tid, status))
         except NoSuchTarget:
             continue  # a thread that ended meanwhile
@@ -110,26 +119,31 @@ def _statuses(pid: int, fields: Callable[[bytes], _Status]) -> list[tuple[int, _
     return statuses
 
 
+def _thread(tid: int, content: bytes) -> Thread:
+    found = _OF_THREAD.match(content)
+    if not found:
+        return thread_of(tid, _fields(content))
+    name, state, tracer, pending, blocked, seccomp = found.groups(b"0")
+    return Thread(
+        tid,
+        name.decode("utf-8", "backslashreplace").strip(),
+        state.decode("ascii"),
+        int(blocked, 16),
+        int(pending, 16),
+        int(tracer),
+        int(seccomp),
+    )
+
+
 def read_status(pid: int, task: str = "") -> dict[str, str]:
     """Return the fields of proc/PID/status, or of one thread's with `task` = "task/TID/"."""
     return _fields(read_file(pid, f"{task}status"))
 
 
-def _fields(content: bytes) -> _Status:
+def _fields(content: bytes) -> dict[str, str]:
     text = content.decode("utf-8", "backslashreplace")
     pairs = (line.partition(":") for line in text.split("\n"))
     return {key: value.strip() for key, _, value in pairs}
-
-
-def _fields_of_thread(content: bytes) -> _Status:
-    """Only what `thread_of` looks at: threads are read before every batch."""
-    found: _Status = {}
-    for name, start in _OF_THREAD:
-        at = content.find(start)
-        if at >= 0:
-            value = content[at + len(start) : content.find(b"\n", at + 1)]
-            found[name] = value.decode("utf-8", "backslashreplace").strip()
-    return found
 
 
 def start_of_main_stack(pid: int) -> int:
