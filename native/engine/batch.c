@@ -6,6 +6,8 @@
  */
 #include "engine.h"
 
+#define SITES_A_TURN 8 /* more of one kind in a row, and deciding once for them is cheaper */
+
 enum { TP_UNSORTED = 1 };
 
 static void swap_pokes(struct tp_poke *a, struct tp_poke *b)
@@ -296,6 +298,8 @@ struct cursor {
 	bool must_learn;
 	bool must_arm;
 	size_t skipped;
+	size_t turns; /* sites of another kind than the one before */
+	uint32_t kind;
 };
 
 static bool is_known(struct cursor *cursor, const struct tp_poke *poke)
@@ -388,6 +392,8 @@ static int check_pokes(const struct tp_engine *engine, struct tp_batch *batch,
 			*blame = i;
 			return error;
 		}
+		cursor->turns += tp_kind(poke) != cursor->kind;
+		cursor->kind = tp_kind(poke);
 	}
 	return 0;
 }
@@ -424,5 +430,6 @@ int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
 	batch->must_learn = cursor.must_learn;
 	batch->must_arm = cursor.must_arm;
 	batch->skipped = cursor.skipped;
+	batch->is_mixed = cursor.turns > batch->count / SITES_A_TURN;
 	return 0;
 }

@@ -221,28 +221,37 @@ static uint64_t with_int3s(const uint8_t *bytes, uint64_t int3)
 }
 
 /*
- * Check and edit by rule the poke @i and those that follow with the same bytes: they must hold the same
- * and get the same. Returns the index of the first that is another's, or does not hold what it must.
+ * Check and edit by rule the poke @i and those of its kind that follow: the index of the first that is
+ * of another kind, or does not hold what it must. A site with the bytes of the one before it must hold
+ * the same ones and gets the same ones.
  */
 static size_t prepare_by_rule(const struct tp_batch *batch, const struct rule *rule, bool to_new,
 			      const struct tp_copy *copy, size_t i)
 {
 	const struct tp_poke *poke = &batch->pokes[i], *end = &batch->pokes[copy->last];
+	uint8_t *const bytes = copy->bytes;
+	const uint64_t start = copy->start;
 	const uint64_t site = rule->site, kept = ~(rule->edit | rule->int3);
-	const uint64_t want =
-		with_int3s(rule->holds_new ? poke->new_ : poke->old, rule->traps) & site;
-	const uint64_t put = with_int3s(to_new ? poke->new_ : poke->old, rule->int3) & ~kept;
+	const uint32_t kind = rule->kind;
+	const bool is_mixed = batch->is_mixed;
 
 	do {
-		uint8_t *found = copy->bytes + (poke->addr - copy->start);
-		uint64_t word = tp_word(found);
+		const uint64_t want =
+			with_int3s(rule->holds_new ? poke->new_ : poke->old, rule->traps) & site;
+		const uint64_t put =
+			with_int3s(to_new ? poke->new_ : poke->old, rule->int3) & ~kept;
 
-		if ((word & site) != want)
-			break;
-		word = (word & kept) | put;
-		__builtin_memcpy(found, &word, sizeof(word));
-		poke++;
-	} while (poke < end && poke->flags & TP_POKE_ALIKE && tp_kind(poke) == rule->kind);
+		do {
+			uint8_t *found = bytes + (poke->addr - start);
+			uint64_t word = tp_word(found);
+
+			if ((word & site) != want)
+				return (size_t)(poke - batch->pokes);
+			word = (word & kept) | put;
+			__builtin_memcpy(found, &word, sizeof(word));
+			poke++;
+		} while (poke < end && poke->flags & TP_POKE_ALIKE && tp_kind(poke) == kind);
+	} while (!is_mixed && poke < end && tp_kind(poke) == kind);
 	return (size_t)(poke - batch->pokes);
 }
 

@@ -80,6 +80,7 @@ struct tp_batch {
 	bool must_look;	   /* likewise: a site holds several instructions now */
 	bool must_learn;   /* likewise: the known table lacks a site's first bytes */
 	bool must_arm;	   /* likewise: a site becomes an int3 for good, or has been one */
+	bool is_mixed;	   /* likewise: sites of several kinds (tp_kind) take turns */
 	size_t skipped;	   /* likewise: records that are already there */
 	struct tp_outcome *outcome;
 };
@@ -156,7 +157,8 @@ static inline bool tp_same_field(const uint8_t *a, const uint8_t *b)
 
 /**
  * Length, flags, outcome and emulation of a poke as one word: sites with the same word need the same
- * work, so a loop over thousands of them decides once.
+ * work, so a loop over thousands of them decides once. Not in a batch that is mixed: no processor
+ * foretells whether the next site is of another kind, so asking each one is cheaper there.
  */
 static inline uint32_t tp_kind(const struct tp_poke *poke)
 {

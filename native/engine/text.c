@@ -51,6 +51,7 @@ static struct window next_window(const struct tp_engine *engine, const struct tp
 {
 	struct window window = { .first = first };
 	const struct tp_poke *last = NULL, *last_tail = NULL;
+	uint32_t last_kind = ~0u;
 	uint64_t last_page = 0;
 	size_t i;
 
@@ -58,8 +59,11 @@ static struct window next_window(const struct tp_engine *engine, const struct tp
 		const struct tp_poke *poke = &batch->pokes[i];
 		uint64_t page = poke->addr / TP_PAGE_BYTES;
 
-		if (!tp_selected(poke, pass))
-			continue;
+		if (batch->is_mixed || tp_kind(poke) != last_kind) {
+			if (!tp_selected(poke, pass))
+				continue;
+			last_kind = tp_kind(poke);
+		}
 		if (!last) {
 			window.start = poke->addr;
 			window.blame = i;
@@ -134,6 +138,7 @@ static uint8_t written_in_part(const struct tp_poke *poke, const struct tp_pass 
 static int advance_sites(struct tp_batch *batch, const struct tp_pass *pass,
 			 const struct window *window, uint64_t end, int error)
 {
+	uint32_t last_kind = ~0u;
 	size_t done = 0;
 	size_t i;
 
@@ -141,8 +146,14 @@ static int advance_sites(struct tp_batch *batch, const struct tp_pass *pass,
 		struct tp_poke *poke = &batch->pokes[i];
 		size_t from, to;
 
+		if (!error && !batch->is_mixed && tp_kind(poke) == last_kind) {
+			poke->outcome = pass->to;
+			done++;
+			continue;
+		}
 		if (!tp_selected(poke, pass))
 			continue;
+		last_kind = tp_kind(poke);
 		if (error) {
 			tp_edit_range(poke, pass, &from, &to);
 			if (from < to && poke->addr + to > end) {
