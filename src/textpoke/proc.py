@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -55,6 +56,15 @@ def read_file(pid: int, name: str) -> bytes:
         raise
 
 
+def _read_of_memory(pid: int, name: str) -> bytes:
+    """A file about the memory, which the first thread has no more once it has exited."""
+    with contextlib.suppress(NoSuchTarget):
+        content = read_file(pid, name)
+        if content:
+            return content
+    return read_file(pid, f"{living_task(pid)}{name}")
+
+
 def read_maps(pid: int) -> list[Mapping]:
     """Return all mappings of a process, in address order.
 
@@ -64,8 +74,7 @@ def read_maps(pid: int) -> list[Mapping]:
         NoSuchTarget: No such process.
         AttachDenied: Another user's process.
     """
-    content = read_file(pid, "maps") or read_file(pid, f"{living_task(pid)}maps")
-    return list(_mappings(content))
+    return list(_mappings(_read_of_memory(pid, "maps")))
 
 
 # A batch looks at the maps more than once, and they are mostly the same.
@@ -195,7 +204,7 @@ def read_auxv(pid: int) -> dict[int, int]:
         NoSuchTarget: No such process.
         AttachDenied: Another user's process.
     """
-    content = read_file(pid, "auxv") or read_file(pid, f"{living_task(pid)}auxv")
+    content = _read_of_memory(pid, "auxv")
     whole = len(content) // _AUXV_ENTRY.size * _AUXV_ENTRY.size
     return dict(_AUXV_ENTRY.iter_unpack(content[:whole]))
 
