@@ -2083,6 +2083,7 @@ static void *in_thread(void *opaque)
 	}
 	pthread_cleanup_pop(1);
 	X(pthread_barrier_wait)(&shared_barrier);
+	X(pthread_barrier_wait)(&shared_barrier); /* the lock is taken: somebody will wait */
 	X(pthread_mutex_lock)(&shared_lock);
 	shared_done++;
 	shared_sum += (uint64_t)undone;
@@ -2132,6 +2133,7 @@ static void threads(struct run *r)
 			put_int(r, X(pthread_create)(&thread[i], &a, in_thread, (void *)i));
 		put_int(r, X(pthread_barrier_wait)(&shared_barrier) <= 0);
 		X(pthread_mutex_lock)(&shared_lock);
+		put_int(r, X(pthread_barrier_wait)(&shared_barrier) <= 0);
 		while (shared_done < 3)
 			X(pthread_cond_wait)(&shared_word, &shared_lock);
 		put_int(r, X(pthread_cond_timedwait)(&shared_word, &shared_lock, &past));
