@@ -17,7 +17,7 @@ from subject import CHUNK, Subject, complaints
 if TYPE_CHECKING:
     import argparse
 
-    from textpoke.trace import Trace
+    from textpoke.one_trace import Trace
 
 ABOUT = """
 Threads call tiny functions, T threads N functions round robin, N = 1 (warm: caches and branch

@@ -18,16 +18,15 @@ from processes import built
 from redis_server import Load, Redis
 
 import textpoke
-from textpoke import trace as trace_module
-from textpoke import tracers
+from textpoke import one_trace, tracers
 from textpoke.tracer_names import BRANCH, NOP
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from textpoke.one_trace import Trace
     from textpoke.poke import Outcome
-    from textpoke.trace import Trace
     from textpoke.tracer import Target
 
 ABOUT = """
@@ -330,7 +329,7 @@ def goals(rows: list[Row]) -> list[Goal]:
 
 def available() -> tuple[list[str], list[str]]:
     """The tracers that a trace can be switched to, and those that it cannot yet."""
-    there = any(hasattr(module, "BRANCH") for module in (tracers, trace_module))
+    there = any(hasattr(module, "BRANCH") for module in (tracers, one_trace))
     names = [name for name in TRACERS if name != BRANCH or there]
     return names, [name for name in TRACERS if name not in names]
 

@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     from textpoke.leave import DetachReport
     from textpoke.model import Module, Site, SiteKind
     from textpoke.modes import Choice, Mode
+    from textpoke.one_trace import Trace
     from textpoke.poke import Outcome, Poke
-    from textpoke.trace import Trace
     from textpoke.tracer import Target, attach, launch, this_process
 
 _HOME = {
@@ -80,7 +80,7 @@ _HOME = {
     "DetachReport": "leave",
     "FilterSet": "filters",
     "Threads": "filters",
-    "Trace": "trace",
+    "Trace": "one_trace",
 }
 
 __all__ = [

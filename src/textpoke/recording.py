@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from textpoke.flow import Flow, Flowed
     from textpoke.governor import Budget, Decision
     from textpoke.model import Module, Site
+    from textpoke.one_trace import Trace
     from textpoke.ring import Drained
     from textpoke.ring_flight import RingFlight
-    from textpoke.trace import Trace
     from textpoke.trigger_engine import Hit, TriggerEngine
     from textpoke.watch import Watch
 

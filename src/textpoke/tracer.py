@@ -28,12 +28,12 @@ from textpoke.agent_image import Probe, load_image
 from textpoke.engine import Batch
 from textpoke.inject import DEFAULT_RING_BYTES, DEFAULT_RINGS, load
 from textpoke.modes import Mode
+from textpoke.one_trace import Trace
 from textpoke.placing import Placing
 from textpoke.records import Records
 from textpoke.redirection import Redirection
 from textpoke.returns import Returns
 from textpoke.ring_sets import RingSets
-from textpoke.trace import Trace
 from textpoke.tracer_names import BLK, BRANCH, FUNCTION
 
 if TYPE_CHECKING:

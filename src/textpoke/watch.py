@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from textpoke import clock
+from textpoke.one_trace import Trace
 from textpoke.streams import RawBlock, Tap
-from textpoke.trace import Trace
 from textpoke.tracer_names import FUNCTION, GRAPH
 from textpoke.tracers import Options
 

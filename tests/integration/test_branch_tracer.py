@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from conftest import Compile, Start
 
     from textpoke.model import BranchRow
-    from textpoke.trace import Trace
+    from textpoke.one_trace import Trace
 
 WRONG = 32
 BUILDS = {"entries": ("-O2",), "nops": ("-O2", "-fpatchable-function-entry=5")}

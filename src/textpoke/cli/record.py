@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from textpoke.control import ControlServer
     from textpoke.governor import Budget
+    from textpoke.one_trace import Trace
     from textpoke.recording import Recording
     from textpoke.session import RecordSession
-    from textpoke.trace import Trace
     from textpoke.tracer import Target
 
 _LIVE_S = 0.25
