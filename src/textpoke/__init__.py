@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from textpoke.model import Module, Site, SiteKind
     from textpoke.modes import Choice, Mode
     from textpoke.one_trace import Trace
+    from textpoke.own_calls import OwnCalls
+    from textpoke.own_process import OwnTrace, trace
     from textpoke.poke import Outcome, Poke
     from textpoke.tracer import Target, attach, launch, this_process
 
@@ -80,7 +82,10 @@ _HOME = {
     "DetachReport": "leave",
     "FilterSet": "filters",
     "Threads": "filters",
+    "OwnCalls": "own_calls",
+    "OwnTrace": "own_process",
     "Trace": "one_trace",
+    "trace": "own_process",
 }
 
 __all__ = [
@@ -118,6 +123,8 @@ __all__ = [
     "NobodyRecords",
     "NotPatchable",
     "Outcome",
+    "OwnCalls",
+    "OwnTrace",
     "Poke",
     "PokeError",
     "Site",
@@ -142,6 +149,7 @@ __all__ = [
     "text_poke_bp",
     "text_poke_bp_list",
     "this_process",
+    "trace",
 ]
 
 
@@ -152,3 +160,8 @@ def __getattr__(name: str) -> object:
     value: object = getattr(module, name)
     globals()[name] = value
     return value
+
+
+def load_ipython_extension(shell: object) -> None:
+    """`%load_ext textpoke` in IPython and Jupyter: see `textpoke.notebook`."""
+    importlib.import_module("textpoke.notebook").load(shell)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`with textpoke.trace(...)`: native functions that the calling process itself runs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from typing import TYPE_CHECKING, Self
+
+from textpoke._errors import TextpokeError
+from textpoke._native import lib
+from textpoke.own_calls import OwnCalls
+from textpoke.own_modules import import_them, patterns_of
+from textpoke.python_lines import LineNotes
+from textpoke.tracer import this_process
+from textpoke.tracer_names import GRAPH
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from textpoke.one_trace import Trace
+    from textpoke.tracer import Target
+
+RING_BYTES = 1 << 22
+"""A burst of 130,000 calls a thread, between two looks."""
+_RINGS = 64  # of more, or larger ones, our own view would take the place where pads belong
+_DRAIN_S = 0.02
+
+
+class OwnTrace(OwnCalls):
+    """A trace of the process that makes it, and its results; see `trace`.
+
+    The results can be read after the block, and within it as far as they have come.
+
+    Attributes:
+        functions: How many are traced.
+        refused: (site, reason) of those that cannot be.
+    """
+
+    def __init__(
+        self,
+        include: Sequence[str],
+        exclude: Sequence[str],
+        *,
+        modules: Sequence[str],
+        tracer: str,
+        lines: bool,
+        depth: int,
+        ring_bytes: int,
+    ) -> None:
+        super().__init__()
+        self.functions = 0
+        self._include, self._exclude, self._modules = include, exclude, modules
+        self._tracer, self._depth, self._ring_bytes = tracer, depth, ring_bytes
+        self._lines = LineNotes() if lines else None
+        self._target: Target | None = None
+        self._trace: Trace | None = None
+        self._one_at_a_time = threading.Lock()
+        self._end = threading.Event()
+        self._failure: TextpokeError | None = None
+        self._drainer = threading.Thread(target=self._drain, name="tp-drain", daemon=True)
+
+    def __enter__(self) -> Self:
+        import_them(self._modules)
+        self._target = target = this_process(ring_bytes=self._ring_bytes, rings=_RINGS)
+        try:
+            self._trace = self._begin(target)
+        except BaseException:
+            target.detach()
+            self._forget_file()
+            raise
+        self.functions = self._trace.function_count
+        self.refused = list(self._trace.refused)
+        self._drainer.start()
+        if self._lines is not None:
+            self._lines.start()
+        self._since = int(lib.tp_rdtsc())
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._until = int(lib.tp_rdtsc())
+        if self._lines is not None:
+            self._lines.stop()
+        self._end.set()
+        self._drainer.join()
+        target, trace, self._trace = self._target, self._trace, None
+        if target is None or trace is None:
+            return
+        try:
+            trace.stop()
+        finally:
+            target.detach()
+        self._take(trace.lost, self._lines)
+        if self._failure is not None and exc_type is None:
+            raise self._failure
+
+    def _begin(self, target: Target) -> Trace:
+        chosen = [p for name in self._modules for p in patterns_of(name, target.modules)]
+        handle, self._file = tempfile.mkstemp(prefix=f"textpoke-{os.getpid()}-", suffix=".tptrace")
+        os.close(handle)
+        trace = target.trace(
+            [*self._include, *chosen],
+            self._exclude,
+            everything=True,
+            output=self._file,
+            force=True,
+            tracer=self._tracer,
+            depth=self._depth,
+        )
+        trace.start()
+        return trace
+
+    def _drain(self) -> None:
+        while not self._end.wait(_DRAIN_S):
+            try:
+                self._drain_now()
+            except TextpokeError as exc:
+                self._failure = exc
+                return
+
+    def _drain_now(self) -> None:
+        with self._one_at_a_time:
+            if self._trace is not None:
+                self._trace.drain()
+
+    def _look(self) -> None:
+        """Within the block: what has been recorded so far."""
+        if self._trace is None:
+            return
+        self._drain_now()
+        self._take(self._trace.lost, self._lines, keep=True)
+
+
+def trace(
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    *,
+    modules: str | Sequence[str] = (),
+    tracer: str = GRAPH,
+    lines: bool = False,
+    depth: int = 0,
+    ring_bytes: int = RING_BYTES,
+) -> OwnTrace:
+    """Trace native functions of the calling process while a `with` block runs.
+
+        >>> with textpoke.trace(modules=["zlib"]) as t:
+        ...     zlib.compress(b"x" * 1000)
+        >>> t.calls("libz!deflate")
+        1
+
+    Args:
+        include: Functions: 'GLOB' or 'MODULE!GLOB', one or several.
+        exclude: The same; wins.
+        modules: Python packages, all of whose native functions are traced, or names of shared
+            objects ("libz"); packages are imported.
+        tracer: "function_graph" (calls with durations) or "function".
+        lines: Note too which line of Python each thread is at (sys.settrace: Python code runs some
+            ten times slower meanwhile), so that results tell which line spent its time where.
+        depth: Calls below each other that are followed; 0 for all.
+        ring_bytes: Bytes of events that a thread can record between two looks, 20 ms.
+
+    Returns:
+        A context manager; its results are `OwnCalls`.
+
+    Raises:
+        UnknownFunction, NoSites, NotPatchable: On entering: there is nothing to trace.
+        TargetError, AgentError: As `this_process`.
+    """
+    if not include and not modules:
+        raise ValueError("nothing chosen: give functions ('libz!deflate') or modules=['numpy']")
+    return OwnTrace(
+        _several(include),
+        _several(exclude),
+        modules=_several(modules),
+        tracer=tracer,
+        lines=lines,
+        depth=depth,
+        ring_bytes=ring_bytes,
+    )
+
+
+def _several(words: str | Sequence[str]) -> list[str]:
+    return [words] if isinstance(words, str) else list(words)
