@@ -238,8 +238,8 @@ static size_t prepare_by_rule(const struct tp_batch *batch, const struct rule *r
 	do {
 		const uint64_t want =
 			with_int3s(rule->holds_new ? poke->new_ : poke->old, rule->traps) & site;
-		const uint64_t put =
-			with_int3s(to_new ? poke->new_ : poke->old, rule->int3) & ~kept;
+		const uint64_t put = with_int3s(to_new ? poke->new_ : poke->old, rule->int3) &
+				     ~kept;
 
 		do {
 			uint8_t *found = bytes + (poke->addr - start);

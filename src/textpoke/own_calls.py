@@ -152,7 +152,7 @@ class OwnCalls:
 
     def to_arrow(self) -> pa.Table:
         """`columns` as an Arrow table; an end that is not known is null. Needs pyarrow."""
-        arrow = _needed("pyarrow", "to_arrow()")
+        arrow = needed("pyarrow", "to_arrow()")
         columns = dict(self.columns())
         ends = columns.pop("duration_ns")
         table = arrow.table({name: arrow.array(column) for name, column in columns.items()})
@@ -161,7 +161,7 @@ class OwnCalls:
 
     def to_pandas(self) -> pd.DataFrame:
         """`columns` as a data frame. Needs pandas."""
-        return _needed("pandas", "to_pandas()").DataFrame(self.columns())
+        return needed("pandas", "to_pandas()").DataFrame(self.columns())
 
     def lines(self) -> list[LineRow]:
         """Which line of Python led to which native function, the longest self time first."""
@@ -250,11 +250,13 @@ def _is_of(wanted: Pattern, module: str, function: str) -> bool:
     return bool(wanted.is_name(function) or wanted.is_name(base_name(function, function)))
 
 
-def _needed(package: str, who: str) -> ModuleType:
+def needed(package: str, who: str) -> ModuleType:
+    """Import an optional library; ImportError says how to install it."""
     try:
         return importlib.import_module(package)
     except ImportError as exc:
-        text = f"{who} needs {package}: pip install 'textpoke[{_EXTRA[package]}]'"
+        name = package.partition(".")[0]
+        text = f"{who} needs {name}: pip install 'textpoke[{_EXTRA[name]}]'"
         raise ImportError(text) from exc
 
 
