@@ -22,7 +22,7 @@ C_FILES = $(shell find native tests/targets tests/fuzz -name '*.[ch]')
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help build demo test test-c test-python test-real proof proof-library fuzz stress soak kills steps \
-	bench docs lint format clean
+	bench docs tutorial lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -65,6 +65,10 @@ docs: build $(STAMPS)/docs_packages ## the documentation in build/docs/html, the
 	@mkdir -p build/docs
 	$(BIN)/python tools/manpage.py >build/docs/textpoke.1
 	$(BIN)/python -m sphinx -q -W --keep-going -d build/docs/doctrees docs build/docs/html
+
+REDIS ?= build/real/redis
+tutorial: build ## run the commands of docs/tutorial.md again, and keep what they print (root; REDIS=its directory)
+	PATH="$(abspath $(REDIS)):$$PATH" $(BIN)/python tools/tutorial.py docs/tutorial.md
 
 SECONDS ?= 600
 CYCLES ?= 1000

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -114,3 +115,14 @@ def test_links_between_pages_lead_somewhere() -> None:
         text = html.unescape(page.read_text(encoding="utf-8"))
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert link in made or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_pictures_are_whole_and_shown() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))
+    pictures = sorted((ROOT / "docs" / "images").iterdir())
+    assert pictures
+    for picture in pictures:
+        root = ET.parse(picture).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root.findtext("{http://www.w3.org/2000/svg}title")
+        assert f":file: images/{picture.name}\n" in text
