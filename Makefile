@@ -64,7 +64,7 @@ bench: build ## measure toggling, one event, and an attach against the alternati
 docs: build $(STAMPS)/docs_packages ## the documentation in build/docs/html, the man page in build/docs/textpoke.1
 	@mkdir -p build/docs
 	$(BIN)/python tools/manpage.py >build/docs/textpoke.1
-	$(BIN)/python -m sphinx -q -W --keep-going -d build/docs/doctrees docs build/docs/html
+	$(BIN)/python -m sphinx -q -W --keep-going -E -a -d build/docs/doctrees docs build/docs/html
 
 REDIS ?= build/real/redis
 tutorial: build ## run the commands of docs/tutorial.md again, and keep what they print (root; REDIS=its directory)
