@@ -16,13 +16,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Directories are in the list too: their time changes when a file comes or goes.
 SOURCES := meson.build meson.options pyproject.toml LICENSE $(wildcard README.md) \
 	$(shell find src native \( -name __pycache__ -o -path native/tests \) -prune -o -print)
-PYTHON_FILES := src tests tools $(wildcard bench examples)
+PYTHON_FILES := src tests tools $(wildcard bench examples docs)
 C_FILES = $(shell find native tests/targets tests/fuzz -name '*.[ch]')
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help build demo test test-c test-python test-real proof proof-library fuzz stress soak kills steps \
-	bench lint format clean
+	bench docs tutorial lint format clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | while IFS='	' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -60,6 +60,15 @@ bench: build ## measure toggling, one event, and an attach against the alternati
 	$(BIN)/python bench/attach.py
 	$(BIN)/python bench/entries.py
 	$(BIN)/python bench/decode.py
+
+docs: build $(STAMPS)/docs_packages ## the documentation in build/docs/html, the man page in build/docs/textpoke.1
+	@mkdir -p build/docs
+	$(BIN)/python tools/manpage.py >build/docs/textpoke.1
+	$(BIN)/python -m sphinx -q -W --keep-going -E -a -d build/docs/doctrees docs build/docs/html
+
+REDIS ?= build/real/redis
+tutorial: build ## run the commands of docs/tutorial.md again, and keep what they print (root; REDIS=its directory)
+	PATH="$(abspath $(REDIS)):$$PATH" $(BIN)/python tools/tutorial.py docs/tutorial.md
 
 SECONDS ?= 600
 CYCLES ?= 1000
@@ -107,6 +116,11 @@ build/requirements.txt: pyproject.toml tools/requirements.py | $(BIN)/python
 $(STAMPS)/packages: build/requirements.txt
 	$(BIN)/python -m pip install -qq -r $<
 	@mkdir -p $(@D)
+	@touch $@
+
+$(STAMPS)/docs_packages: build/requirements.txt
+	$(BIN)/python tools/requirements.py docs >build/docs-requirements.txt
+	$(BIN)/python -m pip install -qq -r build/docs-requirements.txt
 	@touch $@
 
 $(STAMPS)/wheel: $(STAMPS)/packages $(SOURCES)

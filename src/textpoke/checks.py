@@ -25,7 +25,33 @@ _MEMBARRIER_SYNC_CORE = 1 << 5 | 1 << 6  # PRIVATE_EXPEDITED_SYNC_CORE and its r
 _OLDEST_KERNEL = (5, 11)
 _SECCOMP_MODES = {1: "strict", 2: "filter"}
 _NO_INT3 = "sites are written without int3 (direct or stop mode)"
+_AS_ROOT = "run textpoke with CAP_SYS_PTRACE (sudo)"
 _RUN_UNDER_US = "start it with: textpoke record -- CMD"
+
+CURES = {
+    "alive": "its parent, pid {parent}, has not noticed yet",
+    "whole process": "use -p {group}",
+    "user program": "trace it with ftrace",
+    "64-bit": "only 64-bit x86 programs can be traced",
+    "permission": "run textpoke as that user or with CAP_SYS_PTRACE (sudo)",
+    "permission (not dumpable)": f"{_AS_ROOT}, or {_RUN_UNDER_US}",
+    "permission (with the capability)": "a user namespace or security module is in the way; "
+    "run textpoke outside of ours",
+    "yama": _AS_ROOT,
+    "yama (scope 1)": f"{_RUN_UNDER_US}; or {_AS_ROOT}",
+    "yama (scope 3)": "nobody may attach until the next boot",
+    "own memory": "wait until it has executed its program, or use -p {parent}",
+    "debugger": "let it detach first",
+    "running": "let it run: kill -CONT {pid}",
+    "seccomp": "its filter could kill it for our system calls; start it without one "
+    "(systemd: SystemCallFilter=, docker: --security-opt seccomp=unconfined)",
+    "shadow stack": "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off",
+    "fsgsbase": "needs a CPU with FSGSBASE and Linux 5.9, booted without nofsgsbase",
+    "membarrier": "needs PRIVATE_EXPEDITED_SYNC_CORE: Linux 4.16 with MEMBARRIER",
+    "kernel": "textpoke is tested on Linux 5.11 and newer",
+    "agent": "look: textpoke status -p {pid}",
+}
+"""What to do about a finding, by its check, and the case in brackets where there are several."""
 
 
 class _Verdict(NamedTuple):
@@ -135,22 +161,21 @@ def _alive(facts: _Facts) -> _Verdict:
     if facts.threads or facts.agents:
         return _Verdict(ok=True, value=facts.status.get("State", ""))
     parent = facts.status.get("PPid", "?")
-    return _Verdict(
-        False, "the process has ended", f"its parent, pid {parent}, has not noticed yet"
-    )
+    return _Verdict(False, "the process has ended", CURES["alive"].format(parent=parent))
 
 
 def _whole_process(facts: _Facts) -> _Verdict:
     group = facts.status.get("Tgid", str(facts.pid))
     if group == str(facts.pid):
         return _Verdict(True, "yes")
-    return _Verdict(False, f"{facts.pid} is a thread of process {group}", f"use -p {group}")
+    value = f"{facts.pid} is a thread of process {group}"
+    return _Verdict(False, value, CURES["whole process"].format(group=group))
 
 
 def _user_program(facts: _Facts) -> _Verdict:
     if "VmSize" in facts.status:
         return _Verdict(True, "yes")
-    return _Verdict(False, "a kernel thread: it has no memory of its own", "trace it with ftrace")
+    return _Verdict(False, "a kernel thread: it has no memory of its own", CURES["user program"])
 
 
 def _wide(facts: _Facts) -> _Verdict | None:
@@ -163,11 +188,7 @@ def _wide(facts: _Facts) -> _Verdict | None:
     machine = int.from_bytes(head[18:20], "little")
     if head[4:5] == b"\x02" and machine == elf.EM_X86_64:
         return _Verdict(True, "x86-64")
-    return _Verdict(
-        False,
-        f"ELF class {head[4:5].hex()}, machine {machine}",
-        "only 64-bit x86 programs can be traced",
-    )
+    return _Verdict(False, f"ELF class {head[4:5].hex()}, machine {machine}", CURES["64-bit"])
 
 
 def _own_memory(facts: _Facts) -> _Verdict:
@@ -176,7 +197,7 @@ def _own_memory(facts: _Facts) -> _Verdict:
         return _Verdict(True, "yes")
     # Its text is the parent's: what we would patch, or take out, is in use there.
     value = f"it runs in the memory of its parent, pid {parent} (vfork)"
-    return _Verdict(False, value, f"wait until it has executed its program, or use -p {parent}")
+    return _Verdict(False, value, CURES["own memory"].format(parent=parent))
 
 
 def _permission(facts: _Facts) -> _Verdict:
@@ -190,12 +211,12 @@ def _permission(facts: _Facts) -> _Verdict:
     else:
         return _Verdict(True, value)
     if facts.capable:
-        cure = "a user namespace or security module is in the way; run textpoke outside of ours"
+        cure = CURES["permission (with the capability)"]
     elif set(theirs) == {str(ours)}:
         value += ", and the process is not dumpable (setuid program, or prctl)"
-        cure = f"run textpoke with CAP_SYS_PTRACE (sudo), or {_RUN_UNDER_US}"
+        cure = CURES["permission (not dumpable)"]
     else:
-        cure = "run textpoke as that user or with CAP_SYS_PTRACE (sudo)"
+        cure = CURES["permission"]
     return _Verdict(False, value, cure)
 
 
@@ -212,10 +233,8 @@ def _yama(facts: _Facts) -> _Verdict:
         or (scope == 1 and proc.is_our_descendant(facts.pid))
     ):
         return _Verdict(True, value)
-    if scope >= 3:
-        return _Verdict(False, value, "nobody may attach until the next boot")
-    child = f"{_RUN_UNDER_US}; or " if scope == 1 else ""
-    return _Verdict(False, value, f"{child}run textpoke with CAP_SYS_PTRACE (sudo)")
+    case = {1: "yama (scope 1)", 2: "yama"}.get(scope, "yama (scope 3)")
+    return _Verdict(False, value, CURES[case])
 
 
 def _debugger(facts: _Facts) -> _Verdict:
@@ -223,13 +242,13 @@ def _debugger(facts: _Facts) -> _Verdict:
         if thread.tracer_pid:
             name = proc.name_of(thread.tracer_pid)
             value = f"{name} (pid {thread.tracer_pid}) traces {_threads_text([thread])}"
-            return _Verdict(False, value, "let it detach first")
+            return _Verdict(False, value, CURES["debugger"])
     return _Verdict(True, "none")
 
 
 def _running(facts: _Facts) -> _Verdict:
     stopped = [thread for thread in facts.threads if thread.state in "Tt"]
-    return _none_of(stopped, "yes", "{} stopped", f"let it run: kill -CONT {facts.pid}")
+    return _none_of(stopped, "yes", "{} stopped", CURES["running"].format(pid=facts.pid))
 
 
 def _none_of(threads: list[Thread], good: str, bad: str, cure: str) -> _Verdict:
@@ -245,15 +264,13 @@ def _seccomp(facts: _Facts) -> _Verdict:
         filtered,
         "off",
         f"{{}}: mode {mode} ({_SECCOMP_MODES.get(mode, '?')})",
-        "its filter could kill it for our system calls; start it without one "
-        "(systemd: SystemCallFilter=, docker: --security-opt seccomp=unconfined)",
+        CURES["seccomp"],
     )
 
 
 def _shadow_stack(facts: _Facts) -> _Verdict:
     with_one = [t for t in facts.threads if "shstk" in facts.features[t.tid].split()]
-    cure = "start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"
-    return _none_of(with_one, "off", "on in {}", cure)
+    return _none_of(with_one, "off", "on in {}", CURES["shadow stack"])
 
 
 def _fsgsbase(facts: _Facts) -> _Verdict | None:
@@ -265,8 +282,7 @@ def _fsgsbase(facts: _Facts) -> _Verdict | None:
         return None
     hwcap2 = vector.get(proc.AT_HWCAP2, 0)
     ok = bool(hwcap2 & _HWCAP2_FSGSBASE)
-    cure = "needs a CPU with FSGSBASE and Linux 5.9, booted without nofsgsbase"
-    return _Verdict(ok, f"AT_HWCAP2 is {hwcap2:#x}", "" if ok else cure)
+    return _Verdict(ok, f"AT_HWCAP2 is {hwcap2:#x}", "" if ok else CURES["fsgsbase"])
 
 
 def _sigtrap_blocked(facts: _Facts) -> _Verdict:
@@ -287,20 +303,20 @@ def _membarrier(_: _Facts) -> _Verdict:
     if commands >= 0 and commands & _MEMBARRIER_SYNC_CORE == _MEMBARRIER_SYNC_CORE:
         return _Verdict(True, f"commands {commands:#x}")
     value = f"commands {commands:#x}" if commands >= 0 else os.strerror(ctypes.get_errno())
-    return _Verdict(False, value, "needs PRIVATE_EXPEDITED_SYNC_CORE: Linux 4.16 with MEMBARRIER")
+    return _Verdict(False, value, CURES["membarrier"])
 
 
 def _kernel(_: _Facts) -> _Verdict:
     release = os.uname().release
     numbers = re.findall(r"\d+", release)[:2]
     ok = tuple(map(int, numbers)) >= _OLDEST_KERNEL
-    return _Verdict(ok, release, "" if ok else "textpoke is tested on Linux 5.11 and newer")
+    return _Verdict(ok, release, "" if ok else CURES["kernel"])
 
 
 def _agent(facts: _Facts) -> _Verdict:
     if not facts.agents:
         return _Verdict(True, "none")
-    return _Verdict(True, _threads_text(facts.agents), f"look: textpoke status -p {facts.pid}")
+    return _Verdict(True, _threads_text(facts.agents), CURES["agent"].format(pid=facts.pid))
 
 
 # Name of the finding, id of the refusal, the check itself.

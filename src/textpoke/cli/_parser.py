@@ -7,7 +7,7 @@ import argparse
 import os
 import re
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,14 +25,23 @@ VERBS = {
     "status": "say what is patched in a process",
     "detach": "take everything out of a process again, and prove it",
     "doctor": "say from facts whether a process can be traced, and why not",
+    "completion": "print a script that lets a shell complete verbs, options and files",
 }
 
 EXIT_USAGE = 2
 _USAGE = "textpoke VERB [-p PID | -- CMD ARGS] [OPTIONS]"
+_SUMMARY = "Trace functions of running x86-64 programs by patching their code in one batch."
 _NS_PER_UNIT = {"ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
 _MOST_NS = 1 << 62
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([a-z]*)", re.ASCII)
 _CLOSE_ENOUGH = 0.6
+
+
+class _About(TypedDict):
+    prog: str
+    description: str
+    formatter_class: type[argparse.HelpFormatter]
+    allow_abbrev: bool
 
 
 class UsageError(Exception):
@@ -90,19 +99,46 @@ def parse(verb: str, module: ModuleType, words: Sequence[str]) -> argparse.Names
     Raises:
         UsageError: arguments that do not fit.
     """
-    parser = VerbParser(
-        prog=f"textpoke {verb}",
-        description=VERBS[verb][0].upper() + VERBS[verb][1:] + ".",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    module.add_arguments(parser)
-    _add_common(parser)
+    parser = VerbParser(**_about(verb))
+    _fill(parser, module)
     words, command = _cut(words)
     args = parser.parse_args(words)
     args.command = command if command is not None else getattr(args, "words", [])
     _check_target(parser, args, command)
     return args
+
+
+def tree() -> argparse.ArgumentParser:
+    """One parser with every verb's as a subparser: for completion and documentation."""
+    root = argparse.ArgumentParser(prog="textpoke", usage=_USAGE, description=_SUMMARY)
+    root.add_argument("--version", action="store_true", help="show the version")
+    verbs = root.add_subparsers(metavar="VERB", parser_class=VerbParser)
+    for verb, text in VERBS.items():
+        _fill(verbs.add_parser(verb, help=text, **_about(verb)), _load(verb))
+    return root
+
+
+def parsers(root: argparse.ArgumentParser) -> dict[str, VerbParser]:
+    """The verbs of a `tree`, by name."""
+    found: dict[str, VerbParser] = {}
+    for action in root._actions:  # noqa: SLF001 - argparse has no other list of them
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            found.update(action.choices)
+    return found
+
+
+def _about(verb: str) -> _About:
+    return {
+        "prog": f"textpoke {verb}",
+        "description": VERBS[verb][0].upper() + VERBS[verb][1:] + ".",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+    }
+
+
+def _fill(parser: VerbParser, module: ModuleType) -> None:
+    module.add_arguments(parser)
+    _add_common(parser)
 
 
 def _load(verb: str) -> ModuleType:
@@ -116,7 +152,7 @@ def _help() -> str:
     verbs = "\n".join(f"  {name:<{width}}  {text}" for name, text in VERBS.items())
     return (
         f"usage: {_USAGE}\n\n"
-        "Trace functions of running x86-64 programs by patching their code in one batch.\n\n"
+        f"{_SUMMARY}\n\n"
         f"verbs:\n{verbs}\n\n"
         "options:\n  -h, --help  show this, or after a verb its arguments and examples\n"
         "  --version   show the version\n\n"
