@@ -76,7 +76,12 @@ class FakeSession:
 
     def switch(self, instance: str, tracer: str) -> dict[str, object]:
         self.known[instance].tracer = tracer
-        return {"sites": len(SITES), "total_ns": 800_000}
+        return {
+            "functions": len(SITES),
+            "took_ns": 2_500_000,
+            "sites": len(SITES) if tracer != "function" else 0,
+            "total_ns": 800_000,
+        }
 
     def tracing(self, instance: str, *, on: bool) -> None:
         self.known[instance].on = on

@@ -111,7 +111,12 @@ def test_help_has_examples(run, verb: str) -> None:
 
 def test_switch(run, session: FakeSession) -> None:
     code, out, err = run("switch", *P, "function_graph")
-    assert (code, out, err) == (0, "", f"pid {PID}: function_graph: 5 sites in 800 us\n")
+    batch = "one batch of 5 sites took 800 us"
+    text = f"pid {PID}: function_graph: 5 functions, switched in 2.5 ms; {batch}\n"
+    assert (code, out, err) == (0, "", text)
+    _, _, err = run("switch", *P, "function")
+    assert err.endswith("5 functions, switched in 2.5 ms; no code had to change\n")
+    run("switch", *P, "function_graph")
     assert session.known[""].tracer == "function_graph"
     code, _, err = run("switch", *P, "branch")
     assert code == 1

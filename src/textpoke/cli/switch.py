@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from textpoke.cli import _control, _parser
 from textpoke.cli._console import Console, escape
+from textpoke.tracer_names import NOP
 
 if TYPE_CHECKING:
     import argparse
@@ -35,6 +36,14 @@ def add_arguments(parser: _parser.VerbParser) -> None:
     )
 
 
+def _switched(tracer: str, result: dict[str, object]) -> str:
+    functions, sites = (_control.count(result, name) for name in ("functions", "sites"))
+    ms, us = _control.count(result, "took_ns") / 1e6, _control.count(result, "total_ns") / 1e3
+    how = f"one batch of {sites:,} sites took {us:,.0f} us" if sites else "no code had to change"
+    what = "" if tracer == NOP else f"{functions:,} functions, "
+    return f"{tracer}: {what}switched in {ms:,.1f} ms; {how}"
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
     if (args.tracer is None) == (args.on is None):
@@ -47,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
         text = f"recording is {'on' if args.on else 'off'}"
     else:
         result = _control.ask(args, "switch", instance=args.instance, tracer=args.tracer)
-        us = _control.count(result, "total_ns") / 1e3
-        text = f"{args.tracer}: {_control.count(result, 'sites'):,} sites in {us:,.0f} us"
+        text = _switched(args.tracer, result)
     if args.json:
         console.json(result)
     else:
