@@ -39,6 +39,7 @@ _MOST_HELD_BYTES = 256 << 20
 _GOVERN_S = 0.25
 _THREADS_S = 0.1
 _READ_S = 0.1
+_MOST_REMARKS = 5  # about arguments, of one change
 _COST_NS = {"function": 14.0, "function_graph": 40.0, "profile": 40.0}
 _COST_OF_OTHERS_NS = 150.0
 
@@ -59,7 +60,8 @@ class Recording:
         filters: What was asked for last.
         triggers: Likewise.
         hits: Triggers that did something, for whoever shows them; take and clear.
-        remarks: What the governor and the flight recorder have done, one line each.
+        remarks: What the governor and the flight recorder have done, and which arguments cannot be
+            captured, one line each.
         remarks_shown: How many of them somebody has shown.
         snapshots: Paths of the snapshots that were written.
     """
@@ -119,6 +121,7 @@ class Recording:
             self._arm()
         function_event_ns()  # measured before anything is switched on
         self.trace.start()
+        self._take_remarks()
         self._meter.begin()
         self._place_triggers()
         self._last_step = self._next_step = time.monotonic()
@@ -128,6 +131,7 @@ class Recording:
         """Take what has come; act on triggers; keep to the budget. Raises as `Trace.drain`."""
         mark = int(lib.tp_rdtsc())
         drained = self.trace.drain()
+        self._take_remarks()
         if self._has_grown:
             self._has_grown = False
             self._place_triggers()
@@ -158,6 +162,12 @@ class Recording:
         self._take(self._feed(None))
         self._flow.close()
         return {"remarks": self.remarks, "snapshots": self.snapshots, **overhead}
+
+    def _take_remarks(self) -> None:
+        notes, self.trace.remarks = self.trace.remarks, []
+        self.remarks += [f"not captured: {note}" for note in notes[:_MOST_REMARKS]]
+        if len(notes) > _MOST_REMARKS:
+            self.remarks.append(f"not captured: and {len(notes) - _MOST_REMARKS:,} more")
 
     @property
     def overhead(self) -> Overhead:

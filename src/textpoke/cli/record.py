@@ -241,7 +241,7 @@ def _record(
     attached = time.perf_counter()
     from textpoke.session import RecordSession
 
-    session = RecordSession(target)
+    session = RecordSession(target, everything=args.everything, traps=args.traps)
     recording = _recording(args, session, output)
     trace = recording.trace
     found = time.perf_counter()
