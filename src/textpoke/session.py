@@ -220,6 +220,7 @@ def _row(name: str, recording: Recording) -> dict[str, object]:
         "tracer": trace.tracer,
         "on": recording.on,
         "events": trace.events,
+        "calls": trace.counted.calls,
         "lost": trace.lost,
         "overruns": trace.overruns,
         "functions": trace.function_count,

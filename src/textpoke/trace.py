@@ -28,6 +28,7 @@ from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
 from textpoke.captures import Captures
 from textpoke.modes import Mode
+from textpoke.profile import Counted
 from textpoke.records import Wants, within
 from textpoke.ring import Copied, Drained, RingReader
 from textpoke.tracer_names import BLK, BRANCH, FUNCTION, LIBC, PROFILE
@@ -148,8 +149,8 @@ class Trace:
         self._log: CaptureLog | None = None
         self._seen: set[tuple[str, int, int]] = set()
         self._next_look = self._next_counts = 0.0
-        self._lost_no_ring = 0
-        self._overruns = 0
+        self._lost_no_ring = self._overruns = 0
+        self._counted = Counted()  # when it ended
         self._tap = -1
         self._tell: Callable[[int], None] = lambda _fd: None
         self._clock: dict[str, int] = {}
@@ -346,6 +347,7 @@ class Trace:
             self.target.add_trace(self)
             self._seen = {module.key for module in self.target.modules}
             self.on, self.refused, self._branches = None, [], None
+            self._counted = Counted()
             self.plan = plan = self.target.prepare(self.chosen, traps=self.traps)
             self.refused += plan.refused
             self._plans = {p.site.address: p for p in plan.sites}
@@ -519,6 +521,11 @@ class Trace:
     def profile(self) -> dict[int, ProfileRow]:
         """What the profile tracer has counted so far, by return address; nothing is stopped."""
         return profile.read(self._profile) if self._profile else {}
+
+    @property
+    def counted(self) -> Counted:
+        """How much the profile tracer has counted so far; after the end, in all."""
+        return profile.counted(self._profile) if self._profile else self._counted
 
     def drain(self) -> Drained:
         """Take what the rings hold to the capture; call it every few milliseconds.
@@ -713,6 +720,7 @@ class Trace:
 
     def _close(self) -> None:
         self._overruns = self.overruns
+        self._counted = self.counted
         self._written = self.written()
         if self._reader is not None:
             self._lost_no_ring = self._reader.lost_no_ring

@@ -281,3 +281,50 @@ def test_record_as_a_flight_recorder(
         events = Decoder(capture).all()
     assert len(markers) == found["slow"]
     assert sum(m["events"] for m in markers) == len(events)
+
+
+@pytest.mark.parametrize("tracer", ["profile", "branch"])
+def test_record_says_what_was_counted_and_how_to_see_it(
+    compile_target: Compile, start_target: Start, tmp_path: Path, tracer: str
+) -> None:
+    process = start_target(compile_target("triggers.c", *programs.PIE), "1")
+    output = tmp_path / "x.tptrace"
+    done = observe.textpoke("record", "-p", process.pid, "-t", tracer, "-d", "0.5s", "-o", output)
+    assert done.code == 0, done
+    report = json.loads(observe.textpoke("report", "--json", output).out)
+    if tracer == "profile":
+        calls, functions = report["calls"], len(report["functions"])
+        wanted = f"{calls:,} calls of {functions:,} functions counted, 0 lost (duration)"
+        assert calls > 100
+    else:
+        branches, executed, times = (report[name] for name in ("branches", "executed", "total"))
+        wanted = f"{branches:,} branches counted, {executed:,} executed, {times:,} times (duration)"
+        assert executed > 1
+    assert wanted in done.err.splitlines()
+    assert done.err.splitlines()[-1] == f"textpoke report {output}"
+    assert "events" not in done.err
+
+
+def test_an_instance_that_counts_says_so(running: Running) -> None:
+    running.tool("instances", "--create", "sums", "quiet", "-t", "profile", "-o", "sums.tptrace")
+    running.drain(0.3)
+    line = next(x for x in running.tool("instances").splitlines() if x.startswith("sums"))
+    assert int(line.split()[3]) > 50
+    assert line.split()[4] == "calls"
+
+
+def test_record_says_how_to_see_what_was_counted_on_the_way(
+    compile_target: Compile, start_target: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", os.fspath(tmp_path))
+    process = start_target(compile_target("triggers.c", *programs.PIE), "1")
+    output = tmp_path / "x.tptrace"
+    with observe.recording("-p", process.pid, "-d", "20s", "-o", output) as recording:
+        assert observe.textpoke("switch", "-p", process.pid, "profile").code == 0
+        time.sleep(0.3)
+        result = recording.interrupt()
+    taken, _, by_profile, usual = result.err.splitlines()[-4:]
+    calls, events = (int(part.split()[0].replace(",", "")) for part in taken.split("; "))
+    assert [by_profile, usual] == [f"textpoke report {x}{output}" for x in ("--by profile ", "")]
+    assert json.loads(observe.textpoke(*by_profile.split()[1:], "--json").out)["calls"] == calls
+    assert json.loads(observe.textpoke(*usual.split()[1:], "--json").out)["events"] == events
