@@ -23,7 +23,7 @@ from textpoke._errors import (
 from textpoke.cli import _parser
 from textpoke.cli._console import Console, escape
 from textpoke.report.names import file_name
-from textpoke.tracer_names import BRANCH, FUNCTION, PROFILE, TRACERS
+from textpoke.tracer_names import BRANCH, FUNCTION, GRAPH, PROFILE, TRACERS
 
 if TYPE_CHECKING:
     import argparse
@@ -187,6 +187,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
     from textpoke import tracer  # here, so that the time it takes counts as Python's own
 
+    _require_returns(args)
     console = Console.from_args(args)
     stop = threading.Event()
     restore = _stop_on_signals(stop)
@@ -214,6 +215,16 @@ def run(args: argparse.Namespace) -> int:
         return _child_status(child) if child else 0
     finally:
         restore()
+
+
+def _require_returns(args: argparse.Namespace) -> None:
+    if args.threshold and args.tracer in (FUNCTION, BRANCH):
+        from textpoke.triggers import span_text
+
+        raise _parser.UsageError(
+            f"--threshold {span_text(args.threshold)}: the {args.tracer} tracer sees no returns, "
+            f"so no call takes longer: record with -t {GRAPH}"
+        )
 
 
 def _stop_on_signals(stop: threading.Event) -> Callable[[], None]:
