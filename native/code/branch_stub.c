@@ -22,6 +22,14 @@ enum {
 	LONGEST_STEP = TP_MOST_MOVED + 64, /* of what is appended between two looks at the room */
 };
 
+/* Where in the two below the stack pointer has become another one. */
+enum {
+	KEPT_BELOW_AT = 5,
+	KEPT_PUSHED_AT = 6,
+	BACK_POPPED_AT = 4,
+	RED_ZONE = 128,
+};
+
 static const uint8_t keep_flags[] = {
 	0x48, 0x8d, 0x64, 0x24, 0x80, /* lea -128(%rsp),%rsp */
 	0x50,			      /* push %rax */
@@ -40,6 +48,7 @@ static const uint8_t flags_back[] = {
 struct way {
 	uint64_t target;
 	uint32_t jump_at; /* the displacement that shall lead to it */
+	uint8_t head;	  /* the branch's, in the window */
 };
 
 struct maker {
@@ -48,13 +57,26 @@ struct maker {
 	struct tp_branch_stub *stub;
 	struct way ways[TP_MOST_WINDOW_BRANCHES];
 	unsigned int branches;
-	bool ended; /* what follows in the window is never reached from above */
+	uint8_t head; /* of the instruction that is being written, in the window */
+	bool ended;   /* what follows in the window is never reached from above */
 };
 
 static void append(struct maker *maker, const void *code, size_t bytes)
 {
 	memcpy(maker->stub->code + maker->stub->bytes, code, bytes);
 	maker->stub->bytes += (uint32_t)bytes;
+}
+
+/* @from: bytes of the stub; one window makes no more marks than there is room for. */
+static void mark(struct maker *maker, uint32_t from, uint8_t lowered)
+{
+	struct tp_branch_stub *stub = maker->stub;
+
+	stub->marks[stub->mark_count++] = (struct tp_branch_mark){
+		.at = (uint16_t)from,
+		.head = maker->head,
+		.lowered = lowered,
+	};
 }
 
 static void append_byte(struct maker *maker, uint8_t byte)
@@ -83,14 +105,22 @@ static int append_jmp(struct maker *maker, uint64_t target)
 
 static int append_count(struct maker *maker, uint64_t counter, bool flags_live)
 {
+	uint32_t at = maker->stub->bytes;
 	int error;
 
-	if (flags_live)
+	if (flags_live) {
 		append(maker, keep_flags, sizeof(keep_flags));
+		mark(maker, at + KEPT_BELOW_AT, RED_ZONE);
+		mark(maker, at + KEPT_PUSHED_AT, RED_ZONE + sizeof(uint64_t));
+	}
 	append(maker, increment, sizeof(increment));
 	error = append_relative(maker, counter);
-	if (flags_live)
+	if (flags_live) {
+		at = maker->stub->bytes;
 		append(maker, flags_back, sizeof(flags_back));
+		mark(maker, at + BACK_POPPED_AT, RED_ZONE);
+		mark(maker, maker->stub->bytes, 0);
+	}
 	return error;
 }
 
@@ -133,6 +163,7 @@ static int append_branch(struct maker *maker, const uint8_t *code, const struct 
 	if (branch == TP_MOST_WINDOW_BRANCHES || memchr(code, 0x66, insn->opcode_at))
 		return -EINVAL;
 	maker->ways[branch].target = tp_branch_target(code, insn, addr);
+	maker->ways[branch].head = maker->head;
 	append_condition(maker, code, insn);
 	maker->branches++;
 	return append_count(maker, counter_of(maker, branch, false),
@@ -149,6 +180,8 @@ static int append_moved(struct maker *maker, const uint8_t *code, const struct t
 
 	if (error)
 		return error;
+	if (moved.pushed_at)
+		mark(maker, maker->stub->bytes + moved.pushed_at, sizeof(uint64_t));
 	append(maker, moved.code, moved.back_at ? moved.back_at : moved.bytes);
 	maker->ended = !moved.back_at;
 	return 0;
@@ -161,6 +194,8 @@ static int append_taken(struct maker *maker, unsigned int branch)
 	int error;
 
 	memcpy(maker->stub->code + way->jump_at, &distance, sizeof(distance));
+	maker->head = way->head;
+	mark(maker, maker->stub->bytes, 0);
 	error = append_count(maker, counter_of(maker, branch, true),
 			     is_live(maker, branch, TP_LIVE_TAKEN));
 	return error ? error : append_jmp(maker, way->target);
@@ -185,6 +220,8 @@ static int append_window(struct maker *maker)
 				return -ENOSPC;
 			maker->stub->head_at[at] = (uint8_t)maker->stub->bytes;
 		}
+		maker->head = (uint8_t)at;
+		mark(maker, maker->stub->bytes, 0);
 		if (insn.flow == TP_FLOW_JCC || insn.flow == TP_FLOW_LOOP)
 			error = append_branch(maker, code, &insn, site->addr + at);
 		else
@@ -193,7 +230,11 @@ static int append_window(struct maker *maker)
 			return error;
 		at += insn.length;
 	}
-	return maker->ended ? 0 : append_jmp(maker, site->addr + site->bytes);
+	if (maker->ended)
+		return 0;
+	maker->head = (uint8_t)at;
+	mark(maker, maker->stub->bytes, 0);
+	return append_jmp(maker, site->addr + site->bytes);
 }
 
 /**
@@ -207,7 +248,7 @@ int tp_make_branch_stub(const struct tp_branch_site *site, uint64_t at, struct t
 	struct maker maker = { .site = site, .at = at, .stub = stub };
 	int error;
 
-	stub->bytes = 0;
+	stub->bytes = stub->mark_count = 0;
 	memset(stub->head_at, 0, sizeof(stub->head_at));
 	if (site->bytes < JUMP_BYTES || site->bytes > TP_MOST_BRANCH_WINDOW)
 		return -EINVAL;

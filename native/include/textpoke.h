@@ -403,6 +403,7 @@ void tp_free_branches(struct tp_branches *branches);
 
 enum {
 	TP_MOST_BRANCH_STUB = 1024,
+	TP_MOST_BRANCH_MARKS = 80,
 	TP_BRANCH_STUB_ALIGN = 16,
 	TP_COUNTER_BYTES = 16, /* of a branch: taken, not taken */
 };
@@ -417,10 +418,19 @@ struct tp_branch_site {
 	uint8_t window[TP_MOST_BRANCH_WINDOW];
 };
 
+/** From this byte of a stub on the stack is that of a place in the window, or lower. */
+struct tp_branch_mark {
+	uint16_t at;
+	uint8_t head;	 /* bytes from the window's first one */
+	uint8_t lowered; /* bytes */
+};
+
 struct tp_branch_stub {
 	uint8_t code[TP_MOST_BRANCH_STUB];
 	uint32_t bytes;
 	uint8_t head_at[8]; /* as in struct tp_stub */
+	uint32_t mark_count;
+	struct tp_branch_mark marks[TP_MOST_BRANCH_MARKS]; /* the last one at a byte holds */
 };
 
 /** Where a site's stub is, in bytes from the first one. */
@@ -617,6 +627,7 @@ _Static_assert(sizeof(struct tp_branch) == 24, "branches.py unpacks it");
 _Static_assert(sizeof(struct tp_branch_window) == 16, "branches.py unpacks it");
 _Static_assert(sizeof(struct tp_branch_site) == 56, "branch_stubs.py packs it");
 _Static_assert(sizeof(struct tp_branch_placed) == 16, "branch_stubs.py unpacks it");
+_Static_assert(sizeof(struct tp_branch_mark) == 4, "branch_stubs.py unpacks it");
 _Static_assert(sizeof(struct tp_shape) == 3, "a column of numpy's");
 _Static_assert(sizeof(struct tp_call_sum) == 72, "a column of numpy's");
 #endif

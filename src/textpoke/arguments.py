@@ -120,12 +120,24 @@ class Resolver:
         return whole
 
     def programs(
-        self, specs: Sequence[Spec], sites: Iterable[Site], modules: Iterable[Module]
+        self,
+        specs: Sequence[Spec],
+        sites: Iterable[Site],
+        modules: Iterable[Module],
+        *,
+        strict: bool = True,
     ) -> Captures:
         """The programs of the functions that the patterns of `specs` choose among `sites`.
 
         Of a pattern with wildcards those functions are left out, with a note, where nothing can
-        be captured; there must be one where it can.
+        be captured; there must be one where it can. A pattern for a module that is not there
+        waits for it.
+
+        Args:
+            specs: What is asked for.
+            sites: The functions.
+            modules: What is mapped now.
+            strict: Complain where nothing is found. Without: of functions that come to others.
 
         Raises:
             ArgumentSpec: What was asked for cannot be captured anywhere.
@@ -137,7 +149,7 @@ class Resolver:
         for spec in specs:
             pattern = Pattern(spec.pattern)
             chosen = [site for site in sites if pattern.matches(site)]
-            if not chosen:
+            if not chosen and strict and not _may_come(pattern, modules):
                 raise UnknownFunction(spec.pattern, pattern.close_names(sites))
             failures: list[ArgumentSpec] = []
             for site in chosen:
@@ -150,7 +162,7 @@ class Resolver:
                 except ArgumentSpec as exc:
                     failures.append(exc)
                     notes.setdefault(exc.problem, []).append(site)
-            if len(failures) == len(chosen):
+            if failures and strict and len(failures) == len(chosen):
                 raise failures[0]
         return Captures(found, dict(self._enums), tuple(_gathered(notes)))
 
@@ -316,6 +328,12 @@ def _words_of(row: tuple[str, str]) -> int:
 
 def _enum_name(kind: str) -> str:
     return kind.removeprefix("enum:").rpartition(":")[0] if kind.startswith("enum:") else ""
+
+
+def _may_come(pattern: Pattern, modules: Iterable[Module]) -> bool:
+    """Tell whether a pattern is for a module that is not there."""
+    there = any(pattern.matches_module(module.name) for module in modules)
+    return pattern.names_module and not there
 
 
 def _module_of(site: Site, modules: Iterable[Module]) -> Module:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 COUNTER_BYTES: int = lib.TP_COUNTER_BYTES
 """Of one branch: how often it was taken and how often it was not, 8 bytes each."""
 _SITE = struct.Struct(f"<QQBB6x{lib.TP_MOST_BRANCH_WINDOW}s")  # struct tp_branch_site
+_MARK = struct.Struct("<HBB")  # struct tp_branch_mark
 _PLACED = struct.Struct("<IIi4s")  # struct tp_branch_placed
 
 
@@ -39,6 +40,32 @@ class BranchStub:
     address: int
     copies: bytes
     counters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the parts of a stub are, in bytes from its start; the same wherever it stands.
+
+    Attributes:
+        size: Of the whole.
+        marks: From which byte on the stack is that of a place in the window, and by how many bytes
+            lower: (byte of the stub, byte of the window, bytes lower), ascending.
+    """
+
+    size: int
+    marks: tuple[tuple[int, int, int], ...]
+
+
+def layout(site: BranchSite) -> Layout:
+    """The layout of a site's stub; `measure` must have accepted the site."""
+    stub = ffi.new("struct tp_branch_stub *")
+    record = ffi.from_buffer("uint8_t[]", _packed(site, site.address))
+    error = lib.tp_make_branch_stub(ffi.cast("struct tp_branch_site *", record), site.address, stub)
+    if error:
+        raise ValueError(_why(error))
+    raw = bytes(ffi.buffer(stub.marks, stub.mark_count * _MARK.size))
+    last = {at: (at, head, lowered) for at, head, lowered in _MARK.iter_unpack(raw)}
+    return Layout(int(stub.bytes), tuple(last[at] for at in sorted(last)))
 
 
 def measure(

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     class Resolves(Protocol):
         """The target, as far as it is needed here."""
 
-        def captures(self, specs: Sequence[Spec], sites: Sequence[Site]) -> arguments.Captures:
+        def captures(
+            self, specs: Sequence[Spec], sites: Sequence[Site], *, strict: bool = True
+        ) -> arguments.Captures:
             """The programs of `-A` and `-R`."""
 
 
@@ -33,21 +35,53 @@ class Captures:
 
     def __init__(self) -> None:
         self._arguments: dict[int, CaptureProgram] = {}
+        self._asked: set[int] = set()  # sites that were looked at for them
         self._enums: dict[str, Mapping[int, str]] = {}
         self._libc: dict[str, dict[int, Function]] = {}
         self._uploaded: dict[int, dict[int, CaptureProgram]] = {}  # by number of the set
         self._by_return: dict[int, Function] = {}
         self._programs: dict[str, dict[int, CaptureProgram]] = {}  # by tracer, as made last
-        self.remarks: list[str] = []
 
-    def of_arguments(self, target: Resolves, specs: Sequence[Spec], sites: Sequence[Site]) -> None:
-        """What `-A` and `-R` ask for. Raises as `Resolver.programs`."""
+    def of_arguments(
+        self, target: Resolves, specs: Sequence[Spec], sites: Sequence[Site]
+    ) -> list[str]:
+        """What `-A` and `-R` ask for. Raises as `Resolver.programs`.
+
+        Returns:
+            What cannot be captured where, and why, a line each.
+        """
+        self._asked = {site.address for site in sites}
         if not specs:
-            return
+            return []
         found = target.captures(specs, sites)
         self._arguments = dict(found.programs)
         self._enums = dict(found.enums)
-        self.remarks = list(found.notes)
+        self._programs.clear()
+        return list(found.notes)
+
+    def of_more(
+        self, target: Resolves, specs: Sequence[Spec], sites: Sequence[Site]
+    ) -> tuple[list[int], list[str]]:
+        """The same of functions that are chosen later; nothing found is no error.
+
+        Returns:
+            Addresses of the sites that have programs now and had none; lines as `of_arguments`.
+        """
+        fresh = [site for site in sites if site.address not in self._asked]
+        if not specs or not fresh:
+            return [], []
+        found = target.captures(specs, fresh, strict=False)
+        self._asked.update(site.address for site in fresh)
+        self._arguments |= found.programs
+        self._enums = dict(found.enums)
+        self._programs.clear()
+        return list(found.programs), list(found.notes)
+
+    def forget(self, addresses: Iterable[int]) -> None:
+        """Nothing is known of these sites any more."""
+        for address in addresses:
+            self._asked.discard(address)
+            self._arguments.pop(address, None)
         self._programs.clear()
 
     def of_libc(self, tracer: str, found: Mapping[int, Function]) -> None:

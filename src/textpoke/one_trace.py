@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import time
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
@@ -28,6 +28,7 @@ from textpoke._version import __version__
 from textpoke.capture_log import CaptureLog, clock_point
 from textpoke.captures import Captures
 from textpoke.modes import Mode
+from textpoke.profile import Counted
 from textpoke.records import Wants, within
 from textpoke.ring import Copied, Drained, RingReader
 from textpoke.tracer_names import BLK, BRANCH, FUNCTION, LIBC, PROFILE
@@ -35,7 +36,7 @@ from textpoke.wire import plausible
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from types import TracebackType
 
@@ -70,6 +71,8 @@ class Trace:
         name: Tells it from others on the same target.
         chosen: The sites that are traced.
         find_in: Chooses sites of modules that come later; None: nothing is looked for.
+        everything: Functions without NOPs may be chosen too, in modules that were compiled for
+            tracing (`Target.sites`).
         traps: An int3 may stay where nothing else is possible.
         plan: How the sites are patched; None before it was made.
         refused: (site, reason) of chosen sites that are not traced.
@@ -80,6 +83,8 @@ class Trace:
             changed them meanwhile.
         merged: Outcome of the batch that made runs of NOPs one instruction, if one was needed.
         last: Outcome of the last batch.
+        remarks: Arguments and results that cannot be captured, and why, one line each; take and
+            clear.
         on_demand: With `overwrite`: nothing goes to the capture but what `copy` takes there.
     """
 
@@ -94,6 +99,7 @@ class Trace:
         command: Sequence[str] = (),
         mode: Mode = Mode.AUTO,
         find_in: Callable[[Sequence[Module]], list[Site]] | None = None,
+        everything: bool = False,
         traps: bool = False,
         tracer: str = FUNCTION,
         options: tracers.Options | None = None,
@@ -112,7 +118,7 @@ class Trace:
         self.command = command
         self.mode = mode
         self.find_in = find_in
-        self.traps = traps
+        self.everything, self.traps = everything, traps
         self.name = name
         self.refused: list[tuple[Site, str]] = []
         self.totals = Drained()
@@ -122,6 +128,7 @@ class Trace:
         self.last: Outcome | None = None
         self.merged: Outcome | None = None
         self.left_alone = 0
+        self.remarks: list[str] = []
         self.timings_ms: dict[str, float] = {}
         self.reason = "stopped"
         self.switched_on = 0.0
@@ -142,8 +149,8 @@ class Trace:
         self._log: CaptureLog | None = None
         self._seen: set[tuple[str, int, int]] = set()
         self._next_look = self._next_counts = 0.0
-        self._lost_no_ring = 0
-        self._overruns = 0
+        self._lost_no_ring = self._overruns = 0
+        self._counted = Counted()  # when it ended
         self._tap = -1
         self._tell: Callable[[int], None] = lambda _fd: None
         self._clock: dict[str, int] = {}
@@ -266,7 +273,9 @@ class Trace:
     def _choose_matching(self, include: list[str], exclude: list[str]) -> None:
         functions = functools.partial(self.target.functions, include, exclude)
         try:
-            sites = self.target.sites(include, exclude, traps=self.traps)
+            sites = self.target.sites(
+                include, exclude, everything=self.everything, traps=self.traps
+            )
         except SiteError:
             if self._tracer != BRANCH:
                 raise
@@ -275,26 +284,51 @@ class Trace:
         self._choose(sites, functions)
 
     def _choose(self, sites: Sequence[Site], functions: Callable[[], list[Site]] | None) -> None:
+        before = self.chosen, self._functions, self._plans
         self.chosen, self._functions = list(sites), functions
         if not self.is_on:
             return
+        try:
+            self._switch_to_chosen()
+        except BaseException:
+            self.chosen, self._functions, self._plans = before
+            self._wants.clear()
+            raise
+
+    def _switch_to_chosen(self) -> None:
         fresh = [
             site
             for site in self.chosen
             if site.address not in self._prepared or site.address in self._stale
         ]
-        if fresh:
-            self._prepare(fresh)
-        addresses = [site.address for site in self.chosen]
-        self._plans = {a: self._prepared[a] for a in addresses if a in self._prepared}
-        self._wants.clear()
-        self._switch()
+        with self._carrying(self.chosen):
+            if fresh:
+                self._prepare(fresh)
+            addresses = [site.address for site in self.chosen]
+            self._plans = {a: self._prepared[a] for a in addresses if a in self._prepared}
+            self._wants.clear()
+            self._switch()
+
+    @contextmanager
+    def _carrying(self, chosen: Sequence[Site]) -> Iterator[None]:
+        """While more sites are prepared and switched on: their calls carry what was asked for."""
+        more, notes = self._captures.of_more(self.target, self._arguments, chosen)
+        planned = [self._prepared[a] for a in more if a in self._prepared.keys() - self._stale]
+        if planned and self._log is not None:  # of the others, `_prepare` tells
+            self._log.more_sites([], self._captures.notes(self._tracer, planned, self._options))
+        try:
+            yield
+        except BaseException:
+            self._captures.forget(more)
+            raise
+        self.remarks += notes
 
     def forget_in(self, mappings: Sequence[Mapped]) -> None:
         """Other code is mapped there now: what was chosen there is gone (`Target.modules`)."""
         addresses = self._prepared.keys() | {site.address for site in self.chosen}
         gone = set(within(addresses, mappings))
         self._stale |= gone
+        self._captures.forget(gone)
         self.chosen = [site for site in self.chosen if site.address not in gone]
         self._plans = {a: p for a, p in self._plans.items() if a not in gone}
         if self._branches is not None:
@@ -313,13 +347,14 @@ class Trace:
             self.target.add_trace(self)
             self._seen = {module.key for module in self.target.modules}
             self.on, self.refused, self._branches = None, [], None
+            self._counted = Counted()
             self.plan = plan = self.target.prepare(self.chosen, traps=self.traps)
             self.refused += plan.refused
             self._plans = {p.site.address: p for p in plan.sites}
             self._prepared = dict(self._plans)
             self._stale.clear()
             self._wants.clear()
-            self._captures.of_arguments(self.target, self._arguments, self.chosen)
+            self.remarks = self._captures.of_arguments(self.target, self._arguments, self.chosen)
             self._prepare_libc()
             planned = time.perf_counter()
             self._open()
@@ -487,6 +522,11 @@ class Trace:
         """What the profile tracer has counted so far, by return address; nothing is stopped."""
         return profile.read(self._profile) if self._profile else {}
 
+    @property
+    def counted(self) -> Counted:
+        """How much the profile tracer has counted so far; after the end, in all."""
+        return profile.counted(self._profile) if self._profile else self._counted
+
     def drain(self) -> Drained:
         """Take what the rings hold to the capture; call it every few milliseconds.
 
@@ -606,11 +646,12 @@ class Trace:
             self._wants.clear()
 
     def _switch_on_more(self, found: list[Site]) -> None:
-        plan = self._prepare(found)
-        self.chosen += found
-        self._plans |= {p.site.address: p for p in plan.sites}
-        self._wants.clear()
-        self._switch()
+        with self._carrying(found):
+            plan = self._prepare(found)
+            self.chosen += found
+            self._plans |= {p.site.address: p for p in plan.sites}
+            self._wants.clear()
+            self._switch()
 
     def _prepare(self, fresh: Sequence[Site]) -> Plan:
         plan = self.target.prepare(fresh, traps=self.traps)
@@ -679,6 +720,7 @@ class Trace:
 
     def _close(self) -> None:
         self._overruns = self.overruns
+        self._counted = self.counted
         self._written = self.written()
         if self._reader is not None:
             self._lost_no_ring = self._reader.lost_no_ring

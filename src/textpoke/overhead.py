@@ -60,6 +60,7 @@ class Overhead:
         cpu_ns: CPU time that the target has used meanwhile, these costs included.
         measured: The cost of an event was measured on this machine.
         known: Every call has left an event. False with a threshold: then this is a lower bound.
+        calls: How many of `events` are calls that profile has counted.
     """
 
     events: int
@@ -67,6 +68,7 @@ class Overhead:
     cpu_ns: int
     measured: bool = True
     known: bool = True
+    calls: int = 0
 
     @property
     def share(self) -> float:
@@ -84,13 +86,21 @@ class Overhead:
             "known": self.known,
         }
 
+    @property
+    def _unit(self) -> str:
+        if not self.calls:
+            return "events"
+        return "calls" if self.calls == self.events else "events and calls"
+
     def __str__(self) -> str:
         if not self.events or self.cpu_ns <= 0:
             return "overhead: nothing that could be measured"
         about = "about" if self.known else "more than"
         ns = self.cost_ns / self.events
         text = f"overhead: {about} {self.share * 100:.2g} % of the target's CPU time"
-        text += f" ({_rounded(self.events)} events at {ns:.0f} ns in {self.cpu_ns / 1e9:.1f} s)"
+        text += (
+            f" ({_rounded(self.events)} {self._unit} at {ns:.0f} ns in {self.cpu_ns / 1e9:.1f} s)"
+        )
         return text if self.known else f"{text}; calls below the threshold are not counted"
 
 
@@ -134,7 +144,8 @@ class Meter:
     def result(self) -> Overhead:
         """Up to the last look."""
         used = self._cpu_ns - self._cpu_before_ns
-        return Overhead(self._events, self._cost_ns, used, function_event_ns()[1], self.known)
+        measured, calls = function_event_ns()[1], self._seen.get(PROFILE, 0)
+        return Overhead(self._events, self._cost_ns, used, measured, self.known, calls)
 
 
 def cpu_ns(pid: int) -> int:

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from textpoke import cfi, stubs
+from textpoke import branch_stubs, cfi, stubs
 from textpoke._native import lib
 from textpoke.agent_image import Probe, load_image
 from textpoke.code_object import Symbol, plain_name
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from textpoke.agent_image import AgentImage
-    from textpoke.model import Site
+    from textpoke.model import BranchSite, Site
     from textpoke.plan import Planner
     from textpoke.unwind_tables import UnwindTable
 
@@ -33,12 +33,13 @@ _RED_ZONE = 128
 _CALL_BYTES = 5
 _BREG0, _LIT0 = 0x70, 0x30  # DW_OP_breg0 and so on: DWARF 5, 7.7.1
 _CONST8U, _MINUS, _PLUS, _SHL, _SHR = 0x0E, 0x1C, 0x22, 0x24, 0x25
-AGENT, RETURN, THUNK, PAD, STUB = (
+AGENT, RETURN, THUNK, PAD, STUB, BRANCHES = (
     "textpoke agent",
     "textpoke return",
     "textpoke thunk",
     "textpoke pad of ",
     "textpoke stub of ",
+    "textpoke branches of ",
 )
 
 
@@ -110,6 +111,10 @@ class PlacedCode:
             Symbol(at, stubs.layout(site).size, plain_name(STUB + site.function))
             for at, site in self.planner.stubs()
         ]
+        named += [
+            Symbol(at, branch_stubs.layout(site).size, plain_name(BRANCHES + site.function))
+            for at, site in self.planner.branch_stubs()
+        ]
         if self.trampolines is not None:
             named.append(self.trampolines.symbol())
         return sorted(named, key=lambda symbol: symbol.address)
@@ -127,6 +132,9 @@ class PlacedCode:
             cfi.Frame(start, end - start, ((0, cfi.AT_ENTRY),)) for start, end in self._pad_runs()
         ]
         found += [stub_frame(at, site, find_table(site)) for at, site in self.planner.stubs()]
+        for at, site in self.planner.branch_stubs():
+            table = find_table(site)
+            found += branch_frames(at, site, table) if table else ()
         if self.trampolines is not None:
             found.append(self.trampolines.frame())
         return sorted(found, key=lambda frame: frame.start)
@@ -174,6 +182,17 @@ def stub_frame(address: int, site: Site, table: UnwindTable | None) -> cfi.Frame
         ends.append(layout.back_at)
     size = min(ends, default=layout.size)
     return cfi.Frame(address, size, _without_repeats([r for r in rows if r[0] < size]))
+
+
+def branch_frames(address: int, site: BranchSite, table: UnwindTable) -> list[cfi.Frame]:
+    """Unwind rows of the stub at `address` that counts branches; none where nobody can tell."""
+    known = table.rows(site.vaddr, len(site.displaced))
+    if known is None:
+        return []
+    own = tuple((at - site.vaddr, row) for at, row in known)
+    layout = branch_stubs.layout(site)
+    rows = [(at, _row_at(own, head).lowered(lowered)) for at, head, lowered in layout.marks]
+    return [cfi.Frame(address, layout.size, _without_repeats(rows))]
 
 
 def _row_at(rows: cfi.Rows, offset: int) -> cfi.Row:

@@ -254,6 +254,14 @@ class Planner:
         """Address and site of every stub."""
         return [(stub_of(planned), planned.site) for planned in self._stubs.values()]
 
+    def branch_stubs(self) -> list[tuple[int, BranchSite]]:
+        """Address and site of every stub that counts branches."""
+        return [
+            (stub_of(planned), planned.site)
+            for planned in self._branches.values()
+            if isinstance(planned.site, BranchSite)
+        ]
+
     def _place_pads(self, runs: list[Site], space: Space, plan: Plan) -> set[int]:
         """Map pads for as many runs as have room; returns the addresses of those sites."""
         fresh = _apart([s for s in runs if s.address not in self._pads], self._pads)

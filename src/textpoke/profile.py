@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from textpoke import clock
@@ -20,6 +21,28 @@ if TYPE_CHECKING:
 _ROW = struct.Struct(f"<8Q{lib.TP_PROFILE_BUCKETS}I")
 _CLEARED = _ROW.pack(*[0] * 8, (1 << 32) - 1, *[0] * (lib.TP_PROFILE_BUCKETS - 1))[8:]
 _PLACE_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How much was counted.
+
+    Attributes:
+        calls: Of all functions.
+        functions: Those that were called.
+        lost: Calls for which a thread's table had no room.
+    """
+
+    calls: int = 0
+    functions: int = 0
+    lost: int = 0
+
+
+def counted(rings: RingSet) -> Counted:
+    """The sums of what `read` gives."""
+    rows = read(rings)
+    calls = sum(plausible(row.hits) for row in rows.values())
+    return Counted(calls, len(rows), lost(rings))
 
 
 def read(rings: RingSet) -> dict[int, ProfileRow]:

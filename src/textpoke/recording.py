@@ -11,13 +11,13 @@ import time
 from typing import TYPE_CHECKING
 
 from textpoke import clock, target
-from textpoke._errors import CaptureError, CaptureWrite, ControlFailed, SiteError, TargetError
+from textpoke._errors import BadTrigger, CaptureError, CaptureWrite, SiteError, TargetError
 from textpoke._native import lib
 from textpoke.filters import FilterSet
 from textpoke.governor import Governor
 from textpoke.overhead import Meter, Overhead, cpu_ns, function_event_ns
-from textpoke.tracer_names import FUNCTION, LIBC
-from textpoke.triggers import Command, TriggerSet
+from textpoke.tracer_names import BRANCH, FUNCTION, GRAPH, LIBC, PROFILE
+from textpoke.triggers import Command, TriggerSet, span_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from textpoke.ring import Drained
     from textpoke.ring_flight import RingFlight
     from textpoke.trigger_engine import Hit, TriggerEngine
+    from textpoke.triggers import Trigger
     from textpoke.watch import Watch
 
     Names = Callable[[FilterSet, TriggerSet], SiteNames]
@@ -39,6 +40,7 @@ _MOST_HELD_BYTES = 256 << 20
 _GOVERN_S = 0.25
 _THREADS_S = 0.1
 _READ_S = 0.1
+_MOST_REMARKS = 5  # about arguments, of one change
 _COST_NS = {"function": 14.0, "function_graph": 40.0, "profile": 40.0}
 _COST_OF_OTHERS_NS = 150.0
 
@@ -59,7 +61,8 @@ class Recording:
         filters: What was asked for last.
         triggers: Likewise.
         hits: Triggers that did something, for whoever shows them; take and clear.
-        remarks: What the governor and the flight recorder have done, one line each.
+        remarks: What the governor and the flight recorder have done, and which arguments cannot be
+            captured, one line each.
         remarks_shown: How many of them somebody has shown.
         snapshots: Paths of the snapshots that were written.
     """
@@ -110,7 +113,13 @@ class Recording:
         return self._engine.on if self._engine is not None else True
 
     def start(self) -> None:
-        """Switch on. Raises as `Trace.start`; UnknownFunction for a trigger that means nothing."""
+        """Switch on.
+
+        Raises:
+            UnknownFunction, BadTrigger: For a trigger that means nothing, or that can never act.
+            CaptureExists, PokeError and others: As `Trace.start`.
+        """
+        self._require_that_they_act(self.triggers.triggers, f"record with -t {GRAPH}")
         places = self._trigger_sites(strict=True)
         if places or not self.filters.threads.everyone or self._only_kept or self._budget:
             self._make_flow()
@@ -119,6 +128,7 @@ class Recording:
             self._arm()
         function_event_ns()  # measured before anything is switched on
         self.trace.start()
+        self._take_remarks()
         self._meter.begin()
         self._place_triggers()
         self._last_step = self._next_step = time.monotonic()
@@ -128,6 +138,7 @@ class Recording:
         """Take what has come; act on triggers; keep to the budget. Raises as `Trace.drain`."""
         mark = int(lib.tp_rdtsc())
         drained = self.trace.drain()
+        self._take_remarks()
         if self._has_grown:
             self._has_grown = False
             self._place_triggers()
@@ -159,6 +170,12 @@ class Recording:
         self._flow.close()
         return {"remarks": self.remarks, "snapshots": self.snapshots, **overhead}
 
+    def _take_remarks(self) -> None:
+        notes, self.trace.remarks = self.trace.remarks, []
+        self.remarks += [f"not captured: {note}" for note in notes[:_MOST_REMARKS]]
+        if len(notes) > _MOST_REMARKS:
+            self.remarks.append(f"not captured: and {len(notes) - _MOST_REMARKS:,} more")
+
     @property
     def overhead(self) -> Overhead:
         """What it has cost the target so far."""
@@ -172,6 +189,8 @@ class Recording:
         """Go over to another tracer. Raises as `Trace.tracer`."""
         self._read_meter()
         self.trace.tracer = tracer
+        idle = [(t.text, self._why_idle(t, tracer)) for t in self.triggers.triggers if not t.remove]
+        self.remarks += [f"{text} rests: {why}" for text, why in idle if why]
 
     def tracing(self, *, on: bool) -> None:
         """Record or do not; everything stays patched."""
@@ -212,17 +231,40 @@ class Recording:
         }
 
     def set_triggers(self, triggers: TriggerSet) -> list[str]:
-        """Have these triggers; what ftrace would show of them. Raises as `TriggerSet.place`."""
+        """Have these triggers; what ftrace would show of them.
+
+        Raises:
+            UnknownFunction, BadTrigger: As `TriggerSet.place`; or one that can never act.
+        """
         names = self._names(self.filters, triggers)
         triggers.place(names)
-        slow = next((t for t in triggers.triggers if t.over_ns and not t.remove), None)
-        if slow is not None and self.trace.tracer == FUNCTION:
-            raise ControlFailed("trigger", f"{slow.text!r} needs returns: -t function_graph")
+        before = self.triggers.triggers
+        known = len(before) if triggers.triggers[: len(before)] == before else 0
+        cure = f"textpoke switch -p {self.trace.target.pid} {GRAPH}"
+        self._require_that_they_act(triggers.triggers[known:], cure)
         self.triggers = triggers
         if self._flow is None:
             self._make_flow()
         self._choose(self._wanted)
         return triggers.read_back(names)
+
+    def _require_that_they_act(self, triggers: Sequence[Trigger], cure: str) -> None:
+        for trigger in triggers:
+            why = self._why_idle(trigger, self.trace.tracer)
+            if why and not trigger.remove:
+                column = trigger.text.rfind(">") + 1 if trigger.over_ns else 1
+                raise BadTrigger(trigger.text, column, f"{why}: {cure}")
+
+    def _why_idle(self, trigger: Trigger, tracer: str) -> str:
+        """Why a trigger never acts under a tracer; "" if it does. With nop everything rests."""
+        if self._only_kept:  # the flight recorder's triggers have probes of their own
+            return ""
+        if tracer in (PROFILE, BRANCH):
+            return f"the {tracer} tracer counts and writes no events, which triggers act on"
+        if tracer == FUNCTION and trigger.over_ns:
+            over = span_text(trigger.over_ns)
+            return f"the function tracer sees no returns, so no call takes longer than {over}"
+        return ""
 
     def _choose(self, chosen: Sequence[Site]) -> None:
         """Trace these, and what triggers sit at."""

@@ -29,13 +29,16 @@ class RecordSession:
 
     Args:
         of: The target.
+        everything: What can be traced, as for `Target.sites`.
+        traps: Likewise.
 
     Attributes:
         recordings: By name; "" is the one that the tool was started for.
     """
 
-    def __init__(self, of: Target) -> None:
+    def __init__(self, of: Target, *, everything: bool = False, traps: bool = False) -> None:
         self.target = of
+        self._everything, self._traps = everything, traps
         self.recordings: dict[str, Recording] = {}
         self._sources = source_filter.ModuleSources(
             lambda: of.modules, lambda module: target.open_module(of.pid, module), files_of
@@ -86,9 +89,10 @@ class RecordSession:
         key = (frozenset(named), frozenset(module.key for module in modules))
         if self._names is not None and self._names[0] == key:
             return self._names[1]
-        usual = self.target.all_sites()
+        everything, traps = self._everything, self._traps
+        usual = self.target.all_sites(everything=everything, traps=traps)
         found = {site.address: site for site in usual if site.patchable}
-        for site in self.target.sites_of(named):
+        for site in self.target.sites_of(named, everything=everything, traps=traps):
             if site.patchable:
                 found.setdefault(site.address, site)
         names = SiteNames(
@@ -221,6 +225,7 @@ def _row(name: str, recording: Recording) -> dict[str, object]:
         "tracer": trace.tracer,
         "on": recording.on,
         "events": trace.events,
+        "calls": trace.counted.calls,
         "lost": trace.lost,
         "overruns": trace.overruns,
         "functions": trace.function_count,

@@ -136,12 +136,16 @@ class Target:
         """How long one thread was held for the attach, in nanoseconds."""
         return self.agent.timings.hold_ns
 
-    def all_sites(self) -> list[Site]:
+    def all_sites(self, *, everything: bool = False, traps: bool = False) -> list[Site]:
         """What is traced without patterns, refused sites included, in address order.
 
         That is the main program, and every module that was compiled for tracing.
+
+        Args:
+            everything: As for `sites`.
+            traps: As for `sites`.
         """
-        found = self._finders[False, False].usual(self.modules)
+        found = self._finders[everything, traps].usual(self.modules)
         self.agent.require_alive("the search for sites")
         return found
 
@@ -263,6 +267,7 @@ class Target:
             mode=Mode(mode),
             find_in=find_in,
             functions=lambda: self.functions(include, exclude),
+            everything=everything,
             traps=traps,
             tracer=tracer,
             options=tracers.Options(depth, _ticks(threshold_us)),
@@ -283,9 +288,11 @@ class Target:
         """As `trace`, of sites that are chosen already."""
         return Trace(self, list(chosen), output, tracer=tracer, name=name)
 
-    def sites_of(self, modules: Collection[str]) -> list[Site]:
-        """All sites of the modules of these names, refused ones too."""
-        finder = self._finders[False, False]
+    def sites_of(
+        self, modules: Collection[str], *, everything: bool = False, traps: bool = False
+    ) -> list[Site]:
+        """All sites of the modules of these names, refused ones too. Args as for `sites`."""
+        finder = self._finders[everything, traps]
         return [s for m in self.modules if m.name in modules for s in finder.of_module(m)]
 
     def add_trace(self, trace: Trace) -> None:
@@ -311,8 +318,15 @@ class Target:
         """Where the functions are that blk, wakeup_rt or irqsoff stands on. Raises NoSites."""
         return libc_sites.find(self.pid, self.modules, self._finders[True, False], tracer)
 
-    def captures(self, specs: Sequence[Spec], sites: Sequence[Site]) -> Captures:
+    def captures(
+        self, specs: Sequence[Spec], sites: Sequence[Site], *, strict: bool = True
+    ) -> Captures:
         """What to capture at `sites`, as `arguments.parse` has read it.
+
+        Args:
+            specs: What is asked for.
+            sites: The functions.
+            strict: As for `Resolver.programs`.
 
         Raises:
             ArgumentSpec, UnknownFunction: As `Resolver.programs`.
@@ -321,7 +335,7 @@ class Target:
 
         if self._resolver is None:
             self._resolver = Resolver(lambda module: target.open_module(self.pid, module))
-        return self._resolver.programs(specs, sites, self.modules)
+        return self._resolver.programs(specs, sites, self.modules, strict=strict)
 
     def make_ready_for_returns(self, mode: Mode) -> None:
         """Whatever must be in place before returns are redirected. Raises as `Redirection`."""

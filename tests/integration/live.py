@@ -16,8 +16,9 @@ from textpoke.recording import Recording
 from textpoke.session import RecordSession
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from textpoke.arguments import Spec
     from textpoke.governor import Budget
 
 RING_BYTES = 1 << 22
@@ -64,11 +65,15 @@ def running(
     *include: str,
     tracer: str = "function",
     budget: Budget | None = None,
+    everything: bool = False,
+    arguments: Sequence[Spec] = (),
 ) -> Iterator[Running]:
     """Record a program into OUTPUT; the caller sees to XDG_RUNTIME_DIR and the directory."""
     with textpoke.attach(process.pid, ring_bytes=RING_BYTES) as target:
-        session = RecordSession(target)
-        trace = target.trace(include, tracer=tracer, output=OUTPUT)
+        session = RecordSession(target, everything=everything)
+        trace = target.trace(
+            include, tracer=tracer, output=OUTPUT, everything=everything, arguments=arguments
+        )
         recording = session.recordings[""] = Recording(trace, session.names, budget=budget)
         recording.start()
         with ControlServer(session) as server:

@@ -282,6 +282,26 @@ def test_a_command_is_described_from_its_start(program: Path, tmp_path: Path) ->
     Path(path).unlink()
 
 
+def test_stubs_that_count_branches_have_names_and_rows(
+    compile_target: Compile, start_target: Start, tmp_path: Path
+) -> None:
+    process, made = start_target(compile_target("branches.c", "-O2")), tmp_path / "our.o"
+    with untouched(process), tp.attach(process.pid) as target:
+        views = target.describe_code(perf_map=True, gdb=made)
+        with target.trace("choose", tracer="branch") as trace:
+            lines = Path(views.perf_map).read_text().splitlines()
+            sites = len({row.address for row in trace.branch_counts(lines=False)})
+    Path(views.perf_map).unlink()
+    assert views.problems == []
+    named = [line.split(maxsplit=2) for line in lines if "textpoke branches of choose" in line]
+    assert 0 < len(named) <= sites
+    stubs = {int(address, 16): int(size, 16) for address, size, _ in named}
+    with ELFFile.load_from_path(str(made)) as image:
+        entries = [e for e in image.get_dwarf_info().EH_CFI_entries() if isinstance(e, FDE)]
+    rows = {entry["initial_location"]: entry["address_range"] for entry in entries}
+    assert stubs.items() <= rows.items()
+
+
 def test_this_process_has_no_entry_and_says_why(tmp_path: Path) -> None:
     with tp.this_process() as target:
         views = target.describe_code(gdb=tmp_path / "our.o")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import live
 import numpy as np
+import observe
 import programs
 import pytest
 from live import Running, marks
@@ -114,7 +115,6 @@ def test_a_function_for_its_trigger_alone_is_not_recorded(running: Running) -> N
     running.tool("trigger", "quiet:snapshot:2")
     running.drain(0.3)
     assert len(running.recording.snapshots) == 2
-    assert running.tool("trigger", "work>1ms:snapshot", code=1).count("needs returns") == 1
     running.recording.stop()
     with textpoke.Capture("first.tptrace") as capture:
         events = Decoder(capture).all()
@@ -124,6 +124,44 @@ def test_a_function_for_its_trigger_alone_is_not_recorded(running: Running) -> N
         for name in ("quiet", "loud")
     }
     assert last_ns["loud"] - last_ns["quiet"] > 100_000_000
+
+
+def test_a_trigger_that_can_never_act_is_refused(running: Running) -> None:
+    refused = running.tool("trigger", "work>1ms:snapshot", code=2)
+    assert "column 5: the function tracer sees no returns" in refused
+    assert refused.endswith(f"textpoke switch -p {running.session.pid} function_graph\n")
+    running.tool("switch", "function_graph")
+    assert running.tool("trigger", "work>1ms:snapshot") == "work>1ms:snapshot:unlimited\n"
+    running.tool("switch", "function")
+    assert "work>1ms:snapshot rests: the function tracer" in running.recording.remarks[-1]
+    assert running.tool("trigger", "loud:stacktrace").count("\n") == 2  # it is not in the way
+    assert running.tool("trigger", "!work>1ms:snapshot") == "loud:stacktrace:unlimited\n"
+    running.tool("switch", "profile")
+    assert "writes no events" in running.tool("trigger", "quiet:traceoff", code=2)
+
+
+@pytest.mark.parametrize(
+    ("tracer", "trigger", "why"),
+    [
+        ("function", "slow>4ms:snapshot", "column 5: the function tracer sees no returns"),
+        ("profile", "slow:traceoff", "the profile tracer counts and writes no events"),
+        ("branch", "slow>4ms:traceoff", "the branch tracer counts and writes no events"),
+    ],
+)
+def test_record_refuses_a_trigger_that_can_never_act(
+    compile_target: Compile,
+    start_target: Start,
+    tmp_path: Path,
+    tracer: str,
+    trigger: str,
+    why: str,
+) -> None:
+    process = start_target(compile_target("triggers.c", *programs.PIE), "1")
+    words = ("-p", process.pid, "-t", tracer, "--trigger", trigger, "-d", "1s")
+    with observe.untouched(process):
+        result = observe.textpoke("record", *words, "-o", tmp_path / "x.tptrace")
+    observe.is_one_error_line(result, 2, f"{trigger!r}, ", why, ": record with -t function_graph")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_slow_call_is_caught(running: Running) -> None:
@@ -221,16 +259,18 @@ def test_record_answers(
     assert not os.listdir(tmp_path / "textpoke")
 
 
+@pytest.mark.parametrize("when", ["slow", "slow>4ms"])  # its triggers have probes of their own
 def test_record_as_a_flight_recorder(
     compile_target: Compile,
     start_target: Start,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    when: str,
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", os.fspath(tmp_path))
     monkeypatch.chdir(tmp_path)
     process = start_target(compile_target("triggers.c", *programs.PIE), "1")
-    words = ["--flight", "--trigger", "slow:keep=50ms:2", "-d", "1500ms", "-o", "x.tptrace"]
+    words = ["--flight", "--trigger", f"{when}:keep=50ms:2", "-d", "1500ms", "-o", "x.tptrace"]
     command = [sys.executable, "-m", "textpoke", "record", "-p", str(process.pid), *words]
     subprocess.run(command, check=True)
     found = calls("x.tptrace")
@@ -241,3 +281,50 @@ def test_record_as_a_flight_recorder(
         events = Decoder(capture).all()
     assert len(markers) == found["slow"]
     assert sum(m["events"] for m in markers) == len(events)
+
+
+@pytest.mark.parametrize("tracer", ["profile", "branch"])
+def test_record_says_what_was_counted_and_how_to_see_it(
+    compile_target: Compile, start_target: Start, tmp_path: Path, tracer: str
+) -> None:
+    process = start_target(compile_target("triggers.c", *programs.PIE), "1")
+    output = tmp_path / "x.tptrace"
+    done = observe.textpoke("record", "-p", process.pid, "-t", tracer, "-d", "0.5s", "-o", output)
+    assert done.code == 0, done
+    report = json.loads(observe.textpoke("report", "--json", output).out)
+    if tracer == "profile":
+        calls, functions = report["calls"], len(report["functions"])
+        wanted = f"{calls:,} calls of {functions:,} functions counted, 0 lost (duration)"
+        assert calls > 100
+    else:
+        branches, executed, times = (report[name] for name in ("branches", "executed", "total"))
+        wanted = f"{branches:,} branches counted, {executed:,} executed, {times:,} times (duration)"
+        assert executed > 1
+    assert wanted in done.err.splitlines()
+    assert done.err.splitlines()[-1] == f"textpoke report {output}"
+    assert "events" not in done.err
+
+
+def test_an_instance_that_counts_says_so(running: Running) -> None:
+    running.tool("instances", "--create", "sums", "quiet", "-t", "profile", "-o", "sums.tptrace")
+    running.drain(0.3)
+    line = next(x for x in running.tool("instances").splitlines() if x.startswith("sums"))
+    assert int(line.split()[3]) > 50
+    assert line.split()[4] == "calls"
+
+
+def test_record_says_how_to_see_what_was_counted_on_the_way(
+    compile_target: Compile, start_target: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", os.fspath(tmp_path))
+    process = start_target(compile_target("triggers.c", *programs.PIE), "1")
+    output = tmp_path / "x.tptrace"
+    with observe.recording("-p", process.pid, "-d", "20s", "-o", output) as recording:
+        assert observe.textpoke("switch", "-p", process.pid, "profile").code == 0
+        time.sleep(0.3)
+        result = recording.interrupt()
+    taken, _, by_profile, usual = result.err.splitlines()[-4:]
+    calls, events = (int(part.split()[0].replace(",", "")) for part in taken.split("; "))
+    assert [by_profile, usual] == [f"textpoke report {x}{output}" for x in ("--by profile ", "")]
+    assert json.loads(observe.textpoke(*by_profile.split()[1:], "--json").out)["calls"] == calls
+    assert json.loads(observe.textpoke(*usual.split()[1:], "--json").out)["events"] == events

@@ -163,6 +163,7 @@ def test_each_verb_has_help_with_examples(run, name: str) -> None:
         (["sites", "-p", "1", "--", "ls"], "more than one target: give one of -p PID, a command"),
         (["sites", "-p", "1", "x"], "more than one target: "),
         (["sites", "1234567"], "no such file: '1234567'; did you mean -p 1234567?"),
+        (["record", "-p", "1", "--threshold", "5ms"], "--threshold 5ms: the function tracer sees"),
         (["report"], "the following arguments are required: FILE"),
         (["report", "a", "b"], "unrecognized arguments: b"),
         (["report", "--text", "--json", "a"], "argument --json: not allowed with argument --text"),

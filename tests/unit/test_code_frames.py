@@ -16,13 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from iced_x86 import Code, Decoder, FlowControl, Mnemonic, OpKind, Register
 from targets import module_of
 
-from textpoke import cfi, cfi_read, elf, placed, stubs
+from textpoke import branch_stubs, cfi, cfi_read, elf, placed, stubs
 from textpoke._native import ffi, lib
 from textpoke.agent_image import Probe, load_image
+from textpoke.branches import find_branches
 from textpoke.cfi import Frame, Row
 from textpoke.code_object import Symbol, make_object, plain_name
 from textpoke.functions import find_functions
-from textpoke.model import Site, SiteKind
+from textpoke.model import BranchSite, Site, SiteKind
 from textpoke.perf_map import lines_of
 from textpoke.unwind_tables import UnwindTable, rows_of_prologue
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from conftest import Compile
 
+FAR = 1 << 30
 AT, THUNK_AT = 0x5555_5560_0000, 0x5555_5560_8000
 BUILDS = {
     "usual": ("-O2",),
@@ -197,6 +199,68 @@ def test_rows_of_a_stub_hold_at_every_instruction(
             break
     assert count > 30
     assert checked > 5 * count
+
+
+def branch_sites_of(path: Path | str) -> Iterator[tuple[BranchSite, UnwindTable]]:
+    """Where the branches of a file's functions are counted, each with the table of the file."""
+    module = module_of(path)
+    with elf.Image.open(str(path)) as image:
+        table, functions = UnwindTable(image), find_functions(image, module)
+        every = [s for s in functions.sites(functions) if not s.function.startswith(WRONG_IN_LIBC)]
+        entries = {s.entry - module.bias: s for s in every if s.source != "plt"}
+        for site in find_branches(image, module, entries).sites:
+            yield site, table
+
+
+def check_ways(code: bytes, frame: Frame, site: BranchSite, table: UnwindTable) -> int:
+    """Follow code on all of its ways, to where they leave it; how many instructions held."""
+    instructions = {i.ip: i for i in Decoder(64, code, ip=frame.start)}
+    first = row_at(frame.rows, 0)
+    ways, seen = [(frame.start, first.offset)], set()
+    while ways:
+        at, depth = ways.pop()
+        if at in seen:
+            continue
+        if not frame.start <= at < frame.start + frame.size:  # in a function
+            there = table.rows(at - (site.address - site.vaddr), 0)
+            if there and there[0][1].register == cfi.RSP:
+                assert there[0][1].offset in (depth, 8)  # 8: the entry of what is called
+            continue
+        seen.add(at)
+        instruction, row = instructions[at], row_at(frame.rows, at - frame.start)
+        if row.register != cfi.RSP:
+            return len(seen)
+        assert row.offset == depth, f"{instruction} at {at:#x}"
+        flow, moved = instruction.flow_control, moved_by(instruction)
+        if flow in (FlowControl.CONDITIONAL_BRANCH, FlowControl.UNCONDITIONAL_BRANCH):
+            ways.append((instruction.near_branch_target, depth))
+        if flow in (FlowControl.NEXT, FlowControl.CONDITIONAL_BRANCH) and moved is not None:
+            ways.append((instruction.next_ip, depth + moved))
+    return len(seen)
+
+
+@pytest.mark.parametrize("program", ["exceptions.cc", "branches.c", LIBC])
+def test_rows_of_a_stub_that_counts_branches_hold_on_every_way(
+    compile_target: Compile, program: str
+) -> None:
+    path = program if program == LIBC else compile_target(program, "-O2", *CXX)
+    count = checked = with_flags = 0
+    for site, table in branch_sites_of(path):
+        [good], size, _ = branch_stubs.measure([site])
+        at = site.address + FAR  # so ways that leave the stub are seen to
+        code, [(_, stub)], _ = branch_stubs.place([good], at, size, at)
+        [frame] = placed.branch_frames(stub.address, site, table) or [None]
+        if frame is None or row_at(frame.rows, 0).register != cfi.RSP:
+            continue
+        assert frame.size <= len(code)
+        checked += check_ways(code, frame, site, table)
+        with_flags += any(row.offset >= 128 + 8 for _, row in frame.rows)
+        count += 1
+        if count == 3000:
+            break
+    assert count > 10
+    assert checked > 5 * count
+    assert with_flags or program != LIBC  # some keep the flags, below the red zone
 
 
 PROBES = {

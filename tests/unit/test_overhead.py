@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from textpoke.overhead import Meter, Overhead, event_ns, function_event_ns
 
@@ -24,6 +25,8 @@ def test_it_is_said_as_a_share_of_the_cpu_time() -> None:
     assert cost.as_dict()["share"] == 0.1333
     assert Overhead(10, 1e9, 1).share == 1.0
     assert "nothing" in str(Overhead(0, 0.0, 0))
+    assert "(41.0 M calls at" in str(replace(cost, calls=41_000_000))
+    assert "(41.0 M events and calls at" in str(replace(cost, calls=1))
     assert "more than" in str(Overhead(1, 1.0, 10, known=False))
 
 
@@ -34,7 +37,7 @@ def test_each_tracer_has_its_price() -> None:
     meter.look("function_graph", 3000)
     meter.look("profile", 3000, 500)
     cost = meter.result()
-    assert cost.events == 3500
+    assert (cost.events, cost.calls) == (3500, 500)
     wanted = [1000 * event_ns("function"), 2000 * event_ns("function_graph")]
     assert abs(cost.cost_ns - sum(wanted) - 500 * event_ns("profile")) < 1
     assert cost.cpu_ns >= 0

@@ -27,7 +27,7 @@ def is_analysed(capture: Capture, args: argparse.Namespace) -> bool:
     tracer = capture.meta.tracer
     if tracer != "blk" and args.by in ("file", "caller"):
         raise _parser.UsageError(f"--by {args.by} is for captures of blk, this is one of {tracer}")
-    if args.by == "branch":
+    if args.by in _TABLES:
         return True
     if tracer in _TABLES:
         if args.tree or args.text or args.by:
@@ -44,12 +44,13 @@ def print_analysed(capture: Capture, console: Console, args: argparse.Namespace)
     """Print the report that `is_analysed` has promised."""
     from textpoke.report import blk, branched, latency, profiled
 
-    if capture.meta.tracer == "branch" or args.by == "branch":
+    table = args.by if args.by in _TABLES else capture.meta.tracer
+    if table == "branch":
         if args.json:
             console.json(branched.records(capture, limit=args.limit))
         else:
             _print(console, branched.lines(capture, limit=args.limit))
-    elif capture.meta.tracer == "profile":
+    elif table == "profile":
         if args.json:
             console.json(profiled.records(capture, sort=args.sort, limit=args.limit))
         else:

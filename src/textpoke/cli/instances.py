@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             console.json(result)
         else:
-            events = _control.count(result, "events")
-            console.say(escape(f"pid {args.pid}: {args.remove} has ended, {events:,} events"))
+            console.say(escape(f"pid {args.pid}: {args.remove} has ended, {_taken(result)}"))
         return 0
     result = _control.ask(args, "instance", action="list")
     if args.json:
@@ -115,7 +114,7 @@ def _print(rows: list[dict[str, object]], console: Console) -> None:
             escape(str(row.get("name", "")) or "(first)"),
             escape(str(row.get("tracer", ""))),
             "on" if row.get("on") else "off",
-            f"{_control.count(row, 'events'):,}",
+            _taken(row).removesuffix(" events"),
             f"{_control.count(row, 'lost'):,}",
             escape(str(row.get("output", ""))),
         ]
@@ -124,3 +123,11 @@ def _print(rows: list[dict[str, object]], console: Console) -> None:
     titles = ["NAME", "TRACER", "STATE", "EVENTS", "LOST", "CAPTURE"]
     header, *lines = columns(titles, table, left=["NAME", "TRACER", "STATE", "CAPTURE"])
     console.out("\n".join([console.style(header, "dim"), *lines]))
+
+
+def _taken(row: dict[str, object]) -> str:
+    """What was recorded so far: with profile there are calls instead of events."""
+    events, calls = _control.count(row, "events"), _control.count(row, "calls")
+    if not calls:
+        return f"{events:,} events"
+    return f"{events:,} events, {calls:,} calls" if events else f"{calls:,} calls"

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from textpoke._errors import (
@@ -22,7 +23,7 @@ from textpoke._errors import (
 from textpoke.cli import _parser
 from textpoke.cli._console import Console, escape
 from textpoke.report.names import file_name
-from textpoke.tracer_names import FUNCTION, TRACERS
+from textpoke.tracer_names import BRANCH, FUNCTION, GRAPH, PROFILE, TRACERS
 
 if TYPE_CHECKING:
     import argparse
@@ -186,6 +187,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
     from textpoke import tracer  # here, so that the time it takes counts as Python's own
 
+    _require_returns(args)
     console = Console.from_args(args)
     stop = threading.Event()
     restore = _stop_on_signals(stop)
@@ -215,6 +217,16 @@ def run(args: argparse.Namespace) -> int:
         restore()
 
 
+def _require_returns(args: argparse.Namespace) -> None:
+    if args.threshold and args.tracer in (FUNCTION, BRANCH):
+        from textpoke.triggers import span_text
+
+        raise _parser.UsageError(
+            f"--threshold {span_text(args.threshold)}: the {args.tracer} tracer sees no returns, "
+            f"so no call takes longer: record with -t {GRAPH}"
+        )
+
+
 def _stop_on_signals(stop: threading.Event) -> Callable[[], None]:
     """Ctrl-C and SIGTERM end the recording cleanly; returns what puts the handlers back."""
     old = {
@@ -241,7 +253,7 @@ def _record(
     attached = time.perf_counter()
     from textpoke.session import RecordSession
 
-    session = RecordSession(target)
+    session = RecordSession(target, everything=args.everything, traps=args.traps)
     recording = _recording(args, session, output)
     trace = recording.trace
     found = time.perf_counter()
@@ -329,7 +341,7 @@ def _watch(
     recording = session.recordings[""]
     trace = recording.trace
     start = shown = time.monotonic()
-    shown_events = 0
+    shown_taken = 0
     trace.reason = "duration" if args.duration_ns else "interrupted"
     deadline = start + args.duration_ns / 1e9 if args.duration_ns else float("inf")
     try:
@@ -341,9 +353,10 @@ def _watch(
             _say_hits(console, recording)
             session.target.agent.require_alive("the recording")
             if now - shown >= _LIVE_S:
-                rate = (trace.events - shown_events) / (now - shown)
-                shown, shown_events = now, trace.events
-                console.live(_live_line(now - start, trace, rate))
+                taken, unit = _taken_so_far(trace)
+                rate = max(taken - shown_taken, 0) / (now - shown)
+                shown, shown_taken = now, taken
+                console.live(_live_line(now - start, taken, unit, rate, trace.lost))
             time.sleep(_DRAIN_S)
     except TargetExited:
         trace.reason = "target exited"
@@ -370,11 +383,12 @@ def _say_remarks(console: Console, recording: Recording) -> None:
     recording.remarks_shown = len(recording.remarks)
 
 
-def _live_line(elapsed: float, trace: Trace, rate: float) -> str:
-    return (
-        f"{elapsed:6.1f} s  {trace.events:,} events  {rate:,.0f} events/s  {trace.lost:,} lost"
-        "  (Ctrl-C ends)"
-    )
+def _taken_so_far(trace: Trace) -> tuple[int, str]:
+    return (trace.counted.calls, "calls") if trace.tracer == PROFILE else (trace.events, "events")
+
+
+def _live_line(elapsed: float, taken: int, unit: str, rate: float, lost: int) -> str:
+    return f"{elapsed:6.1f} s  {taken:,} {unit}  {rate:,.0f} {unit}/s  {lost:,} lost  (Ctrl-C ends)"
 
 
 def _say_start(
@@ -454,6 +468,7 @@ def _say_end(
                 "reason": trace.reason,
                 "events": trace.events,
                 "lost": trace.totals.lost,
+                "counted": asdict(trace.counted),
                 "lost_no_ring": trace.lost_no_ring,
                 "overruns": trace.overruns,
                 "hold_ns": target.hold_ns,
@@ -465,7 +480,7 @@ def _say_end(
             }
         )
         return
-    console.say(f"{trace.events:,} events, {trace.lost:,} lost ({trace.reason})")
+    console.say(f"{_taken(trace)} ({trace.reason})")
     if trace.overruns:
         console.say(
             f"{trace.overruns:,} calls were not followed: too deep, or on a stack that is not "
@@ -474,7 +489,36 @@ def _say_end(
     console.say(str(overhead))
     if trace.lost:
         console.say("to lose fewer: a larger --buffer, or fewer functions with -i and -x")
+    for by in sorted(_counting(trace) - {args.tracer}):
+        console.say(escape(f"textpoke report --by {by} {trace.output}"))
     console.say(escape(f"textpoke report {trace.output}"))
+
+
+def _counting(trace: Trace) -> set[str]:
+    """The tracers at work, now or before, that count and write no events."""
+    counted = {PROFILE: trace.counted.calls, BRANCH: trace.branch_counts(lines=False)}
+    return {tracer for tracer, found in counted.items() if found or trace.tracer == tracer}
+
+
+def _taken(trace: Trace) -> str:
+    """What there is in the end."""
+    parts: list[str] = []
+    counting, counted = _counting(trace), trace.counted
+    if PROFILE in counting:
+        parts.append(
+            f"{counted.calls:,} calls of {counted.functions:,} functions counted, "
+            f"{counted.lost:,} lost"
+        )
+    if BRANCH in counting:
+        branches = trace.branch_counts(lines=False)
+        executed = [row.total for row in branches if row.total]
+        parts.append(
+            f"{len(branches):,} branches counted, {len(executed):,} executed, "
+            f"{sum(executed):,} times"
+        )
+    if trace.events or trace.lost or not parts:
+        parts.append(f"{trace.events:,} events, {trace.lost:,} lost")
+    return "; ".join(parts)
 
 
 def _child_status(pid: int) -> int:

@@ -51,9 +51,10 @@ def add_arguments(parser: _parser.VerbParser) -> None:
 def _add_table(parser: _parser.VerbParser) -> None:
     parser.add_argument(
         "--by",
-        choices=("function", "thread", "file", "caller", "branch"),
+        choices=("function", "thread", "file", "caller", "branch", "profile"),
         help="rows of the table: per function, or per thread and function (default: function); "
-        "of blk also per file (its default), or caller; branch: what that tracer has counted",
+        "of blk also per file (its default), or caller; branch, profile: what these "
+        "tracers have counted",
     )
     parser.add_argument(
         "-n",
