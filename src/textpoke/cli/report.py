@@ -41,6 +41,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         "textpoke report --text redis-server-1234.tptrace | less",
         "textpoke report --json redis-server-1234.tptrace | jq .functions[0]",
         "textpoke report --sort self -n 20 graph.tptrace",
+        "textpoke report --sort p99 graph.tptrace",
         "textpoke report --tree --depth 5 graph.tptrace",
         "textpoke report --tree --json graph.tptrace | jq .tree[0].function",
         "textpoke report --text --below processCommand --depth 3 graph.tptrace",
@@ -64,7 +65,7 @@ def _add_table(parser: _parser.VerbParser) -> None:
     )
     parser.add_argument(
         "--sort",
-        choices=("total", "self", "calls", "avg", "max"),
+        choices=("total", "self", "calls", "avg", "p50", "p99", "max"),
         help="order of the table (default: total where there are exits, else calls)",
     )
 

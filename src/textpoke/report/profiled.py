@@ -28,6 +28,8 @@ _SORT: dict[str, SortKey] = {
     "self": lambda row: row.self,
     "calls": lambda row: row.hits,
     "avg": lambda row: row.average,
+    "p50": lambda row: row.quantile(0.5),
+    "p99": lambda row: row.quantile(0.99),
     "max": lambda row: row.max,
 }
 
