@@ -7,6 +7,7 @@ of different values, not with the calls.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,23 +22,35 @@ _LEAST_WAITING = 1 << 20
 _KEY_BITS = 63
 
 
+@dataclass(frozen=True, slots=True)
+class _Table:
+    # Columns by site, then by time; no two rows have both in common.
+    site: Ints
+    ns: Ints
+    count: Ints
+
+
+_NOTHING = _Table(*(np.empty(0, np.int64) for _ in range(3)))
+
+
 class Durations:
     """Durations by site; empty at first."""
 
     def __init__(self) -> None:
-        none = np.empty(0, np.int64)
-        self._site, self._ns, self._count = none, none, none
-        self._waiting: list[tuple[Ints, Ints, Ints]] = []
-        self._waiting_rows = 0
+        self._table = _NOTHING
+        self._waiting: list[tuple[NDArray[np.int32], Ints]] = []
+        self._waiting_calls = 0
 
     def add(self, site: NDArray[np.int32], ns: Ints) -> None:
         """Add calls, each with its site (-1 or more) and its time (0 or more); both are copied."""
-        self._wait(site.astype(np.int64), ns.copy(), np.ones(len(ns), np.int64))
+        self._waiting.append((site.copy(), ns.copy()))
+        self._waiting_calls += len(site)
+        if self._waiting_calls >= max(_LEAST_WAITING, len(self._table.site)):
+            self._fold()
 
     def merge(self, other: Durations) -> None:
         """Add the calls of another one."""
-        other._fold()
-        self._wait(other._site, other._ns, other._count)
+        self._table = _joined(self._folded(), other._folded())
 
     def percentiles(self, sites: Ints, *percents: int) -> list[Ints]:
         """For each per cent: the smallest time that so many calls do not exceed, by site.
@@ -46,12 +59,12 @@ class Durations:
             sites: int64; those without calls get 0.
             percents: 1 to 100.
         """
-        self._fold()
-        first = np.searchsorted(self._site, sites)
-        stop = np.searchsorted(self._site, sites, side="right")
-        seen = np.concatenate([np.zeros(1, np.int64), np.cumsum(self._count)])
+        table = self._folded()
+        first = np.searchsorted(table.site, sites)
+        stop = np.searchsorted(table.site, sites, side="right")
+        seen = np.concatenate([np.zeros(1, np.int64), np.cumsum(table.count)])
         calls = seen[stop] - seen[first]
-        ns = np.append(self._ns, 0)
+        ns = np.append(table.ns, 0)
         found: list[Ints] = []
         for percent in percents:
             rank = np.maximum(-(-calls * percent // 100), 1)
@@ -61,34 +74,52 @@ class Durations:
 
     def of(self, site: int) -> tuple[Ints, Ints]:
         """The times of one site, ascending, and how many calls took each; int64."""
-        self._fold()
-        first, stop = np.searchsorted(self._site, [site, site + 1]).tolist()
-        return self._ns[first:stop], self._count[first:stop]
+        table = self._folded()
+        first, stop = np.searchsorted(table.site, [site, site + 1]).tolist()
+        return table.ns[first:stop], table.count[first:stop]
 
-    def _wait(self, site: Ints, ns: Ints, count: Ints) -> None:
-        self._waiting.append((site, ns, count))
-        self._waiting_rows += len(site)
-        if self._waiting_rows >= max(_LEAST_WAITING, len(self._site)):
+    def _folded(self) -> _Table:
+        if self._waiting_calls:
             self._fold()
+        return self._table
 
     def _fold(self) -> None:
-        if not self._waiting_rows:
-            return
-        parts = [(self._site, self._ns, self._count), *self._waiting]
-        site, ns, count = (np.concatenate(column) for column in zip(*parts, strict=True))
-        order = _order(site, ns)
-        site, ns, count = site[order], ns[order], count[order]
-        is_new = np.ones(len(site), bool)
-        is_new[1:] = (np.diff(site) != 0) | (np.diff(ns) != 0)
-        first = np.flatnonzero(is_new)
-        self._site, self._ns = site[first], ns[first]
-        self._count = np.add.reduceat(count, first)
-        self._waiting, self._waiting_rows = [], 0
+        site, ns = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
+        self._waiting, self._waiting_calls = [], 0
+        self._table = _joined(self._table, _counted(site.astype(np.int64), ns))
 
 
-def _order(site: Ints, ns: Ints) -> NDArray[np.intp]:
-    # By site, then by time; as one number where both fit into it, which is several times faster.
+def _counted(site: Ints, ns: Ints) -> _Table:
+    site, ns = _sorted(site, ns)
+    first = _first_of_each(site, ns)
+    return _Table(site[first], ns[first], np.diff(first, append=len(site)))
+
+
+def _joined(a: _Table, b: _Table) -> _Table:
+    if not len(a.site) or not len(b.site):
+        return a if len(a.site) else b
+    site = np.concatenate([a.site, b.site])
+    ns = np.concatenate([a.ns, b.ns])
+    order = np.lexsort((ns, site))
+    site, ns = site[order], ns[order]
+    first = _first_of_each(site, ns)
+    count = np.concatenate([a.count, b.count])[order]
+    return _Table(site[first], ns[first], np.add.reduceat(count, first))
+
+
+def _first_of_each(site: Ints, ns: Ints) -> NDArray[np.intp]:
+    is_first = np.ones(len(site), bool)
+    is_first[1:] = (site[1:] != site[:-1]) | (ns[1:] != ns[:-1])
+    return np.flatnonzero(is_first)
+
+
+def _sorted(site: Ints, ns: Ints) -> tuple[Ints, Ints]:
+    # As one number where both fit into it: sorting numbers is many times faster than ordering
+    # rows.
     bits = int(ns.max()).bit_length()
-    if bits + int(site.max() + 1).bit_length() <= _KEY_BITS:
-        return np.argsort((site + 1 << bits) | ns)
-    return np.lexsort((ns, site))
+    if bits + int(site.max() + 1).bit_length() > _KEY_BITS:
+        order = np.lexsort((ns, site))
+        return site[order], ns[order]
+    key = ((site + 1) << bits) | ns
+    key.sort()
+    return (key >> bits) - 1, key & ((1 << bits) - 1)
