@@ -172,6 +172,8 @@ def test_each_verb_has_help_with_examples(run, name: str) -> None:
         (["report", "--tail", "a"], "--tail chooses lines of --text"),
         (["report", "--tree", "--threshold", "5", "a"], "--threshold chooses lines of --text"),
         (["report", "--tree", "--text", "a"], "--tree and --text are two reports"),
+        (["report", "--callers", "f", "--tree", "a"], "--tree and --callers are two reports"),
+        (["report", "--callers", "f", "--by", "thread", "a"], "--by is for the table"),
         (["report", "--depth", "2", "a"], "--depth is for --text and --tree"),
         (["report", "--depth", "0", "--tree", "a"], "argument --depth: '0' is not a number"),
         (["report", "--verb", "a"], "unrecognized arguments: --verb"),
@@ -338,13 +340,35 @@ def test_report_of_calls_as_text_and_as_a_tree(run, graph: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--tree"], ["--sort", "total"], ["--text", "--depth", "2"], ["--text", "--tail"]]
+    "options",
+    [
+        ["--tree"],
+        ["--sort", "total"],
+        ["--text", "--depth", "2"],
+        ["--text", "--tail"],
+        ["--callers", "setCommand"],
+        ["--callees", "setCommand"],
+    ],
 )
 def test_report_that_needs_exits_says_so(run, capture: str, options: list[str]) -> None:
     result = run("report", *options, capture)
     assert result.code == 2
     assert "needs exits" in result.error
     assert "-t function_graph" in result.error
+
+
+def test_report_of_callers_and_callees(run, graph: str) -> None:
+    lines = run("report", "--callers", "redis!get*", graph).out.splitlines()
+    assert [line.split()[-2] for line in lines] == ["CALLER", "redis-server!setCommand"]
+    data = json.loads(run("report", "--callees", "setCommand", "--json", graph).out)
+    assert [row["callee"]["function"] for row in data["callees"]] == ["getCommand"]
+    nothing = run("report", "--callees", "getCommand", graph).out
+    assert nothing == "getCommand calls nothing that was recorded in this capture\n"
+    assert run("report", "--callers", "inflate", graph).out.startswith("inflate has no calls")
+    unknown = run("report", "--callers", "gotCommand", graph)
+    assert (unknown.code, unknown.error.count("\n")) == (1, 0)
+    assert "close names: getCommand" in unknown.error
+    assert "is sorted by" in run("report", "--callers", "get*", "--sort", "p99", graph).error
 
 
 @pytest.mark.parametrize("options", [[], ["--text"], ["--json"], ["--by", "thread"]])
