@@ -371,6 +371,25 @@ def test_report_of_callers_and_callees(run, graph: str) -> None:
     assert "is sorted by" in run("report", "--callers", "get*", "--sort", "p99", graph).error
 
 
+def test_report_of_two_captures(run, capture: str, graph: str) -> None:
+    lines = run("report", graph, "--diff", graph).out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["before", "after"]
+    assert len(lines[3:]) == 3
+    result = run("report", graph, "--diff", capture, "--json", "-n", "1")
+    data = json.loads(result.out)
+    assert (data["has_times"], data["before"]["capture"]) == (False, graph)
+    assert data["functions"][0]["calls"]["change"] == 2
+    assert run("report", capture, "--diff", graph).out.count("only calls are compared") == 1
+    for options, text in (
+        (["--sort", "p50"], "--diff is sorted by one of total, self, calls, avg"),
+        (["--sort", "self"], "--sort self needs durations in both captures"),
+    ):
+        result = run("report", graph, "--diff", capture, *options)
+        assert (result.code, result.out) == (2, "")
+        assert text in result.error
+    assert run("report", graph, "--diff", "/bin/sh").code == 1
+
+
 @pytest.mark.parametrize("options", [[], ["--text"], ["--json"], ["--by", "thread"]])
 def test_report_of_damage_is_one_line_and_1(run, capture: str, options: list[str]) -> None:
     with open(capture, "r+b") as file:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from textpoke.report.graph import GraphOptions
     from textpoke.report.times import SortKey
 
-_REPORTS = ("tree", "text", "callers", "callees")
+_REPORTS = ("tree", "text", "callers", "callees", "diff")
 _TEXT_ONLY = ("threshold_us", "below", "abstime", "tail", "flat")
 
 
@@ -34,6 +34,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         help="add up the calls by the way that led to them (captures with exits)",
     )
     _add_edges(parser)
+    _add_diff(parser)
     _add_table(parser)
     _add_graph(parser)
     _parser.examples(
@@ -46,6 +47,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         "textpoke report --sort p99 graph.tptrace",
         "textpoke report --callers 'lookupKey*' graph.tptrace",
         "textpoke report --callees processCommand --sort self graph.tptrace",
+        "textpoke report before.tptrace --diff after.tptrace",
         "textpoke report --tree --depth 5 graph.tptrace",
         "textpoke report --tree --json graph.tptrace | jq .tree[0].function",
         "textpoke report --text --below processCommand --depth 3 graph.tptrace",
@@ -63,6 +65,14 @@ def _add_edges(parser: _parser.VerbParser) -> None:
             metavar="FUNCTION",
             help=f"{text}: 'GLOB' or 'MODULE!GLOB' (captures with exits)",
         )
+
+
+def _add_diff(parser: _parser.VerbParser) -> None:
+    parser.add_argument(
+        "--diff",
+        metavar="OTHER",
+        help="compare with another capture, function by function: FILE is before, OTHER after",
+    )
 
 
 def _add_table(parser: _parser.VerbParser) -> None:
@@ -111,11 +121,14 @@ def run(args: argparse.Namespace) -> int:
     """Print the report; the exit code is 0 for captures that were cut off, too."""
     from textpoke.capture import Capture
     from textpoke.cli._analysed import is_analysed, print_analysed
+    from textpoke.cli._diff import print_diff
 
     _check(args)
     console = Console.from_args(args)
     with Capture(args.file) as capture:
-        if args.callers or args.callees:
+        if args.diff:
+            print_diff(capture, console, args)
+        elif args.callers or args.callees:
             _print_edges(capture, console, args)
         elif is_analysed(capture, args):
             print_analysed(capture, console, args)
@@ -143,7 +156,7 @@ def _check_one_report(args: argparse.Namespace) -> None:
     if len(chosen) > 1:
         first, second = chosen[:2]
         raise _parser.UsageError(f"--{first} and --{second} are two reports: choose one")
-    if args.by and (args.callers or args.callees):
+    if args.by and chosen and chosen[0] not in ("tree", "text"):
         raise _parser.UsageError(f"--by is for the table, not for --{chosen[0]}")
 
 
