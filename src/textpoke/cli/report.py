@@ -233,13 +233,23 @@ def _print_edges(capture: Capture, console: Console, args: argparse.Namespace) -
     found = edges.ordered(found, sort, args.limit)
     if args.json:
         rows = edges.edge_records(capture, found)
-        console.json({"version": edges.FORMAT_VERSION, option: rows})
-    elif not found:
+        head = {"version": edges.FORMAT_VERSION, "cut_off": capture.cut_off}
+        console.json({**head, option: rows})
+        return
+    _print_cut_off(capture, console)
+    if not found:
         nothing = "has no calls" if args.callers else "calls nothing that was recorded"
         console.out(f"{escape(pattern)} {nothing} in this capture")
     else:
         header, *lines = edges.edge_table(capture, found, known=Clock(capture).known)
         console.out("\n".join([console.style(header, "dim"), *lines]))
+
+
+def _print_cut_off(capture: Capture, console: Console) -> None:
+    from textpoke.report.summary import cut_off_note
+
+    for note in cut_off_note(capture):
+        console.out(console.style(note, "yellow"))
 
 
 def _print_tree(capture: Capture, console: Console, args: argparse.Namespace) -> None:
@@ -252,9 +262,11 @@ def _print_tree(capture: Capture, console: Console, args: argparse.Namespace) ->
         raise _needs_exits(args, "--tree")
     if args.json:  # objects in objects: programs do not like a thousand of them
         root = call_tree(capture, min(args.depth or DEEPEST, DEEPEST))
-        console.json({"version": FORMAT_VERSION, "tree": tree_records(capture, root)})
+        found = {"cut_off": capture.cut_off, "tree": tree_records(capture, root)}
+        console.json({"version": FORMAT_VERSION, **found})
         return
     root = call_tree(capture, args.depth)
+    _print_cut_off(capture, console)
     header, *rows = tree(capture, root, known=Clock(capture).known, limit=args.limit)
     console.out("\n".join([console.style(header, "dim"), *rows]))
 
