@@ -390,6 +390,19 @@ def test_report_of_two_captures(run, capture: str, graph: str) -> None:
     assert run("report", graph, "--diff", "/bin/sh").code == 1
 
 
+def test_report_as_html(run, capture: str, graph: str, tmp_path: Path) -> None:
+    out = tmp_path / "x.html"
+    for source in (capture, graph):
+        result = run("report", "--html", os.fspath(out), "-f", source)
+        assert (result.code, result.out, result.err) == (0, "", f"written: {out}\n")
+        assert out.read_text().startswith("<!doctype html>\n")
+    again = run("report", "--html", os.fspath(out), graph)
+    assert (again.code, again.error) == (2, f"{out} exists: -f replaces it")
+    assert "two reports" in run("report", "--html", os.fspath(out), "--json", graph).error
+    missing = run("report", "--html", os.fspath(tmp_path / "no/x.html"), graph)
+    assert (missing.code, missing.error.count("\n")) == (1, 0)
+
+
 @pytest.mark.parametrize("options", [[], ["--text"], ["--json"], ["--by", "thread"]])
 def test_report_of_damage_is_one_line_and_1(run, capture: str, options: list[str]) -> None:
     with open(capture, "r+b") as file:

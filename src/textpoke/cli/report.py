@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from textpoke.report.graph import GraphOptions
     from textpoke.report.times import SortKey
 
-_REPORTS = ("tree", "text", "callers", "callees", "diff")
+_REPORTS = ("tree", "text", "callers", "callees", "diff", "html")
 _TEXT_ONLY = ("threshold_us", "below", "abstime", "tail", "flat")
 
 
@@ -35,6 +35,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
     )
     _add_edges(parser)
     _add_diff(parser)
+    _add_html(parser)
     _add_table(parser)
     _add_graph(parser)
     _parser.examples(
@@ -48,6 +49,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         "textpoke report --callers 'lookupKey*' graph.tptrace",
         "textpoke report --callees processCommand --sort self graph.tptrace",
         "textpoke report before.tptrace --diff after.tptrace",
+        "textpoke report --html graph.html graph.tptrace",
         "textpoke report --tree --depth 5 graph.tptrace",
         "textpoke report --tree --json graph.tptrace | jq .tree[0].function",
         "textpoke report --text --below processCommand --depth 3 graph.tptrace",
@@ -73,6 +75,15 @@ def _add_diff(parser: _parser.VerbParser) -> None:
         metavar="OTHER",
         help="compare with another capture, function by function: FILE is before, OTHER after",
     )
+
+
+def _add_html(parser: _parser.VerbParser) -> None:
+    parser.add_argument(
+        "--html",
+        metavar="OUT",
+        help="write one HTML file: summary, threads over time, functions, durations",
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="let --html replace OUT")
 
 
 def _add_table(parser: _parser.VerbParser) -> None:
@@ -122,11 +133,14 @@ def run(args: argparse.Namespace) -> int:
     from textpoke.capture import Capture
     from textpoke.cli._analysed import is_analysed, print_analysed
     from textpoke.cli._diff import print_diff
+    from textpoke.cli._html import write_html
 
     _check(args)
     console = Console.from_args(args)
     with Capture(args.file) as capture:
-        if args.diff:
+        if args.html:
+            write_html(capture, console, args)
+        elif args.diff:
             print_diff(capture, console, args)
         elif args.callers or args.callees:
             _print_edges(capture, console, args)
