@@ -33,7 +33,7 @@ take turns, as a drain leaves them; it is read once before the clock starts, so 
 memory. One process, one thread; its own CPU time counts, so others may want the CPU too.
 
   decode   columns of times, threads and sites (function captures are counted this way)
-  sums     entries and exits paired, times added up by function with histograms: `textpoke report`
+  sums     entries and exits paired, times added up by function: `textpoke report`
   columns  a row for every call: what analysers and --tree read
   table    everything that `textpoke report` computes, from opening the file
 

@@ -79,8 +79,6 @@ void tp_pairing_destroy(struct tp_pairing *pairing)
 {
 	if (!pairing)
 		return;
-	for (uint64_t i = 0; pairing->with_sums && pairing->sums && i <= pairing->site_count; i++)
-		free(pairing->sums[i].histogram);
 	free(pairing->sums);
 	free(pairing->frames);
 	free(pairing->open);
@@ -171,31 +169,28 @@ static void end_row(struct tp_calls *calls, int64_t row, uint64_t end_ns, uint64
 	calls->self_ns[row] = (int64_t)self_ns;
 }
 
-/** The bucket of a duration: 32 to each power of two, so that its ends differ by 3 %. */
-uint32_t tp_bucket(uint64_t ns)
+/* A duration as a number: the clocks of a damaged capture may run backwards. */
+static int64_t not_negative(uint64_t duration_ns)
 {
-	uint32_t exponent;
-
-	if (ns < TP_BUCKETS_PER_OCTAVE)
-		return (uint32_t)ns;
-	exponent = 63 - (uint32_t)__builtin_clzll(ns);
-	return (exponent - 4) * TP_BUCKETS_PER_OCTAVE +
-	       (uint32_t)(ns >> (exponent - 5) & (TP_BUCKETS_PER_OCTAVE - 1));
+	return (int64_t)duration_ns < 0 ? 0 : (int64_t)duration_ns;
 }
 
-static int add_sum(struct tp_pairing *pairing, int32_t site, uint64_t duration_ns, uint64_t self_ns,
-		   int is_outermost)
+static void add_ended(struct tp_calls *calls, int32_t site, uint64_t duration_ns)
+{
+	if (!calls->ended_site)
+		return;
+	calls->ended_site[calls->ended_count] = site;
+	calls->ended_ns[calls->ended_count++] = not_negative(duration_ns);
+}
+
+static void add_sum(struct tp_pairing *pairing, int32_t site, uint64_t duration_ns,
+		    uint64_t self_ns, int is_outermost)
 {
 	struct tp_call_sum *sum = &pairing->sums[site + 1];
-	int64_t signed_ns = (int64_t)duration_ns;
-	int64_t ns = signed_ns < 0 ? 0 : signed_ns; /* clocks of a damaged capture */
+	int64_t ns = not_negative(duration_ns);
 
-	if (!sum->histogram) {
-		sum->histogram = calloc(TP_BUCKETS, sizeof(*sum->histogram));
-		if (!sum->histogram)
-			return -ENOMEM;
+	if (!sum->calls)
 		sum->min_ns = INT64_MAX;
-	}
 	sum->calls++;
 	sum->total_ns += is_outermost ? duration_ns : 0;
 	sum->self_ns += self_ns;
@@ -205,8 +200,6 @@ static int add_sum(struct tp_pairing *pairing, int32_t site, uint64_t duration_n
 		sum->min_ns = ns;
 	if (ns > sum->max_ns)
 		sum->max_ns = ns;
-	sum->histogram[tp_bucket((uint64_t)ns)]++;
-	return 0;
 }
 
 /* Give up the innermost open call: its exit will not come. */
@@ -352,9 +345,10 @@ static int leave(struct tp_pairing *pairing, struct tp_calls *calls, const struc
 	pairing->open[site + 1]--;
 	pairing->counts.finished++;
 	end_row(calls, frame->row, now_ns, self_ns);
+	add_ended(calls, site, duration_ns);
 	expect(pairing, calls, frame->row, site, 1);
 	if (pairing->with_sums)
-		return add_sum(pairing, site, duration_ns, self_ns, !pairing->open[site + 1]);
+		add_sum(pairing, site, duration_ns, self_ns, !pairing->open[site + 1]);
 	return 0;
 }
 
@@ -399,11 +393,11 @@ static int add_long_call(struct tp_pairing *pairing, struct tp_calls *calls, uin
 	pairing->counts.finished++;
 	pairing->counts.long_calls++;
 	end_row(calls, item->row, end_ns, span.duration_ns - children_ns);
+	add_ended(calls, item->site, span.duration_ns);
 	if (add_span(roots, span) || note_outermost(pairing, item->site, span))
 		return -ENOMEM;
 	if (pairing->with_sums)
-		return add_sum(pairing, item->site, span.duration_ns,
-			       span.duration_ns - children_ns, 1);
+		add_sum(pairing, item->site, span.duration_ns, span.duration_ns - children_ns, 1);
 	return 0;
 }
 
@@ -455,7 +449,8 @@ static int take(struct tp_pairing *pairing, struct tp_calls *calls, const struct
 
 /**
  * Take the next events of a thread. @sites has the site of each, -1 for none. Where @calls has
- * columns they need room for all events. Returns 0, -ENOMEM or -ERANGE.
+ * columns they need room for all events, for what ends for these @count. Returns 0, -ENOMEM or
+ * -ERANGE.
  */
 int tp_pair(struct tp_pairing *pairing, const struct tp_event *events, const int32_t *sites,
 	    uint64_t count, struct tp_calls *calls)
@@ -465,6 +460,9 @@ int tp_pair(struct tp_pairing *pairing, const struct tp_event *events, const int
 	if (calls->site && ((uint64_t)pairing->rows + count > calls->room ||
 			    calls->word_count + count > calls->word_room))
 		return -ERANGE;
+	if (calls->ended_site && count > calls->ended_room)
+		return -ERANGE;
+	calls->ended_count = 0;
 	for (uint64_t i = 0; !error && i < count; i++) {
 		if (sites[i] >= (int64_t)pairing->site_count)
 			return -ERANGE;

@@ -564,9 +564,11 @@ struct tp_calls {
 	uint64_t word_room;
 	uint64_t count; /* rows so far */
 	uint64_t word_count;
+	int32_t *ended_site; /* what ended in the last tp_pair(); NULL: not wanted */
+	int64_t *ended_ns;   /* how long it took */
+	uint64_t ended_room;
+	uint64_t ended_count;
 };
-
-enum { TP_BUCKETS_PER_OCTAVE = 32, TP_BUCKETS = 60 * 32 };
 
 /** The calls of one function. */
 struct tp_call_sum {
@@ -578,7 +580,6 @@ struct tp_call_sum {
 	int64_t max_ns;
 	double sum; /* of all durations */
 	double squares;
-	uint32_t *histogram; /* TP_BUCKETS of them; NULL without calls */
 };
 
 struct tp_pair_counts {
@@ -603,7 +604,6 @@ void tp_pair_end_thread(struct tp_pairing *pairing);
 void tp_pair_counts(const struct tp_pairing *pairing, struct tp_pair_counts *counts);
 const struct tp_call_sum *tp_pair_sums(const struct tp_pairing *pairing);
 int tp_call_depths(const int64_t *parent, uint32_t *depth, uint64_t count);
-uint32_t tp_bucket(uint64_t ns);
 
 /* rows.c: drained events on their way to the capture */
 
@@ -629,7 +629,7 @@ _Static_assert(sizeof(struct tp_branch_site) == 56, "branch_stubs.py packs it");
 _Static_assert(sizeof(struct tp_branch_placed) == 16, "branch_stubs.py unpacks it");
 _Static_assert(sizeof(struct tp_branch_mark) == 4, "branch_stubs.py unpacks it");
 _Static_assert(sizeof(struct tp_shape) == 3, "a column of numpy's");
-_Static_assert(sizeof(struct tp_call_sum) == 72, "a column of numpy's");
+_Static_assert(sizeof(struct tp_call_sum) == 64, "a column of numpy's");
 #endif
 
 #endif

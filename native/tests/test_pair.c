@@ -23,6 +23,8 @@ struct rig {
 		exit_data[ROOM];
 	uint32_t depth[ROOM];
 	uint64_t words[ROOM];
+	int32_t ended_site[ROOM];
+	int64_t ended_ns[ROOM];
 };
 
 static struct rig *make(int with_sums)
@@ -42,6 +44,9 @@ static struct rig *make(int with_sums)
 		.words = rig->words,
 		.room = ROOM,
 		.word_room = ROOM,
+		.ended_site = rig->ended_site,
+		.ended_ns = rig->ended_ns,
+		.ended_room = ROOM,
 	};
 	return rig;
 }
@@ -157,24 +162,33 @@ TEST(pair_columns_that_are_too_short_and_sites_that_are_none_are_refused)
 	add(rig, 20, 0, ENTRY);
 	CHECK_EQ(run(rig), -ERANGE);
 	rig->calls.room = ROOM;
+	rig->calls.ended_room = 1;
+	add(rig, 10, 0, ENTRY);
+	add(rig, 20, 0, EXIT);
+	CHECK_EQ(run(rig), -ERANGE);
+	rig->calls.ended_room = ROOM;
 	add(rig, 10, SITES, ENTRY);
 	CHECK_EQ(run(rig), -ERANGE);
 	CHECK_EQ(rig->calls.count, 0);
 	drop(rig);
 }
 
-TEST(pair_buckets_are_in_order_and_narrow)
+TEST(pair_tells_what_ended_in_these_events_and_how_long_it_took)
 {
-	uint32_t last = 0;
+	struct rig *rig = make(0);
 
-	for (uint64_t ns = 1; ns < 1ull << 62; ns += 1 + ns / 128) {
-		uint32_t bucket = tp_bucket(ns);
-
-		CHECK(bucket == last || bucket == last + 1);
-		CHECK(bucket < TP_BUCKETS);
-		last = bucket;
-	}
-	CHECK_EQ(tp_bucket(UINT64_MAX), TP_BUCKETS - 1);
+	add(rig, 10, 0, ENTRY);
+	add(rig, 11, 0, ENTRY);
+	add(rig, 14, 0, EXIT);
+	CHECK_EQ(run(rig), 0);
+	CHECK_EQ(rig->calls.ended_count, 1);
+	CHECK_EQ(rig->ended_ns[0], 3);
+	add(rig, 9, 0, EXIT); /* a clock that ran backwards */
+	CHECK_EQ(run(rig), 0);
+	CHECK_EQ(rig->calls.ended_count, 1);
+	CHECK_EQ(rig->ended_site[0], 0);
+	CHECK_EQ(rig->ended_ns[0], 0);
+	drop(rig);
 }
 
 static uint64_t dice(uint64_t *state)
@@ -188,7 +202,7 @@ static void check_random(uint64_t seed)
 {
 	static const uint64_t types[] = { ENTRY, EXIT, DATA, DATA, 0, 7 };
 	struct rig *rig = make(1);
-	uint64_t state = seed, finished = 0, self_ns = 0, sum_self_ns = 0;
+	uint64_t state = seed, finished = 0, ended = 0, self_ns = 0, sum_self_ns = 0;
 
 	for (int turn = 0; turn < 8; turn++) {
 		for (int i = 0; i < 200; i++) {
@@ -202,6 +216,7 @@ static void check_random(uint64_t seed)
 				    (int32_t)(shape % 4) - 1, type);
 		}
 		CHECK_EQ(run(rig), 0);
+		ended += rig->calls.ended_count;
 		if (dice(&state) & 1)
 			tp_pair_end_thread(rig->pairing);
 	}
@@ -212,6 +227,7 @@ static void check_random(uint64_t seed)
 		CHECK(rig->parent[i] < (int64_t)rig->calls.count);
 	}
 	CHECK_EQ(finished, counts(rig).finished);
+	CHECK_EQ(ended, finished);
 	for (int i = 0; i <= SITES; i++)
 		sum_self_ns += tp_pair_sums(rig->pairing)[i].self_ns;
 	CHECK_EQ(self_ns, sum_self_ns);

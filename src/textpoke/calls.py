@@ -19,13 +19,15 @@ from textpoke.payload import Layout, count_words
 from textpoke.tracer_names import FUNCTION, NOP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import DTypeLike, NDArray
 
     from textpoke._capture_format import Block
     from textpoke._native import Pointer
     from textpoke.capture import Capture
+
+    Ended = Callable[[NDArray[np.int32], NDArray[np.int64]], object]
 
 UNFINISHED = -1
 """`end_ns` of a call whose EXIT is not in the capture."""
@@ -181,7 +183,6 @@ class Sums:
         max_ns: int64, the longest call.
         sum_ns: float64, of every call's duration.
         squares: float64, of the squared durations.
-        histogram: uint32, a row of `lib.TP_BUCKETS` per site.
     """
 
     site: NDArray[np.int64]
@@ -193,7 +194,6 @@ class Sums:
     max_ns: NDArray[np.int64]
     sum_ns: NDArray[np.float64]
     squares: NDArray[np.float64]
-    histogram: NDArray[np.uint32]
 
 
 class Pairing:
@@ -203,10 +203,17 @@ class Pairing:
         capture: Open.
         decoder: Of the same capture, where there is one already.
         with_sums: Keep sums by site.
+        ended: Called with the sites (int32) and durations (int64, ns) of the calls that ended,
+            many at a time; the columns are valid during the call.
     """
 
     def __init__(
-        self, capture: Capture, decoder: Decoder | None = None, *, with_sums: bool = False
+        self,
+        capture: Capture,
+        decoder: Decoder | None = None,
+        *,
+        with_sums: bool = False,
+        ended: Ended | None = None,
     ) -> None:
         self.decoder = decoder or Decoder(capture)
         self._capture = capture
@@ -218,6 +225,9 @@ class Pairing:
         clock.ns_per_tick = self.decoder.clock.ns_per_tick
         clock.is_known = self.decoder.clock.known
         self._calls = ffi.new("struct tp_calls *")
+        self._ended = ended
+        self._ended_site = np.empty(0, np.int32)
+        self._ended_ns = np.empty(0, np.int64)
         self._native = ffi.gc(
             lib.tp_pairing_create(
                 clock,
@@ -240,6 +250,8 @@ class Pairing:
     def _take(self, tid: int, blocks: Sequence[Block]) -> None:
         for chunk in self.decoder.raw(tid, blocks):
             raw, site = self._paired(*chunk) if self._without_exits else chunk
+            if self._ended and len(raw) > len(self._ended_site):
+                self._make_room(len(raw))
             error = lib.tp_pair(
                 self._native,
                 ffi.from_buffer("struct tp_event[]", raw),
@@ -249,6 +261,16 @@ class Pairing:
             )
             if error:
                 raise MemoryError if error == _NO_MEMORY else AssertionError(error)
+            if self._ended:
+                count = int(self._calls.ended_count)
+                self._ended(self._ended_site[:count], self._ended_ns[:count])
+
+    def _make_room(self, count: int) -> None:
+        self._ended_site = np.empty(count, np.int32)
+        self._ended_ns = np.empty(count, np.int64)
+        self._calls.ended_room = count
+        self._point("ended_site", self._ended_site)
+        self._point("ended_ns", self._ended_ns)
 
     def _paired(
         self, raw: NDArray[np.uint64], site: NDArray[np.int32]
@@ -303,11 +325,6 @@ class Pairing:
         size = (self._site_count + 1) * ffi.sizeof("struct tp_call_sum")
         rows = np.frombuffer(memoryview(ffi.buffer(sums, size)), _SUM)
         called = np.flatnonzero(rows["calls"] + rows["unfinished"])
-        histogram = np.zeros((len(called), lib.TP_BUCKETS), np.uint32)
-        for i, row in enumerate(called.tolist()):
-            if sums[row].histogram:
-                data = ffi.buffer(sums[row].histogram, histogram[i].nbytes)
-                histogram[i] = np.frombuffer(memoryview(data), np.uint32)
         chosen = rows[called]
         return Sums(
             site=called - 1,
@@ -319,7 +336,6 @@ class Pairing:
             max_ns=chosen["max_ns"],
             sum_ns=chosen["sum_ns"],
             squares=chosen["squares"],
-            histogram=histogram,
         )
 
     def _point(self, name: str, column: NDArray[Any]) -> Pointer:
@@ -357,7 +373,6 @@ _SUM = np.dtype(
         ("max_ns", np.int64),
         ("sum_ns", np.float64),
         ("squares", np.float64),
-        ("histogram", np.uint64),
     ]
 )
 

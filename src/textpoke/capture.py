@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -127,6 +128,7 @@ class Capture:
 
     def _scan(self) -> list[Block]:
         # A wrong check comes first: what it covers is what every other complaint rests on.
+        is_open = _is_written(self._fd)  # before its size: what is whole then stays so
         found = scan(self._fd, os.fstat(self._fd).st_size)
         problem = first_bad_check(found.heads) or found.problem
         if problem:
@@ -134,6 +136,8 @@ class Capture:
         self.cut_off = found.cut_off
         if not found.cut_off and (not found.blocks or found.blocks[-1].type is not BlockType.END):
             self.cut_off = f"cut off after {found.whole_bytes} bytes: it has no END"
+        if self.cut_off and is_open:
+            self.cut_off = f"still being written, {found.whole_bytes} bytes so far"
         return found.blocks
 
     def _first(self, blocks: list[Block]) -> Block:
@@ -195,6 +199,7 @@ class CaptureWriter:
             if force:
                 _remove(self.path)
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            _lock(self.fd)
             _write_all(self.fd, FILE_HEADER.pack(FILE_MAGIC, FILE_VERSION, 0))
         except FileExistsError:
             raise CaptureExists(self.path) from None
@@ -281,6 +286,23 @@ class CaptureWriter:
             self.fd = -1
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
+
+
+def _lock(fd: int) -> None:
+    # Told from a capture whose writer was killed: the kernel takes the lock from the dead.
+    with contextlib.suppress(OSError):  # not every file system has locks
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_written(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no locks there: nothing is known
+        return False
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
 
 
 def _remove(path: str) -> None:

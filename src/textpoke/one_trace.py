@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import time
+from collections import Counter
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
@@ -784,6 +785,7 @@ class Trace:
             "on": self.on.as_dict() if self.on else None,
             "off": self.off.as_dict() if self.off else None,
             "hold_ns": self.target.agent.timings.hold_ns,
+            "refused": dict(Counter(reason for _, reason in self.refused)),
             **self._measured,
         }
 

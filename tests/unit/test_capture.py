@@ -7,9 +7,12 @@ import contextlib
 import dataclasses
 import errno
 import os
+import re
 import resource
 import stat
 import struct
+import subprocess
+import sys
 import tracemalloc
 from typing import TYPE_CHECKING
 
@@ -213,6 +216,29 @@ def test_cut_off_anywhere(small: Path) -> None:
         else:
             assert "cut off" in (read_everything(small).cut_off or "")
         small.write_bytes(whole)
+
+
+def test_a_capture_that_is_being_written_is_told_from_one_whose_writer_died(path: Path) -> None:
+    program = (
+        "import os, sys, captures\n"
+        "from textpoke.capture import CaptureWriter\n"
+        "writer = CaptureWriter(sys.argv[1])\n"
+        "writer.meta(captures.meta())\n"
+        "os.write(writer.fd, captures.events_block(captures.Ring([(3, captures.SET)]))[:-4])\n"
+        "print(flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    words = [sys.executable, "-c", program, path]
+    env = {**os.environ, "PYTHONPATH": os.path.dirname(captures.__file__)}
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdout.readline() == b"\n"
+        written = read_everything(path).cut_off
+        process.kill()
+        process.wait()
+    assert re.fullmatch(r"still being written, \d+ bytes so far", written)
+    after = read_everything(path)
+    assert after.cut_off.startswith("cut off within a block at byte ")
+    assert after.events == []
 
 
 def test_how_a_cut_off_capture_is_described(small: Path) -> None:

@@ -173,6 +173,8 @@ def test_each_verb_has_help_with_examples(run, name: str) -> None:
         (["report", "--tail", "a"], "--tail chooses lines of --text"),
         (["report", "--tree", "--threshold", "5", "a"], "--threshold chooses lines of --text"),
         (["report", "--tree", "--text", "a"], "--tree and --text are two reports"),
+        (["report", "--callers", "f", "--tree", "a"], "--tree and --callers are two reports"),
+        (["report", "--callers", "f", "--by", "thread", "a"], "--by is for the table"),
         (["report", "--depth", "2", "a"], "--depth is for --text and --tree"),
         (["report", "--depth", "0", "--tree", "a"], "argument --depth: '0' is not a number"),
         (["report", "--verb", "a"], "unrecognized arguments: --verb"),
@@ -339,13 +341,67 @@ def test_report_of_calls_as_text_and_as_a_tree(run, graph: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--tree"], ["--sort", "total"], ["--text", "--depth", "2"], ["--text", "--tail"]]
+    "options",
+    [
+        ["--tree"],
+        ["--sort", "total"],
+        ["--text", "--depth", "2"],
+        ["--text", "--tail"],
+        ["--callers", "setCommand"],
+        ["--callees", "setCommand"],
+    ],
 )
 def test_report_that_needs_exits_says_so(run, capture: str, options: list[str]) -> None:
     result = run("report", *options, capture)
     assert result.code == 2
     assert "needs exits" in result.error
     assert "-t function_graph" in result.error
+
+
+def test_report_of_callers_and_callees(run, graph: str) -> None:
+    lines = run("report", "--callers", "redis!get*", graph).out.splitlines()
+    assert [line.split()[-2] for line in lines] == ["CALLER", "redis-server!setCommand"]
+    data = json.loads(run("report", "--callees", "setCommand", "--json", graph).out)
+    assert [row["callee"]["function"] for row in data["callees"]] == ["getCommand"]
+    nothing = run("report", "--callees", "getCommand", graph).out
+    assert nothing == "getCommand calls nothing that was recorded in this capture\n"
+    assert run("report", "--callers", "inflate", graph).out.startswith("inflate has no calls")
+    unknown = run("report", "--callers", "gotCommand", graph)
+    assert (unknown.code, unknown.error.count("\n")) == (1, 0)
+    assert "close names: getCommand" in unknown.error
+    assert "is sorted by" in run("report", "--callers", "get*", "--sort", "p99", graph).error
+
+
+def test_report_of_two_captures(run, capture: str, graph: str) -> None:
+    lines = run("report", graph, "--diff", graph).out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["before", "after"]
+    assert len(lines[3:]) == 3
+    result = run("report", graph, "--diff", capture, "--json", "-n", "1")
+    data = json.loads(result.out)
+    assert (data["has_times"], data["before"]["capture"]) == (False, graph)
+    assert data["functions"][0]["calls"]["change"] == 2
+    assert run("report", capture, "--diff", graph).out.count("only calls are compared") == 1
+    for options, text in (
+        (["--sort", "p50"], "--diff is sorted by one of total, self, calls, avg"),
+        (["--sort", "self"], "--sort self needs durations in both captures"),
+    ):
+        result = run("report", graph, "--diff", capture, *options)
+        assert (result.code, result.out) == (2, "")
+        assert text in result.error
+    assert run("report", graph, "--diff", "/bin/sh").code == 1
+
+
+def test_report_as_html(run, capture: str, graph: str, tmp_path: Path) -> None:
+    out = tmp_path / "x.html"
+    for source in (capture, graph):
+        result = run("report", "--html", os.fspath(out), "-f", source)
+        assert (result.code, result.out, result.err) == (0, "", f"written: {out}\n")
+        assert out.read_text().startswith("<!doctype html>\n")
+    again = run("report", "--html", os.fspath(out), graph)
+    assert (again.code, again.error) == (2, f"{out} exists: -f replaces it")
+    assert "two reports" in run("report", "--html", os.fspath(out), "--json", graph).error
+    missing = run("report", "--html", os.fspath(tmp_path / "no/x.html"), graph)
+    assert (missing.code, missing.error.count("\n")) == (1, 0)
 
 
 @pytest.mark.parametrize("options", [[], ["--text"], ["--json"], ["--by", "thread"]])

@@ -73,8 +73,7 @@ def test_numbers_of_each_function(path: Path) -> None:
     assert (get.calls, get.unfinished, get.total_ns, get.self_ns) == (3, 0, 12_000, 12_000)
     assert (get.min_ns, get.max_ns, get.average_ns) == (2_000, 6_000, 4_000)
     assert get.stddev_ns == pytest.approx(np.std([2_000, 4_000, 6_000]))
-    assert get.p50_ns == pytest.approx(4_000, rel=0.02)
-    assert get.p99_ns == pytest.approx(6_000, rel=0.02)
+    assert (get.p50_ns, get.p99_ns) == (4_000, 6_000)
     assert (by_site[0].calls, by_site[0].unfinished, by_site[0].self_ns) == (2, 1, 4_000)
     assert {tid: [f.calls for f in rows] for tid, rows in result.threads.items()} == {
         100: [1, 2],
@@ -91,7 +90,7 @@ def test_numbers_of_each_function(path: Path) -> None:
         max_size=60,
     )
 )
-def test_percentiles_are_within_two_percent(path: Path, durations: list[int]) -> None:
+def test_percentiles_are_exact(path: Path, durations: list[int]) -> None:
     rows, now = [], 0
     for took in durations:
         rows += [(3 * now, SET, IN), (3 * (now + took), SET, OUT)]
@@ -101,7 +100,7 @@ def test_percentiles_are_within_two_percent(path: Path, durations: list[int]) ->
                   for i in range(len(durations)))  # fmt: skip
     for percent, value in ((50, function.p50_ns), (99, function.p99_ns)):
         exact = kept[max(-(-len(kept) * percent // 100) - 1, 0)]
-        assert value == pytest.approx(exact, rel=0.02, abs=1)
+        assert value == exact
     assert function.max_ns == kept[-1]
     assert function.average_ns == pytest.approx(sum(kept) / len(kept))
 
@@ -143,7 +142,15 @@ def test_threads_add_up(path: Path, threads: list[list[tuple[int, int, bool]]]) 
 
 @pytest.mark.parametrize(
     ("sort", "sites"),
-    [("total", [1, 0]), ("self", [1, 0]), ("calls", [1, 0]), ("avg", [0, 1]), ("max", [0, 1])],
+    [
+        ("total", [1, 0]),
+        ("self", [1, 0]),
+        ("calls", [1, 0]),
+        ("avg", [0, 1]),
+        ("p50", [0, 1]),
+        ("p99", [0, 1]),
+        ("max", [0, 1]),
+    ],
 )
 def test_order(path: Path, sort: str, sites: list[int]) -> None:
     result = found(path, *RINGS)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from textpoke.cli import _parser
-from textpoke.cli._console import Console
+from textpoke.cli._console import Console, escape
 
 if TYPE_CHECKING:
     import argparse
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from textpoke.report.graph import GraphOptions
     from textpoke.report.times import SortKey
 
+_REPORTS = ("tree", "text", "callers", "callees", "diff", "html")
 _TEXT_ONLY = ("threshold_us", "below", "abstime", "tail", "flat")
 
 
@@ -32,6 +33,9 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         action="store_true",
         help="add up the calls by the way that led to them (captures with exits)",
     )
+    _add_edges(parser)
+    _add_diff(parser)
+    _add_html(parser)
     _add_table(parser)
     _add_graph(parser)
     _parser.examples(
@@ -41,11 +45,45 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         "textpoke report --text redis-server-1234.tptrace | less",
         "textpoke report --json redis-server-1234.tptrace | jq .functions[0]",
         "textpoke report --sort self -n 20 graph.tptrace",
+        "textpoke report --sort p99 graph.tptrace",
+        "textpoke report --callers 'lookupKey*' graph.tptrace",
+        "textpoke report --callees processCommand --sort self graph.tptrace",
+        "textpoke report before.tptrace --diff after.tptrace",
+        "textpoke report --html graph.html graph.tptrace",
         "textpoke report --tree --depth 5 graph.tptrace",
         "textpoke report --tree --json graph.tptrace | jq .tree[0].function",
         "textpoke report --text --below processCommand --depth 3 graph.tptrace",
         "textpoke report --text --threshold 1000 --abstime graph.tptrace",
     )
+
+
+def _add_edges(parser: _parser.VerbParser) -> None:
+    for name, text in (
+        ("callers", "who calls this function"),
+        ("callees", "what this function calls"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            metavar="FUNCTION",
+            help=f"{text}: 'GLOB' or 'MODULE!GLOB' (captures with exits)",
+        )
+
+
+def _add_diff(parser: _parser.VerbParser) -> None:
+    parser.add_argument(
+        "--diff",
+        metavar="OTHER",
+        help="compare with another capture, function by function: FILE is before, OTHER after",
+    )
+
+
+def _add_html(parser: _parser.VerbParser) -> None:
+    parser.add_argument(
+        "--html",
+        metavar="OUT",
+        help="write one HTML file: summary, threads over time, functions, durations",
+    )
+    parser.add_argument("-f", "--force", action="store_true", help="let --html replace OUT")
 
 
 def _add_table(parser: _parser.VerbParser) -> None:
@@ -65,7 +103,7 @@ def _add_table(parser: _parser.VerbParser) -> None:
     )
     parser.add_argument(
         "--sort",
-        choices=("total", "self", "calls", "avg", "max"),
+        choices=("total", "self", "calls", "avg", "p50", "p99", "max"),
         help="order of the table (default: total where there are exits, else calls)",
     )
 
@@ -95,11 +133,19 @@ def run(args: argparse.Namespace) -> int:
     """Print the report; the exit code is 0 for captures that were cut off, too."""
     from textpoke.capture import Capture
     from textpoke.cli._analysed import is_analysed, print_analysed
+    from textpoke.cli._diff import print_diff
+    from textpoke.cli._html import write_html
 
     _check(args)
     console = Console.from_args(args)
     with Capture(args.file) as capture:
-        if is_analysed(capture, args):
+        if args.html:
+            write_html(capture, console, args)
+        elif args.diff:
+            print_diff(capture, console, args)
+        elif args.callers or args.callees:
+            _print_edges(capture, console, args)
+        elif is_analysed(capture, args):
             print_analysed(capture, console, args)
         elif args.text:
             _print_text(capture, console, args)
@@ -115,10 +161,18 @@ def _check(args: argparse.Namespace) -> None:
     if needless and not args.text:
         option = needless[0].removesuffix("_us")
         raise _parser.UsageError(f"--{option} chooses lines of --text (see: report --help)")
-    if args.tree and args.text:
-        raise _parser.UsageError("--tree and --text are two reports: choose one")
+    _check_one_report(args)
     if args.depth and not (args.text or args.tree):
         raise _parser.UsageError("--depth is for --text and --tree (see: report --help)")
+
+
+def _check_one_report(args: argparse.Namespace) -> None:
+    chosen = [name for name in _REPORTS if getattr(args, name)]
+    if len(chosen) > 1:
+        first, second = chosen[:2]
+        raise _parser.UsageError(f"--{first} and --{second} are two reports: choose one")
+    if args.by and chosen and chosen[0] not in ("tree", "text"):
+        raise _parser.UsageError(f"--by is for the table, not for --{chosen[0]}")
 
 
 def _needs_exits(args: argparse.Namespace, option: str) -> _parser.UsageError:
@@ -178,6 +232,41 @@ def _chosen(capture: Capture, patterns: list[str]) -> frozenset[int]:
     return frozenset(found)
 
 
+def _print_edges(capture: Capture, console: Console, args: argparse.Namespace) -> None:
+    from textpoke.calls import has_exits
+    from textpoke.decode import Clock
+    from textpoke.report import edges
+
+    option = "callers" if args.callers else "callees"
+    pattern: str = args.callers or args.callees
+    if not has_exits(capture):
+        raise _needs_exits(args, f"--{option}")
+    sort = args.sort or "total"
+    if sort not in edges.EDGE_SORTS:
+        raise _parser.UsageError(f"--{option} is sorted by one of {', '.join(edges.EDGE_SORTS)}")
+    found = getattr(edges, option)(capture, _chosen(capture, [pattern]))
+    found = edges.ordered(found, sort, args.limit)
+    if args.json:
+        rows = edges.edge_records(capture, found)
+        head = {"version": edges.FORMAT_VERSION, "cut_off": capture.cut_off}
+        console.json({**head, option: rows})
+        return
+    _print_cut_off(capture, console)
+    if not found:
+        nothing = "has no calls" if args.callers else "calls nothing that was recorded"
+        console.out(f"{escape(pattern)} {nothing} in this capture")
+    else:
+        header, *lines = edges.edge_table(capture, found, known=Clock(capture).known)
+        console.out("\n".join([console.style(header, "dim"), *lines]))
+
+
+def _print_cut_off(capture: Capture, console: Console) -> None:
+    from textpoke.report.summary import cut_off_note
+
+    for note in cut_off_note(capture):
+        console.out(console.style(note, "yellow"))
+
+
 def _print_tree(capture: Capture, console: Console, args: argparse.Namespace) -> None:
     from textpoke.calls import has_exits
     from textpoke.decode import Clock
@@ -188,9 +277,11 @@ def _print_tree(capture: Capture, console: Console, args: argparse.Namespace) ->
         raise _needs_exits(args, "--tree")
     if args.json:  # objects in objects: programs do not like a thousand of them
         root = call_tree(capture, min(args.depth or DEEPEST, DEEPEST))
-        console.json({"version": FORMAT_VERSION, "tree": tree_records(capture, root)})
+        found = {"cut_off": capture.cut_off, "tree": tree_records(capture, root)}
+        console.json({"version": FORMAT_VERSION, **found})
         return
     root = call_tree(capture, args.depth)
+    _print_cut_off(capture, console)
     header, *rows = tree(capture, root, known=Clock(capture).known, limit=args.limit)
     console.out("\n".join([console.style(header, "dim"), *rows]))
 

@@ -10,6 +10,7 @@ from textpoke.calls import all_calls
 from textpoke.decode import Clock
 from textpoke.libc_calls import known
 from textpoke.report.names import escape, program_name, thread_label
+from textpoke.report.summary import cut_off_note
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,8 +108,7 @@ class Analysed:
             yield "what was lost may have hidden releases and wakes: longest times may be too long"
         if orphans:
             yield f"begun before the capture: {orphans:,} calls, which are left out"
-        if self.capture.cut_off:
-            yield f"incomplete: {self.capture.cut_off}; everything before that is here"
+        yield from cut_off_note(self.capture)
         if not self.clock.known:
             yield "no time scale: the capture holds one clock point only, times are TSC ticks"
 

@@ -38,6 +38,14 @@ def thread_label(capture: Capture, tid: int) -> str:
     return f"{escape(capture.threads.get(tid, '<...>'))}-{tid}"
 
 
+def site_label(capture: Capture, site: int) -> str:
+    """A site as `MODULE!FUNCTION`, "[unknown]" for -1."""
+    if site < 0:
+        return "[unknown]"
+    name = capture.meta.sites[site]
+    return escape(f"{name.module}!{name.function}")
+
+
 def program_name(capture: Capture) -> str:
     """The basename of the target's program."""
     return escape(capture.meta.exe.rpartition("/")[2] or "?")

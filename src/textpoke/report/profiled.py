@@ -28,14 +28,16 @@ _SORT: dict[str, SortKey] = {
     "self": lambda row: row.self,
     "calls": lambda row: row.hits,
     "avg": lambda row: row.average,
+    "p50": lambda row: row.quantile(0.5),
+    "p99": lambda row: row.quantile(0.99),
     "max": lambda row: row.max,
 }
 
 
 def lines(capture: Capture, *, sort: str | None = None, limit: int | None = None) -> Iterator[str]:
     """The lines of the table, facts first. Raises CaptureFormat."""
-    found = _rows(capture)
-    ns = _ns_per_tick(capture)
+    found = profile_rows(capture)
+    ns = ns_per_tick(capture)
     calls, missed = sum(r.hits for r in found), sum(r.overruns for r in found)
     yield (
         f"{program_name(capture)} (pid {capture.meta.pid}), tracer profile: {calls:,} calls of "
@@ -74,8 +76,8 @@ def records(
     capture: Capture, *, sort: str | None = None, limit: int | None = None
 ) -> dict[str, object]:
     """Everything that the table shows, unrounded; times in nanoseconds. Raises CaptureFormat."""
-    ns = _ns_per_tick(capture)
-    found = _rows(capture)
+    ns = ns_per_tick(capture)
+    found = profile_rows(capture)
     sites = {site.address: site for site in capture.meta.sites}
     return {
         "version": FORMAT_VERSION,
@@ -106,7 +108,8 @@ def _ordered(rows: list[ProfileRow], sort: str | None, limit: int | None) -> lis
     return sorted(rows, key=lambda row: (-key(row), row.address))[:limit]
 
 
-def _ns_per_tick(capture: Capture) -> float:
+def ns_per_tick(capture: Capture) -> float:
+    """Of the ticks in the rows."""
     clock = Clock(capture)
     if clock.known:
         return clock.ns_per_tick
@@ -124,12 +127,13 @@ def _lost(capture: Capture) -> int:
     return lost if type(lost) is int and lost > 0 else 0
 
 
-def _rows(capture: Capture) -> list[ProfileRow]:
+def profile_rows(capture: Capture) -> list[ProfileRow]:
+    """What was counted, by function. Raises CaptureFormat."""
     bad = JsonBlock(capture.path, 0, b"{}").bad
     rows = _table(capture).get("rows", [])
     if not isinstance(rows, list):
         raise bad("the profile is no list")
     try:
         return [ProfileRow.from_json(row) for row in rows]
-    except (TypeError, ValueError, KeyError, IndexError) as exc:
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as exc:
         raise bad(f"a row of the profile: {exc}") from None

@@ -41,6 +41,13 @@ def pair_notes(times: Times) -> list[str]:
     return lines
 
 
+def cut_off_note(capture: Capture) -> list[str]:
+    """One line where the capture has no end; else none."""
+    if not capture.cut_off:
+        return []
+    return [f"incomplete: {capture.cut_off}; everything before that is here"]
+
+
 def notes(capture: Capture, counts: Counts) -> list[str]:
     """What a reader has to know before trusting the numbers; empty for a perfect capture."""
     lines: list[str] = []
@@ -63,8 +70,7 @@ def notes(capture: Capture, counts: Counts) -> list[str]:
         lines.append(f"lost: {counts.lost_no_ring:,} of threads that had no ring")
     if counts.unknown:
         lines.append(f"unknown: {counts.unknown:,} with an address that no site has")
-    if capture.cut_off:
-        lines.append(f"incomplete: {capture.cut_off}; everything before that is here")
+    lines += cut_off_note(capture)
     if not counts.time_known:
         lines.append("no time scale: the capture holds one clock point only, times are TSC ticks")
     return lines

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from textpoke.report.layout import columns, time_text
-from textpoke.report.names import escape, thread_label
+from textpoke.report.names import site_label, thread_label
 from textpoke.report.times import ordered
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _times(capture: Capture, function: FunctionTimes, found: Times) -> list[str]
     )
     is_known = function.calls > function.unfinished
     cells = [time_text(ns, known=found.known) if is_known else "-" for ns in numbers]
-    return [f"{function.calls:,}", *cells, _function(capture, function.site)]
+    return [f"{function.calls:,}", *cells, site_label(capture, function.site)]
 
 
 def _by_function(capture: Capture, counts: Counts, limit: int | None) -> Iterator[str]:
@@ -94,7 +94,7 @@ def _by_function(capture: Capture, counts: Counts, limit: int | None) -> Iterato
         [
             *_cells(counts, calls, first_ns, last_ns),
             *(f"{of_thread.get(site, 0):,}" for of_thread in per_thread),
-            _function(capture, site),
+            site_label(capture, site),
         ]
         for site, calls, first_ns, last_ns in counts.everyone.rows(limit)
     ]
@@ -107,7 +107,7 @@ def _by_thread(capture: Capture, counts: Counts, limit: int | None) -> Iterator[
         [
             thread_label(capture, thread.tid),
             *_cells(counts, calls, first_ns, last_ns),
-            _function(capture, site),
+            site_label(capture, site),
         ]
         for thread in counts.threads
         for site, calls, first_ns, last_ns in thread.calls.rows(limit)
@@ -124,10 +124,3 @@ def _cells(counts: Counts, calls: int, first_ns: int, last_ns: int) -> list[str]
         f"{first_ns / 1e9:.6f}",
         f"{last_ns / 1e9:.6f}",
     ]
-
-
-def _function(capture: Capture, site: int) -> str:
-    if site < 0:
-        return "[unknown]"
-    name = capture.meta.sites[site]
-    return escape(f"{name.module}!{name.function}")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How long the calls of each function took: the numbers of the reports of captures with exits.
 
-The calls themselves are not kept, so memory does not grow with them.
+The calls themselves are not kept, so memory does not grow with them: only with their different
+durations.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from textpoke._native import lib
 from textpoke.calls import PairCounts, Pairing, Sums
 from textpoke.decode import Decoder
+from textpoke.report.durations import Durations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
     from textpoke.capture import Capture
 
-SortKey = Literal["total", "self", "calls", "avg", "max"]
-SORT_KEYS: tuple[SortKey, ...] = ("total", "self", "calls", "avg", "max")
+SortKey = Literal["total", "self", "calls", "avg", "p50", "p99", "max"]
+SORT_KEYS: tuple[SortKey, ...] = ("total", "self", "calls", "avg", "p50", "p99", "max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class FunctionTimes:
         total_ns: From entry to exit.
         self_ns: Without the time in other recorded functions.
         average_ns: Of one call.
-        p50_ns: Half of the calls took no longer. Within 2 %.
-        p99_ns: 99 of 100 calls took no longer. Within 2 %.
+        p50_ns: The smallest duration that half of the calls do not exceed; exact.
+        p99_ns: The smallest one that 99 % of the calls do not exceed; exact.
         min_ns: The shortest call.
         max_ns: The longest.
         stddev_ns: Standard deviation.
@@ -70,12 +71,14 @@ class Times:
         functions: Of all threads together.
         threads: By thread id.
         counts: What could not be paired.
+        durations: Of all threads together, by site.
         known: False when times are really TSC ticks.
     """
 
     functions: list[FunctionTimes]
     threads: dict[int, list[FunctionTimes]]
     counts: PairCounts
+    durations: Durations
     known: bool
 
     @property
@@ -89,6 +92,8 @@ _SORTERS: dict[str, Callable[[FunctionTimes], float]] = {
     "self": lambda row: row.self_ns,
     "calls": lambda row: row.calls,
     "avg": lambda row: row.average_ns,
+    "p50": lambda row: row.p50_ns,
+    "p99": lambda row: row.p99_ns,
     "max": lambda row: row.max_ns,
 }
 
@@ -103,15 +108,18 @@ def times(capture: Capture) -> Times:
     together: Sums | None = None
     threads: dict[int, list[FunctionTimes]] = {}
     found: list[PairCounts] = []
+    everyones = Durations()
     for tid in decoder.tids:
-        pairing = Pairing(capture, decoder, with_sums=True)
+        durations = Durations()
+        pairing = Pairing(capture, decoder, with_sums=True, ended=durations.add)
         pairing.take_thread(tid)
         sums = pairing.sums()
         found.append(pairing.counts([tid]))
-        threads[tid] = _functions(sums)
+        threads[tid] = _functions(sums, durations)
+        everyones.merge(durations)
         together = sums if together is None else _merged(together, sums)
-    everyone = _functions(together) if together is not None else []
-    return Times(everyone, threads, _added(found), decoder.clock.known)
+    everyone = _functions(together, everyones) if together is not None else []
+    return Times(everyone, threads, _added(found), everyones, decoder.clock.known)
 
 
 def ordered(
@@ -133,7 +141,7 @@ def _merged(a: Sums, b: Sums) -> Sums:
     if len(site) > len(a.site):
         a = _wider(a, site)
     rows = np.searchsorted(site, b.site)
-    for name in ("calls", "unfinished", "total_ns", "self_ns", "sum_ns", "squares", "histogram"):
+    for name in ("calls", "unfinished", "total_ns", "self_ns", "sum_ns", "squares"):
         getattr(a, name)[rows] += getattr(b, name)
     a.min_ns[rows] = np.minimum(a.min_ns[rows], b.min_ns)
     a.max_ns[rows] = np.maximum(a.max_ns[rows], b.max_ns)
@@ -145,7 +153,7 @@ def _wider(sums: Sums, site: NDArray[np.int64]) -> Sums:
 
     def moved(name: str, empty: int = 0) -> NDArray[Any]:
         column = getattr(sums, name)
-        found = np.full((len(site), *column.shape[1:]), empty, column.dtype)
+        found = np.full(len(site), empty, column.dtype)
         found[place] = column
         return found
 
@@ -153,12 +161,11 @@ def _wider(sums: Sums, site: NDArray[np.int64]) -> Sums:
     return Sums(
         site=site,
         min_ns=moved("min_ns", np.iinfo(np.int64).max),
-        histogram=moved("histogram"),
         **{name: moved(name) for name in names},
     )
 
 
-def _functions(sums: Sums) -> list[FunctionTimes]:
+def _functions(sums: Sums, durations: Durations) -> list[FunctionTimes]:
     calls = np.maximum(sums.calls, 1)
     average = sums.sum_ns / calls
     variance = np.maximum(sums.squares / calls - average * average, 0)
@@ -169,38 +176,10 @@ def _functions(sums: Sums) -> list[FunctionTimes]:
         sums.total_ns,
         sums.self_ns,
         average,
-        *_percentiles(sums, 50, 99),
+        *durations.percentiles(sums.site, 50, 99),
         np.where(sums.calls > 0, sums.min_ns, 0),
         sums.max_ns,
         np.sqrt(variance),
     )
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return [FunctionTimes(*row) for row in rows]
-
-
-def _percentiles(sums: Sums, *percents: int) -> list[NDArray[np.int64]]:
-    # The middle of the bucket where so many calls have been seen, and never outside of what was.
-    used = np.flatnonzero(sums.histogram.any(axis=0))
-    if not len(used):
-        return [np.zeros(len(sums.site), np.int64) for _ in percents]
-    first, stop = int(used[0]), int(used[-1]) + 1
-    seen = np.cumsum(sums.histogram[:, first:stop], axis=1, dtype=np.int64)
-    low = np.where(sums.calls > 0, sums.min_ns, 0)
-    middles = _middles()[first:stop]
-    found: list[NDArray[np.int64]] = []
-    for percent in percents:
-        wanted = -(-sums.calls * percent // 100)
-        bucket = np.argmax(seen >= np.maximum(wanted, 1)[:, np.newaxis], axis=1)
-        found.append(np.clip(middles[bucket], low, sums.max_ns))
-    return found
-
-
-def _middles() -> NDArray[np.int64]:
-    # tp_bucket() of pair.c, the other way round.
-    per_octave = lib.TP_BUCKETS_PER_OCTAVE
-    bucket = np.arange(lib.TP_BUCKETS)
-    shift = np.maximum(bucket // per_octave - 1, 0)
-    first = np.where(bucket < per_octave, bucket, per_octave + bucket % per_octave)
-    middle = (first + 0.5) * 2.0**shift - 0.5
-    found: NDArray[np.int64] = np.minimum(middle, float(1 << 62)).astype(np.int64)
-    return found

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`textpoke report --html OUT`: the page, written to a file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textpoke.cli import _parser
+
+if TYPE_CHECKING:
+    import argparse
+
+    from textpoke.capture import Capture
+    from textpoke.cli._console import Console
+
+_TABLES = ("profile", "branch")
+
+
+def write_html(capture: Capture, console: Console, args: argparse.Namespace) -> None:
+    """Write the page to `args.html`, and say so."""
+    from textpoke.calls import has_exits
+    from textpoke.cli._console import escape
+    from textpoke.report.counts import count
+    from textpoke.report.html import html
+    from textpoke.report.times import times
+
+    tracer = capture.meta.tracer
+    if args.json:
+        raise _parser.UsageError("--html and --json are two reports: choose one")
+    if tracer in _TABLES:
+        raise _parser.UsageError(f"--html needs events: a capture of {tracer} holds none")
+    try:
+        out = open(args.html, "w" if args.force else "x", encoding="utf-8")  # noqa: SIM115
+    except FileExistsError:
+        raise _parser.UsageError(f"{args.html} exists: -f replaces it") from None
+    with out:
+        out.writelines(
+            html(capture, count(capture), times(capture) if has_exits(capture) else None)
+        )
+    console.say(f"written: {escape(args.html)}")
