@@ -146,7 +146,8 @@ def _without_stale(calls: Calls, losses_ns: NDArray[np.int64]) -> Calls:
     if not len(losses_ns) or not len(calls):
         return calls
     parent = calls.parent
-    era = np.searchsorted(losses_ns, calls.start_ns, side="right")
+    # Clocks of two cores may differ: what is behind a loss stays behind it.
+    era = np.maximum.accumulate(np.searchsorted(losses_ns, calls.start_ns, side="right"))
     is_open = calls.end_ns == UNFINISHED
     is_stale = (parent >= 0) & is_open[parent] & (era[parent] != era)
     finished = _nearest(parent, ~is_open)
