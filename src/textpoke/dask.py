@@ -39,7 +39,7 @@ class ClusterTrace:
         self._table: pa.Table | None = None
 
     def __enter__(self) -> Self:
-        needed("pyarrow", "trace_cluster()")
+        needed("pyarrow")
         begun = self._run(_begin, self._options)
         self.workers = [worker for worker, answer in begun.items() if answer == "on"]
         if not self.workers:
@@ -72,7 +72,7 @@ class ClusterTrace:
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """One Parquet file of `to_arrow`."""
-        needed("pyarrow.parquet", "to_parquet()").write_table(self.to_arrow(), path)
+        needed("pyarrow.parquet").write_table(self.to_arrow(), path)
 
     def __repr__(self) -> str:
         rows = "running" if self._table is None else f"{self._table.num_rows:,} calls"
@@ -145,13 +145,13 @@ def _end(number: str) -> tuple[bytes, int]:
     made.__exit__(None, None, None)
     table = made.to_arrow()
     stream = io.BytesIO()
-    with needed("pyarrow", "trace_cluster()").ipc.new_stream(stream, table.schema) as writer:
+    with needed("pyarrow").ipc.new_stream(stream, table.schema) as writer:
         writer.write_table(table)
     return stream.getvalue(), made.lost
 
 
 def _joined(ended: dict[str, tuple[bytes, int]]) -> pa.Table | None:
-    arrow = needed("pyarrow", "trace_cluster()")
+    arrow = needed("pyarrow")
     tables = []
     for worker, (data, lost) in sorted(ended.items()):
         table = arrow.ipc.open_stream(data).read_all()

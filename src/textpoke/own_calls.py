@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from textpoke._errors import LibraryMissing
 from textpoke.calls import all_calls
 from textpoke.capture import Capture
 from textpoke.decode import Clock
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _SHOWN = 20
 _FOR_EVER = (1 << 63) - 1
 _UNKNOWN = ("", "[unknown]")
-_EXTRA = {"pyarrow": "arrow", "pandas": "pandas"}
+_EXTRA = {"pyarrow": "parquet", "pandas": "pandas"}
 
 
 class LineRow(NamedTuple):
@@ -152,7 +153,7 @@ class OwnCalls:
 
     def to_arrow(self) -> pa.Table:
         """`columns` as an Arrow table; an end that is not known is null. Needs pyarrow."""
-        arrow = needed("pyarrow", "to_arrow()")
+        arrow = needed("pyarrow")
         columns = dict(self.columns())
         ends = columns.pop("duration_ns")
         table = arrow.table({name: arrow.array(column) for name, column in columns.items()})
@@ -161,7 +162,7 @@ class OwnCalls:
 
     def to_pandas(self) -> pd.DataFrame:
         """`columns` as a data frame. Needs pandas."""
-        return needed("pandas", "to_pandas()").DataFrame(self.columns())
+        return needed("pandas").DataFrame(self.columns())
 
     def lines(self) -> list[LineRow]:
         """Which line of Python led to which native function, the longest self time first."""
@@ -250,14 +251,13 @@ def _is_of(wanted: Pattern, module: str, function: str) -> bool:
     return bool(wanted.is_name(function) or wanted.is_name(base_name(function, function)))
 
 
-def needed(package: str, who: str) -> ModuleType:
-    """Import an optional library; ImportError says how to install it."""
+def needed(package: str) -> ModuleType:
+    """Import an optional library. Raises LibraryMissing."""
     try:
         return importlib.import_module(package)
-    except ImportError as exc:
+    except ImportError:
         name = package.partition(".")[0]
-        text = f"{who} needs {name}: pip install 'textpoke[{_EXTRA[name]}]'"
-        raise ImportError(text) from exc
+        raise LibraryMissing(name, _EXTRA[name]) from None
 
 
 def _html_row(row: LineRow, *, has_lines: bool) -> str:
