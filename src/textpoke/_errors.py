@@ -37,6 +37,7 @@
     |   `-- ControlFailed                           .verb .problem .kind
     |-- ExportError
     |   |-- NothingToExport    ValueError           .path .tracer
+    |   |-- BadQuery           ValueError           .sql .problem
     |   |-- OutputExists       FileExistsError      .path
     |   `-- LibraryMissing     ImportError          .library .extra
     |-- TraceExists                                 .pid .name
@@ -361,6 +362,18 @@ class NothingToExport(ExportError, ValueError):
         )
         self.path = path
         self.tracer = tracer
+
+
+class BadQuery(ExportError, ValueError):
+    """SQL that the engine does not understand; `problem` is its own first line."""
+
+    exit_code = 2
+
+    def __init__(self, sql: str, problem: str) -> None:
+        first = problem.strip().splitlines()[0] if problem.strip() else "it says nothing"
+        super().__init__(f"{sql!r}: {first}; the table is `calls`, its columns: docs/formats.md")
+        self.sql = sql
+        self.problem = problem
 
 
 class OutputExists(ExportError, FileExistsError):
