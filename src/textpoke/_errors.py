@@ -35,6 +35,10 @@
     |   |-- ControlBusy                             .pid .owner
     |   |-- ControlUnsafe      PermissionError      .path .reason
     |   `-- ControlFailed                           .verb .problem .kind
+    |-- ExportError
+    |   |-- NothingToExport    ValueError           .path .tracer
+    |   |-- OutputExists       FileExistsError      .path
+    |   `-- LibraryMissing     ImportError          .library .extra
     |-- TraceExists                                 .pid .name
     |-- UnknownTracer          ValueError           .name .known
     `-- ViewError              OSError              .path .reason
@@ -341,6 +345,40 @@ class CaptureWrite(CaptureError, OSError):
         super().__init__(f"cannot write {path}: {_errno_text(errno)}")
         self.path = path
         self.errno = errno
+
+
+class ExportError(TextpokeError):
+    """A capture cannot be turned into the format that was asked for."""
+
+
+class NothingToExport(ExportError, ValueError):
+    """The capture holds counts of a `tracer`, and no events that had a time."""
+
+    def __init__(self, path: str, tracer: str) -> None:
+        super().__init__(
+            f"{path} is a table of the {tracer} tracer without events: see textpoke report {path}, "
+            "or record with -t function_graph"
+        )
+        self.path = path
+        self.tracer = tracer
+
+
+class OutputExists(ExportError, FileExistsError):
+    """The output file is there already and was not overwritten."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"{path} exists: choose another name with -o, or overwrite with --force")
+        self.path = path
+        self.errno = _errno.EEXIST
+
+
+class LibraryMissing(ExportError, ImportError):
+    """A format needs a library that is not installed; `extra` of textpoke brings it."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"this needs {library}: pip install 'textpoke[{extra}]'")
+        self.library = library
+        self.extra = extra
 
 
 class BadExpression(TextpokeError, ValueError):
