@@ -90,7 +90,7 @@ def _data(source: Source, stacks: Stacks) -> dict[str, object]:
         "capture": os.path.basename(source.capture.path),
         "tracer": meta.tracer,
         "unit": _unit(source, stacks),
-        "lost": _lost(source),
+        "lost": source.lost,
         "names": [stacks.frames[frame] for frame in frames],
         "depth": [depth for _, depth in order],
         "name": [number.get(stacks.frame[node], -1) for node, _ in order],
@@ -103,12 +103,6 @@ def _unit(source: Source, stacks: Stacks) -> str:
     if not stacks.has_times:
         return "calls"
     return "ns" if source.decoder.clock.known else "ticks"
-
-
-def _lost(source: Source) -> int:
-    end = source.capture.end
-    lost = sum(block.lost for block in source.capture.events)
-    return max(lost, end.lost) + end.lost_no_ring if end else lost
 
 
 def _write(data: dict[str, object], file: BinaryIO) -> None:

@@ -48,6 +48,8 @@ FORMATS = {
         Format(
             "flamegraph", ".html", "flame graph, one HTML file", "open it in a browser: {}", True
         ),
+        Format("perfetto", ".pftrace", "Perfetto's own format", _PERFETTO),
+        Format("chrome", ".json", "Trace Event JSON, of chrome://tracing; large", _PERFETTO, True),
         Format("folded", ".folded", "folded stacks", "flamegraph.pl {} > flame.svg", True),
     )
 }

@@ -97,6 +97,13 @@ class Source:
         if self._progress:
             self._progress(calls)
 
+    @property
+    def lost(self) -> int:
+        """Events that are missing, as END says, or as the blocks say if that is more."""
+        end = self.capture.end
+        lost = sum(block.lost for block in self.capture.events)
+        return max(lost, end.lost) + end.lost_no_ring if end else lost
+
     def losses(self) -> list[tuple[int, int]]:
         """(time in ns, events lost) by time, of all threads."""
         lossy = {block.tid for block in self.capture.events if block.lost}
