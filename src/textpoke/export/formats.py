@@ -50,6 +50,14 @@ FORMATS = {
         ),
         Format("perfetto", ".pftrace", "Perfetto's own format", _PERFETTO),
         Format("chrome", ".json", "Trace Event JSON, of chrome://tracing; large", _PERFETTO, True),
+        Format(
+            "speedscope",
+            ".speedscope.json",
+            "speedscope's own JSON",
+            "open it at https://www.speedscope.app: {}",
+            True,
+        ),
+        Format("pprof", ".pb.gz", "pprof's profile.proto", "go tool pprof -top {}"),
         Format("folded", ".folded", "folded stacks", "flamegraph.pl {} > flame.svg", True),
     )
 }
