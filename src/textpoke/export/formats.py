@@ -58,6 +58,13 @@ FORMATS = {
             True,
         ),
         Format("pprof", ".pb.gz", "pprof's profile.proto", "go tool pprof -top {}"),
+        Format(
+            "parquet",
+            ".parquet",
+            "a row per call, for DuckDB, pandas and others; needs pyarrow",
+            "duckdb -c \"SELECT function, count(*), sum(self_ns) AS self_ns FROM '{}' "
+            'GROUP BY ALL ORDER BY self_ns DESC LIMIT 10"',
+        ),
         Format("folded", ".folded", "folded stacks", "flamegraph.pl {} > flame.svg", True),
     )
 }
