@@ -36,8 +36,8 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         "-f",
         "--format",
         choices=tuple(FORMATS),
-        help=f"what to write (default: by the name of OUT, else {_DEFAULT}): "
-        + "; ".join(f"{f.name}: {f.what} ({f.suffix})" for f in FORMATS.values()),
+        metavar="FORMAT",
+        help=f"what to write (default: by the name of OUT, else {_DEFAULT})",
     )
     parser.add_argument(
         "-o",
@@ -55,12 +55,13 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         parser,
         "textpoke export graph.tptrace",
         "textpoke export graph.tptrace --diff before.tptrace -o slower.html",
-        "textpoke export graph.tptrace -f folded -o - | sort -k2 -n | tail",
-        *(f"textpoke export graph.tptrace -f {name}" for name in FORMATS if name not in _SHOWN),
+        "textpoke export graph.tptrace -f perfetto",
+        "textpoke export graph.tptrace -o calls.parquet",
+        "textpoke export graph.tptrace -f folded -o - | flamegraph.pl > flame.svg",
     )
-
-
-_SHOWN = ("flamegraph", "folded")
+    width = max(map(len, FORMATS))
+    rows = [f"  {f.name:<{width}}  {f.what} ({f.suffix})" for f in FORMATS.values()]
+    parser.epilog = "\n".join(["formats:", *rows, "", parser.epilog or ""])
 
 
 def run(args: argparse.Namespace) -> int:
