@@ -16,13 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from textpoke._errors import NothingToExport
+from textpoke.calls import Calls, calls_of
 from textpoke.capture import Capture
 from textpoke.cli import main
 from textpoke.export import source as source_module
 from textpoke.export.formats import FORMATS
 from textpoke.export.source import Source
 from textpoke.export.stacks import DEEPER, DEEPEST, Stacks, stacks_of
-from textpoke.export.timeline import timeline
+from textpoke.export.timeline import Timeline, timelines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,9 +128,10 @@ def test_without_exits_calls_are_moments(path: Path) -> None:
         max_size=40,
     ),
     st.integers(0, 40),
+    st.integers(1, 5),
 )
 def test_timelines_are_nested_and_never_go_back(
-    tmp_path: Path, steps: list[tuple[int, int, int]], cut: int
+    tmp_path: Path, steps: list[tuple[int, int, int]], cut: int, piece: int
 ) -> None:
     path = tmp_path / "any.tptrace"
     path.unlink(missing_ok=True)
@@ -139,10 +141,19 @@ def test_timelines_are_nested_and_never_go_back(
         rows.append((max(ticks, 0), address, kind))
     rows += [(ticks + 90, SET, IN), (ticks + 99, SET, OUT)]
     rings = [Ring(rows[:cut], lost=2), Ring(rows[cut:], sequence=cut + 2)]
-    with exports.source(exports.graph(path, rings)) as source:
-        (calls,) = source.calls(100)
-    found = timeline(calls)
-    assert np.all(np.diff(found.time_ns) >= 0)
+    with (
+        exports.source(exports.graph(path, rings)) as source,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(source_module, "PIECE", piece)
+        pieces = list(timelines(source, 100))
+        assert sum(len(calls) for calls, _ in pieces) == len(calls_of(source.capture, 100))
+    assert np.all(np.diff(np.concatenate([line.time_ns for _, line in pieces])) >= 0)
+    for calls, found in pieces:
+        check_nesting(calls, found)
+
+
+def check_nesting(calls: Calls, found: Timeline) -> None:
     stack: list[int] = []
     for row, is_end in zip(found.row.tolist(), found.is_end.tolist(), strict=True):
         if is_end:
@@ -159,8 +170,7 @@ def test_timeline_of_known_calls(path: Path) -> None:
         found = [
             (tid, source.labels[site], begin, end)
             for tid in source.tids()
-            for calls in source.calls(tid)
-            for line in [timeline(calls)]
+            for calls, line in timelines(source, tid)
             for site, begin, end in zip(
                 calls.site.tolist(), line.begin_ns.tolist(), line.end_ns.tolist(), strict=True
             )
@@ -184,6 +194,7 @@ def test_every_format_takes_every_capture(
         sizes = set()
         for part in exports.PARTS:
             monkeypatch.setattr(source_module, "PART", part)
+            monkeypatch.setattr(source_module, "PIECE", part)
             sizes.add(len(exports.exported(path, name)))
         assert min(sizes) > 0 or what == "empty"
         assert len(sizes) == 1 or name == "parquet"  # there a part is a row group

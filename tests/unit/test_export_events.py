@@ -111,6 +111,7 @@ def test_perfetto_has_all_calls_as_slices(
     path: Path, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source_module, "PART", part)
+    monkeypatch.setattr(source_module, "PIECE", part)
     found = Perfetto(exports.graph(path))
     assert found.calls() == exports.NESTED
     notes = [event.debug_annotations for _, event in found.events if event.debug_annotations]

@@ -45,6 +45,7 @@ def rows(path: Path) -> list[dict]:
 @pytest.mark.parametrize("part", exports.PARTS)
 def test_a_row_per_call(path: Path, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_module, "PART", part)
+    monkeypatch.setattr(source_module, "PIECE", part)
     found = [tuple(row.values()) for row in rows(exports.graph(path))]
     graph, redis, zlib = "function_graph", "redis-server", "libz.so.1"
     assert found == [

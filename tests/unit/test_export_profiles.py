@@ -67,6 +67,7 @@ def calls_of(found: dict) -> list[tuple[int, str, int, int]]:
 @pytest.mark.parametrize("part", exports.PARTS)
 def test_speedscope_has_all_calls(path: Path, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_module, "PART", part)
+    monkeypatch.setattr(source_module, "PIECE", part)
     found = speedscope(exports.graph(path))
     assert calls_of(found) == exports.NESTED
     assert [p["name"] for p in found["profiles"]] == ["redis-server-100", "bio-101"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from textpoke.export.timeline import timeline
+from textpoke.export.timeline import timelines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from textpoke.calls import Calls
     from textpoke.export.source import Source
+    from textpoke.export.timeline import Timeline
 
 _OPEN = ',"args":{"unfinished":true}'
 
@@ -60,8 +61,8 @@ def _metadata(pid: int, tid: int, what: str, name: str) -> str:
 def _events(source: Source) -> Iterator[str]:
     names = [json.dumps(label) for label in source.labels]
     for tid in source.tids():
-        for calls in source.calls(tid):
-            yield from _calls(source, calls, tid, names)
+        for calls, line in timelines(source, tid):
+            yield from _calls(source, calls, line, names)
     for ts_ns, count in source.losses():
         yield json.dumps(
             {"ph": "i", "s": "p", "pid": source.pid, "tid": source.pid, "ts": ts_ns / 1e3,
@@ -69,10 +70,9 @@ def _events(source: Source) -> Iterator[str]:
         )  # fmt: skip
 
 
-def _calls(source: Source, calls: Calls, tid: int, names: list[str]) -> Iterator[str]:
-    line = timeline(calls)
+def _calls(source: Source, calls: Calls, line: Timeline, names: list[str]) -> Iterator[str]:
     kind = '"ph":"X"' if source.has_exits else '"ph":"i","s":"t"'
-    head = f'{{{kind},"pid":{source.pid},"tid":{tid},"ts":'
+    head = f'{{{kind},"pid":{source.pid},"tid":{calls.tid[0]},"ts":'
     for part in source.parts(len(calls)):
         sites = calls.site[part].tolist()
         starts = (line.begin_ns[part] / 1e3).tolist()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from textpoke.export.protobuf import double, message, number, padded, text
-from textpoke.export.timeline import timeline
+from textpoke.export.timeline import timelines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from textpoke.calls import Calls
     from textpoke.export.source import Source
+    from textpoke.export.timeline import Timeline
 
 # Fields, by protos/perfetto/trace/perfetto_trace.proto.
 _PACKET = 1
@@ -47,9 +48,9 @@ def write(source: Source, file: BinaryIO) -> None:
     file.write(_names(source))
     rates = _Rates(source.decoder.clock.end_ns)
     for track, tid in enumerate(source.tids(), _FIRST_THREAD):
-        for calls in source.calls(tid):
+        for calls, line in timelines(source, tid):
             rates.add(calls.start_ns)
-            file.writelines(_slices(source, calls, track))
+            file.writelines(_slices(source, calls, line, track))
     start_ns = source.decoder.clock.start_ns
     file.writelines(
         _counter(_RATE, start_ns + ts_ns, double(_DOUBLE_VALUE, rate))
@@ -92,8 +93,7 @@ def _counter(track: int, ts_ns: int, value: bytes) -> bytes:
     return message(_PACKET, number(_TIMESTAMP, max(ts_ns, 0)), _SEQUENCE_1, event)
 
 
-def _slices(source: Source, calls: Calls, track: int) -> Iterator[bytes]:
-    line = timeline(calls)
+def _slices(source: Source, calls: Calls, line: Timeline, track: int) -> Iterator[bytes]:
     site = calls.site.astype(np.int64)
     name = np.where(site < 0, len(source.labels), site + 1)
     start_ns = source.decoder.clock.start_ns

@@ -2,11 +2,13 @@
 """What every format is made of: the calls of a capture, thread by thread.
 
 The calls of one thread are in memory at a time (60 bytes each); of threads without exits a part.
+What is made of them is made piece by piece.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from textpoke.capture import Capture
     from textpoke.decode import Events
 
+PIECE = 1 << 18
+"""Calls of a piece; it ends where a call has no caller, so that a piece may be larger."""
 PART = 1 << 16
 """Rows that are turned into text or packets at once."""
 
@@ -71,7 +75,7 @@ class Source:
         return escape(self.capture.threads.get(tid) or self.program)
 
     def calls(self, tid: int) -> Iterator[Calls]:
-        """The calls of one thread in order of their start; with exits all at once, else in chunks.
+        """The calls of one thread in order of their start, in pieces with all callers in them.
 
         Raises:
             KeyError: no such thread.
@@ -79,7 +83,7 @@ class Source:
         """
         if self.has_exits:
             calls = Pairing(self.capture, self.decoder).columns([tid])
-            yield _without_stale(calls, self._losses_ns(tid))
+            yield from _pieces(_without_stale(calls, self._losses_ns(tid)))
             return
         names = site_names(self.capture)
         for events in self.decoder.thread(tid):
@@ -119,6 +123,27 @@ class Source:
             return np.empty(0, np.int64)
         found = [loss.ts_ns for events in self.decoder.thread(tid) for loss in events.losses]
         return np.sort(np.array(found, np.int64))
+
+
+def _pieces(calls: Calls) -> Iterator[Calls]:
+    tops = np.flatnonzero(calls.depth == 0)
+    cuts = tops[np.searchsorted(tops, np.arange(PIECE, tops[-1] + 1, PIECE))] if len(tops) else tops
+    bounds = np.unique([0, *cuts.tolist(), len(calls)]).tolist()
+    for start, stop in pairwise(bounds):
+        part = slice(start, stop)
+        parent = calls.parent[part]
+        yield replace(
+            calls,
+            tid=calls.tid[part],
+            site=calls.site[part],
+            start_ns=calls.start_ns[part],
+            end_ns=calls.end_ns[part],
+            self_ns=calls.self_ns[part],
+            depth=calls.depth[part],
+            parent=np.where(parent < 0, parent, parent - start),
+            entry_data=calls.entry_data[part],
+            exit_data=calls.exit_data[part],
+        )
 
 
 def _moments(events: Events, names: list[str]) -> Calls:

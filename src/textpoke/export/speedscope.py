@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from textpoke._version import __version__
-from textpoke.export.timeline import timeline
+from textpoke.export.timeline import timelines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from textpoke.calls import Calls
     from textpoke.export.source import Source
+    from textpoke.export.timeline import Timeline
 
 _SCHEMA = "https://www.speedscope.app/file-format-schema.json"
 
@@ -48,37 +49,35 @@ def write(source: Source, file: BinaryIO) -> None:
     file.write(b"]}\n")
 
 
-def _head(source: Source, tid: int, kind: str, unit: str, start: int, end: int) -> str:
-    return json.dumps(
-        {
-            "type": kind,
-            "name": f"{source.thread_name(tid)}-{tid}",
-            "unit": unit,
-            "startValue": start,
-            "endValue": end,
-        }
-    )[:-1]
+def _head(source: Source, tid: int, kind: str, unit: str) -> str:
+    name = f"{source.thread_name(tid)}-{tid}"
+    return json.dumps({"type": kind, "name": name, "unit": unit})[:-1]
 
 
 def _evented(source: Source, tid: int) -> Iterator[str]:
-    for calls in source.calls(tid):  # with exits it is one
-        line = timeline(calls)
-        start, end = (int(line.time_ns[i]) if len(calls) else 0 for i in (0, -1))
-        unit = "nanoseconds" if source.decoder.clock.known else "none"
-        yield _head(source, tid, "evented", unit, start, end)
-        yield ', "events": ['
-        frame = _frames(source, calls)
-        comma = ""
-        for part in source.parts(len(calls)):
-            both = slice(2 * part.start, 2 * part.stop)
-            kinds = np.where(line.is_end[both], "C", "O").tolist()
-            frames, times = frame[line.row[both]].tolist(), line.time_ns[both].tolist()
-            yield comma + ",\n".join(
-                f'{{"type":"{kind}","frame":{number},"at":{at}}}'
-                for kind, number, at in zip(kinds, frames, times, strict=True)
-            )
+    unit = "nanoseconds" if source.decoder.clock.known else "none"
+    yield f'{_head(source, tid, "evented", unit)}, "events": ['
+    comma = ""
+    bounds: list[int] = []
+    for calls, line in timelines(source, tid):
+        bounds += [int(line.time_ns[0]), int(line.time_ns[-1])]
+        for text in _events(source, calls, line):
+            yield comma + text
             comma = ",\n"
-        yield "]}"
+    start, end = (bounds[0], bounds[-1]) if bounds else (0, 0)
+    yield f'], "startValue": {start}, "endValue": {end}}}'
+
+
+def _events(source: Source, calls: Calls, line: Timeline) -> Iterator[str]:
+    frame = _frames(source, calls)
+    for part in source.parts(len(calls)):
+        both = slice(2 * part.start, 2 * part.stop)
+        kinds = np.where(line.is_end[both], "C", "O").tolist()
+        frames, times = frame[line.row[both]].tolist(), line.time_ns[both].tolist()
+        yield ",\n".join(
+            f'{{"type":"{kind}","frame":{number},"at":{at}}}'
+            for kind, number, at in zip(kinds, frames, times, strict=True)
+        )
 
 
 def _counted(source: Source, tid: int) -> Iterator[str]:
@@ -88,7 +87,7 @@ def _counted(source: Source, tid: int) -> Iterator[str]:
         source.wrote(len(calls))
     called = np.flatnonzero(counts).tolist()
     weights = counts[called].tolist()
-    yield _head(source, tid, "sampled", "none", 0, sum(weights))
+    yield f'{_head(source, tid, "sampled", "none")}, "startValue": 0, "endValue": {sum(weights)}'
     yield f', "samples": {[[frame] for frame in called]}, "weights": {weights}}}'
 
 

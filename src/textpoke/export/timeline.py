@@ -11,9 +11,12 @@ import numpy as np
 from textpoke.calls import UNFINISHED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from textpoke.calls import Calls
+    from textpoke.export.source import Source
 
 _EARLIEST = np.iinfo(np.int64).min
 
@@ -41,8 +44,23 @@ class Timeline:
     is_open: NDArray[np.bool_]
 
 
-def timeline(calls: Calls) -> Timeline:
-    """The begins and ends of the calls of one thread."""
+def timelines(source: Source, tid: int) -> Iterator[tuple[Calls, Timeline]]:
+    """The calls of one thread, piece by piece, with their begins and ends.
+
+    Raises:
+        KeyError: no such thread.
+        CaptureFormat: the file changed while it was read.
+    """
+    last_ns = _EARLIEST
+    for calls in source.calls(tid):
+        if len(calls):
+            line = timeline(calls, last_ns)
+            last_ns = int(line.time_ns[-1])
+            yield calls, line
+
+
+def timeline(calls: Calls, since_ns: int = _EARLIEST) -> Timeline:
+    """The begins and ends of calls of one thread, none of them before `since_ns`."""
     count = len(calls)
     rows = np.arange(count, dtype=np.int64)
     depth = calls.depth.astype(np.int64)
@@ -59,6 +77,7 @@ def timeline(calls: Calls) -> Timeline:
     time_ns[begins] = calls.start_ns
     time_ns[ends] = np.where(is_open, _EARLIEST, calls.end_ns)
     # Clocks of two cores may differ by some nanoseconds: what comes later is not earlier.
+    time_ns[:1] = np.maximum(time_ns[:1], since_ns)
     np.maximum.accumulate(time_ns, out=time_ns)
     return Timeline(row, is_end, time_ns, time_ns[begins], time_ns[ends], is_open)
 
