@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import io
+import os
 from typing import TYPE_CHECKING
 
+import call_tables
 import captures
 import exports
 import numpy as np
@@ -188,6 +190,8 @@ def test_every_format_takes_every_capture(
         "hostile": exports.hostile,
         "empty": lambda path: exports.graph(path, []),
         "loss": lambda path: exports.graph(path, exports.WITH_LOSS),
+        "blk": lambda path: captures.write(path, call_tables.recipe("blk", call_tables.IO)),
+        "cut": lambda path: captures.write(path, captures.Recipe(exports.TWO_THREADS, end=None)),
     }
     for what, make in makers.items():
         path = make(tmp_path / f"{what}.tptrace")
@@ -260,6 +264,16 @@ def test_bad_input_is_one_line(
     assert said in err
     assert len(err.splitlines()) == 1
     assert path.read_bytes() == before
+
+
+def test_what_is_no_file_is_written_to_and_never_replaced(tmp_path: Path) -> None:
+    path, pipe = exports.graph(tmp_path / "x.tptrace"), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert main(["export", str(path), "-q", "--force", "-f", "folded", "-o", str(pipe)]) == 0
+    assert os.read(reader, 1 << 16) == exports.exported(path, "folded")
+    os.close(reader)
+    assert pipe.is_fifo()
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

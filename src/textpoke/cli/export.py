@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _DEFAULT = "flamegraph"
 _LIVE_S = 0.25
 _QUIET_S = 1.0  # what takes no longer needs no progress
+_LARGE = 1 << 26  # bytes that may take a second to read
 _STDOUT = "-"
 
 
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         _tell(capture, counts, console)
         if other:
             _tell(other, count(other), console)
-    if output != _STDOUT:
+    if output != _STDOUT and os.path.isfile(output):
         console.say(f"{os.path.getsize(output):,} bytes in {escape(output)}")
         console.say(chosen.next_step.format(escape(output)))
     return 0
@@ -109,7 +110,7 @@ def _check(args: argparse.Namespace, chosen: Format, output: str) -> None:
     elif os.path.exists(output):
         if any(os.path.samefile(output, path) for path in (args.file, args.diff) if path):
             raise _parser.UsageError(f"{output} is the capture itself: give another name with -o")
-        if not args.force:
+        if os.path.isfile(output) and not args.force:
             raise OutputExists(output)
 
 
@@ -120,6 +121,8 @@ def _write(
     from textpoke.export.source import Source
 
     progress = _progress(console)
+    if os.path.getsize(capture.path) > _LARGE:
+        console.live(f"reading {escape(capture.path)}")
     source = Source(capture, progress)
     with _opened(output) as file:
         if other:
@@ -149,6 +152,10 @@ def _opened(output: str) -> Iterator[BinaryIO]:
     # A file of its own until it is whole: nobody finds half of one, and none stays of a failure.
     if output == _STDOUT:
         yield sys.stdout.buffer
+        return
+    if os.path.exists(output) and not os.path.isfile(output):  # a pipe, a device: never replaced
+        with open(output, "wb") as file:
+            yield file
         return
     directory, name = os.path.split(output)
     try:

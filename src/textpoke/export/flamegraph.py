@@ -46,6 +46,7 @@ def write_difference(source: Source, other: Source, file: BinaryIO) -> None:
     order = [node for node, _ in stacks.preorder()]
     data["before"] = {
         "capture": os.path.basename(other.capture.path),
+        "lost": other.lost,
         "calls": [calls[node] for node in order],
         "weight": [weights[node] for node in order],
     }

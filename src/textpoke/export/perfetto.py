@@ -83,9 +83,7 @@ def _names(source: Source) -> bytes:
     names = (
         message(2, number(1, index), text(2, label)) for index, label in enumerate(source.labels, 1)
     )
-    return message(
-        _PACKET, _SEQUENCE_1, number(_FLAGS, _CLEARED | _NEEDED), message(_INTERNED, *names)
-    )
+    return message(_PACKET, _SEQUENCE_1, number(_FLAGS, _CLEARED), message(_INTERNED, *names))
 
 
 def _counter(track: int, ts_ns: int, value: bytes) -> bytes:
