@@ -252,6 +252,7 @@ def test_formats_by_the_name_of_the_file(tmp_path: Path, name: str) -> None:
         (["-o", "{file}", "-f", "folded", "--force"], 2, "the capture itself"),
         (["-o", "/nowhere/at/all.folded"], 1, "cannot write /nowhere/at/all.folded"),
         (["-o", "/proc/self/maps/x.folded"], 1, "cannot write"),
+        (["-o", "/dev/full", "-f", "folded"], 1, "cannot write /dev/full: No space left"),
     ],
 )
 def test_bad_input_is_one_line(

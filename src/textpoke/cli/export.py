@@ -149,25 +149,26 @@ def _progress(console: Console) -> Callable[[int], None]:
 
 @contextlib.contextmanager
 def _opened(output: str) -> Iterator[BinaryIO]:
-    # A file of its own until it is whole: nobody finds half of one, and none stays of a failure.
     if output == _STDOUT:
         yield sys.stdout.buffer
         return
-    if os.path.exists(output) and not os.path.isfile(output):  # a pipe, a device: never replaced
-        with open(output, "wb") as file:
+    is_special = os.path.exists(output) and not os.path.isfile(output)
+    try:  # a pipe, a device: never replaced
+        with open(output, "wb") if is_special else _replaced(output) as file:
             yield file
-        return
-    directory, name = os.path.split(output)
-    try:
-        fd, path = tempfile.mkstemp(prefix=f".{name}.", dir=directory or ".")
     except OSError as exc:
         raise CaptureWrite(output, exc.errno or 0) from exc
+
+
+@contextlib.contextmanager
+def _replaced(output: str) -> Iterator[BinaryIO]:
+    # A file of its own until it is whole: nobody finds half of one, and none stays of a failure.
+    directory, name = os.path.split(output)
+    fd, path = tempfile.mkstemp(prefix=f".{name}.", dir=directory or ".")
     try:
         with open(fd, "wb", buffering=1 << 20) as file:
             yield file
         os.replace(path, output)
-    except OSError as exc:
-        raise CaptureWrite(output, exc.errno or 0) from exc
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
