@@ -37,7 +37,8 @@
     |   `-- ControlFailed                           .verb .problem .kind
     |-- TraceExists                                 .pid .name
     |-- UnknownTracer          ValueError           .name .known
-    `-- ViewError              OSError              .path .reason
+    |-- ViewError              OSError              .path .reason
+    `-- MissingLibrary         ImportError          .library .extra
 
 A message says the cause, the value read and the cure, in one line.
 """
@@ -423,6 +424,15 @@ class ViewError(TextpokeError, OSError):
         self.path = path
         self.reason = reason
         self.errno = errno
+
+
+class MissingLibrary(TextpokeError, ImportError):
+    """Something optional was asked for, and the library that does it is not installed."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed: pip install 'textpoke[{extra}]'")
+        self.library = library
+        self.extra = extra
 
 
 def _errno_text(errno: int) -> str:

@@ -17,6 +17,7 @@ VERBS = {
     "sites": "list what can be patched in a process, file or command, and why not the rest",
     "record": "trace functions of a process, or of a command, into a capture file",
     "report": "print what a capture holds: calls per function, or ftrace's text lines",
+    "top": "watch the functions of a process live: calls, times, quantiles",
     "tracers": "list the tracers, or those that a running recording can switch to",
     "switch": "let a running recording go over to another tracer, or pause it",
     "filter": "read or change what a running recording traces",
