@@ -56,14 +56,15 @@ class Columns:
 def read(rings: RingSet) -> Columns:
     """All functions that were called; as `profile.read`, nothing is stopped."""
     count = rings.layout.ring_count if rings.layout else 0
-    parts = [_rows_of(rings, number) for number in range(count)]
-    return merge(np.concatenate([np.empty(0, _ROW), *parts]), profile.lost(rings))
+    parts = [rows for number in range(count) if len(rows := _rows_of(rings, number))]
+    rows = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, _ROW), *parts])
+    return merge(rows, profile.lost(rings))
 
 
 def merge(rows: NDArray[Any], lost: int) -> Columns:
     """Rows of all threads, as the target has them, added up by function."""
-    rows = rows[(rows["address"] != 0) & (rows["hits"] != 0)]
-    rows = rows[np.argsort(rows["address"], kind="stable")]
+    used = np.flatnonzero((rows["address"] != 0) & (rows["hits"] != 0))
+    rows = rows[used[np.argsort(rows["address"][used], kind="stable")]]
     histograms = _complete(rows)
     address, first = np.unique(rows["address"], return_index=True)
     if not len(first):
@@ -75,7 +76,9 @@ def merge(rows: NDArray[Any], lost: int) -> Columns:
         sums: NDArray[np.int64] = np.add.reduceat(column, first)
         return sums
 
-    buckets = np.add.reduceat(histograms, first, axis=0, dtype=np.uint32)
+    buckets = histograms
+    if len(first) < len(rows):  # some were called by several threads
+        buckets = np.add.reduceat(histograms, first, axis=0, dtype=np.uint32)
     return Columns(address, added("hits"), added("total"), added("self"), buckets, lost)
 
 

@@ -52,11 +52,11 @@ def test_quantiles_are_those_of_the_profile(share: float) -> None:
     expected = [
         ProfileRow(1, hits=1, max=1 << 60, buckets=row.tolist()).quantile(share) for row in buckets
     ]
-    assert quantiles(buckets, share).tolist() == expected
+    assert quantiles(buckets, share)[0].tolist() == expected
 
 
 def test_a_histogram_without_calls_has_no_quantile() -> None:
-    assert np.isnan(quantiles(np.zeros((1, BUCKETS), np.uint32), 0.5)[0])
+    assert np.isnan(quantiles(np.zeros((1, BUCKETS), np.uint32), 0.5)).all()
 
 
 def test_counts_that_pass_two_to_the_32_go_on() -> None:

@@ -170,7 +170,9 @@ def test_enter_shows_details_and_escape_closes_them() -> None:
     drive(act)
 
 
-@pytest.mark.parametrize("keys", [["q"], ["ctrl+c"], ["question_mark", "ctrl+c"]])
+@pytest.mark.parametrize(
+    "keys", [["q"], ["ctrl+c"], ["question_mark", "ctrl+c"], ["slash", "q", "ctrl+c"]]
+)
 def test_it_quits(keys: list[str]) -> None:
     async def act(app: TopApp, pilot: Pilot[None]) -> None:
         await pilot.press(*keys)

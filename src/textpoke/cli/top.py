@@ -10,7 +10,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from textpoke._errors import MissingLibrary, TargetExited
+from textpoke._errors import MissingLibrary, TargetError, TextpokeError
 from textpoke.cli import _parser
 from textpoke.cli._console import Console, escape
 
@@ -180,8 +180,10 @@ def _screen(
     source, model, view = seen
     app = TopApp(source, model, view, stop)
     app.run()
-    if app.failure is not None and not isinstance(app.failure, TargetExited):
+    if app.failure is not None and not isinstance(app.failure, TargetError):
         raise app.failure
+    if app.return_code:
+        raise TextpokeError("the screen failed, the lines above say where; please report them")
     return app.failure is not None
 
 

@@ -54,7 +54,6 @@ class Dialog(ModalScreen[None]):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter,question_mark", "close"),
-        Binding("ctrl+c", "app.leave"),
     ]
 
     def compose(self) -> ComposeResult:

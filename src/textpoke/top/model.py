@@ -194,7 +194,10 @@ class Model:
             average = growth.total * self.ns_per_tick / growth.timed
         average[growth.timed == 0] = np.nan
         share = self.ns_per_tick * per_s / 1e9
-        p50, p99 = (quantiles(growth.buckets, q) * self.ns_per_tick for q in (0.5, 0.99))
+        timed = np.flatnonzero(growth.timed)  # few of very many, as a rule
+        recent = growth.buckets[timed]
+        p50, p99 = np.full((2, len(place)), np.nan)
+        p50[timed], p99[timed] = quantiles(recent, 0.5, 0.99) * self.ns_per_tick
         cpu_ns = max(sample.cpu_ns - before.cpu_ns, 0)
         cost_ns = max(sample.cost_ns - before.cost_ns, 0.0)
         return Table(
@@ -222,12 +225,24 @@ class Model:
         return after
 
 
-def quantiles(buckets: NDArray[np.uint32], share: float) -> NDArray[np.float64]:
-    """For each histogram the ticks that a `share` of its calls did not exceed; NaN for none."""
+def quantiles(buckets: NDArray[np.uint32], *shares: float) -> NDArray[np.float64]:
+    """For each share and histogram the ticks that so many of its calls did not exceed.
+
+    Args:
+        buckets: Shape (n, BUCKETS).
+        shares: From 0 to 1.
+
+    Returns:
+        Shape (len(shares), n); NaN where there was no call.
+    """
     sums = np.cumsum(buckets, axis=1, dtype=np.int64)
     total = sums[:, -1]
-    number = np.argmax(sums >= np.maximum(np.ceil(share * total), 1)[:, None], axis=1)
-    return np.where(total > 0, _MIDDLES[number], np.nan)
+    found = np.full((len(shares), len(total)), np.nan)
+    for row, share in zip(found, shares, strict=True):
+        wanted = np.maximum(np.ceil(share * total), 1)
+        number = np.argmax(sums >= wanted[:, None], axis=1)
+        row[total > 0] = _MIDDLES[number][total > 0]
+    return found
 
 
 def _growth(before: Sample, sample: Sample) -> _Growth:

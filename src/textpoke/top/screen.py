@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ClassVar
@@ -64,19 +65,19 @@ class Rows(Widget, can_focus=True):
         width = cells.widths(columns)
         if y == 0:
             text, style = cells.header(width, view, owner.model.history_s), _TITLE
-            return _strip(text, style, columns)
+            return self._strip(text, style)
         place = view.top + y - 1
         if place >= len(view.rows):
-            return _strip(owner.empty_text if y == 2 else "", _DIM, columns)
+            return self._strip(owner.empty_text if y == 2 else "", _DIM)
         function = int(view.rows[place])
         on = function not in owner.source.off
         text = cells.line(owner.table, function, owner.model.functions[function], width, on=on)
         selected = place == view.cursor
-        return _strip(text, _SELECTED if selected else _PLAIN if on else _DIM, columns)
+        return self._strip(text, _SELECTED if selected else _PLAIN if on else _DIM)
 
-
-def _strip(text: str, style: Style, columns: int) -> Strip:
-    return Strip([Segment(text, style)]).adjust_cell_length(columns, style)
+    def _strip(self, text: str, style: Style) -> Strip:
+        whole = self.rich_style + style
+        return Strip([Segment(text, whole)]).adjust_cell_length(self.size.width, whole)
 
 
 class TopApp(App[None]):
@@ -102,7 +103,8 @@ class TopApp(App[None]):
     Rows { height: 1fr; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+c,q", "leave", "quit"),
+        Binding("ctrl+c", "leave", priority=True),  # in a search and in a box, too
+        Binding("q", "leave"),
         Binding("up,k", "move(-1)"),
         Binding("down,j", "move(1)"),
         Binding("pageup", "page(-1)"),
@@ -123,7 +125,8 @@ class TopApp(App[None]):
     ]
 
     def __init__(self, source: Source, model: Model, view: View, stop: threading.Event) -> None:
-        super().__init__(driver_class=Terminal)
+        # Without colours textual has greys, but for the terminal's own.
+        super().__init__(driver_class=Terminal, ansi_color=bool(os.environ.get("NO_COLOR")))
         self.source, self.model, self.view = source, model, view
         self.table: Table = model.table
         self.failure: TextpokeError | None = None
@@ -339,7 +342,7 @@ class TopApp(App[None]):
         found: Neighbours | str
         try:
             found = await self._ask(self.source.look_into, function)
-        except TextpokeError as exc:
+        except (TextpokeError, OSError) as exc:  # the stretch needs a file for a while
             found = str(exc)
         details.found = found
         details.show()
