@@ -119,8 +119,7 @@ def test_a_function_goes_off_and_on(known: subprocess.Popen[str]) -> None:
         leaf, inner = numbers(source, "leaf_work"), numbers(source, "inner_work")
         source.switch(leaf, on=False)
         ask(known, f"calls {ROUNDS}")
-        assert source.off == {leaf}
-        assert source.patched == 2
+        assert (source.off, source.patched) == ({leaf}, 2)
         assert source.sample().function.tolist() == sorted({inner, numbers(source, "outer_work")})
         source.switch(leaf, on=True)
         ask(known, f"calls {ROUNDS}")
@@ -131,6 +130,21 @@ def test_a_function_goes_off_and_on(known: subprocess.Popen[str]) -> None:
             source.switch(place, on=False)
         ask(known, f"calls {ROUNDS}")
         assert source.sample().calls.tolist() == sample.calls.tolist()
+
+
+def test_functions_go_off_where_others_were_refused(busy: subprocess.Popen[str]) -> None:
+    with source_of(busy, "work", "libc!*") as source:
+        patched, work = source.patched, numbers(source, "work")
+        source.switch(work, on=False)
+        assert source.patched == patched - 1
+        before = source.sample()
+        source.wait(0.2)
+        after = source.sample()
+        counts = [dict(zip(s.function, s.calls, strict=True)) for s in (before, after)]
+        assert counts[0][work] == counts[1][work]
+        assert sum(counts[0].values()) < sum(counts[1].values())
+        source.switch(work, on=True)
+        assert source.patched == patched
 
 
 def test_calls_alone_are_counted_too(known: subprocess.Popen[str]) -> None:

@@ -10,7 +10,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from textpoke._errors import MissingLibrary, TargetError, TextpokeError
+from textpoke._errors import MissingLibrary, TextpokeError
 from textpoke.cli import _parser
 from textpoke.cli._console import Console, escape
 
@@ -175,12 +175,12 @@ def _screen(
     stop: threading.Event,
 ) -> bool:
     """Show the screen until the user leaves it; returns whether the target has ended."""
-    from textpoke.top.screen import TopApp
+    from textpoke.top.screen import GONE, TopApp
 
     source, model, view = seen
     app = TopApp(source, model, view, stop)
     app.run()
-    if app.failure is not None and not isinstance(app.failure, TargetError):
+    if app.failure is not None and not isinstance(app.failure, GONE):
         raise app.failure
     if app.return_code:
         raise TextpokeError("the screen failed, the lines above say where; please report them")

@@ -17,7 +17,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input, Static
 
-from textpoke._errors import TargetError, TextpokeError
+from textpoke._errors import NoSuchTarget, TargetExited, TextpokeError
 from textpoke.top import cells, plain
 from textpoke.top.dialogs import Details, Help
 from textpoke.top.terminal import Terminal
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+GONE = (TargetExited, NoSuchTarget)
 _SLICE_S = 0.1
 """A question to the source waits for so long at most."""
 _FIRST_S = 0.5
@@ -91,14 +92,14 @@ class TopApp(App[None]):
 
     Attributes:
         table: What is shown: the model's latest table, or an older one while paused.
-        failure: What ended it, or ended the watch: TargetError when the process has gone.
+        failure: What ended it, or ended the watch: one of GONE when the process has ended.
     """
 
     ENABLE_COMMAND_PALETTE = False
     CSS = """
-    #title, #facts, #state, #foot { height: 1; }
+    #title, #facts, #state { height: 1; }
+    #foot { height: auto; max-height: 3; }
     #title { text-style: bold; }
-    #foot { color: $text-muted; }
     #search { display: none; height: 1; border: none; padding: 0; }
     Rows { height: 1fr; }
     """
@@ -228,7 +229,7 @@ class TopApp(App[None]):
     def _fail(self, exc: TextpokeError) -> None:
         """The last screen stays where the process has gone; else this is the end."""
         self.failure = self.failure or exc
-        if not isinstance(exc, TargetError):
+        if not isinstance(exc, GONE):
             self.exit()
         self.show()
 

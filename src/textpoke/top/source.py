@@ -176,7 +176,9 @@ class LiveSource:
     def switch(self, function: int, *, on: bool) -> None:
         """Trace a function, or do not; what is so already stays so. Raises as `Trace.choose`."""
         site = self._sites[function]
-        others = [s for s in self.trace.chosen if s.address != site.address]
+        # What was refused before would be tried, and refused, again.
+        possible = self.trace.return_addresses.keys() - {site.address}
+        others = [s for s in self.trace.chosen if s.address in possible]
         self.trace.choose([*others, site] if on else others)
         (self.off.discard if on else self.off.add)(function)
         self._learn()
