@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from textual.pilot import Pilot
 
-_PATIENCE_S = 10.0
+_PATIENCE_S = 30.0
 
 
 def drive(

@@ -179,7 +179,7 @@ def _screen(
 
     source, model, view = seen
     app = TopApp(source, model, view, stop)
-    app.run()
+    app.run(mouse=False)  # so that text on the screen can be selected as anywhere else
     if app.failure is not None and not isinstance(app.failure, GONE):
         raise app.failure
     if app.return_code:
