@@ -38,11 +38,11 @@
     |-- ExportError
     |   |-- NothingToExport    ValueError           .path .tracer
     |   |-- BadQuery           ValueError           .sql .problem
-    |   |-- OutputExists       FileExistsError      .path
-    |   `-- LibraryMissing     ImportError          .library .extra
+    |   `-- OutputExists       FileExistsError      .path
     |-- TraceExists                                 .pid .name
     |-- UnknownTracer          ValueError           .name .known
-    `-- ViewError              OSError              .path .reason
+    |-- ViewError              OSError              .path .reason
+    `-- MissingLibrary         ImportError          .library .extra
 
 A message says the cause, the value read and the cure, in one line.
 """
@@ -385,15 +385,6 @@ class OutputExists(ExportError, FileExistsError):
         self.errno = _errno.EEXIST
 
 
-class LibraryMissing(ExportError, ImportError):
-    """A format needs a library that is not installed; `extra` of textpoke brings it."""
-
-    def __init__(self, library: str, extra: str) -> None:
-        super().__init__(f"this needs {library}: pip install 'textpoke[{extra}]'")
-        self.library = library
-        self.extra = extra
-
-
 class BadExpression(TextpokeError, ValueError):
     """A line that the user wrote makes no sense; `column` counts from 1."""
 
@@ -474,6 +465,15 @@ class ViewError(TextpokeError, OSError):
         self.path = path
         self.reason = reason
         self.errno = errno
+
+
+class MissingLibrary(TextpokeError, ImportError):
+    """Something optional was asked for, and the library that does it is not installed."""
+
+    def __init__(self, library: str, extra: str) -> None:
+        super().__init__(f"{library} is not installed: pip install 'textpoke[{extra}]'")
+        self.library = library
+        self.extra = extra
 
 
 def _errno_text(errno: int) -> str:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from textpoke.model import Mapping as Mapped
     from textpoke.plan import Plan, SitePlan
     from textpoke.poke import Outcome
+    from textpoke.profile_columns import Columns
     from textpoke.profile_rows import ProfileRow
     from textpoke.records import Switched
     from textpoke.ring import Span
@@ -527,6 +528,12 @@ class Trace:
     def counted(self) -> Counted:
         """How much the profile tracer has counted so far; after the end, in all."""
         return profile.counted(self._profile) if self._profile else self._counted
+
+    def profile_columns(self) -> Columns | None:
+        """The same as columns, for many functions; None before the profile tracer was on."""
+        from textpoke.profile_columns import read  # here: it needs numpy
+
+        return read(self._profile) if self._profile else None
 
     def drain(self) -> Drained:
         """Take what the rings hold to the capture; call it every few milliseconds.

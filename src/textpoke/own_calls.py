@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from textpoke._errors import LibraryMissing
+from textpoke._errors import MissingLibrary
 from textpoke.calls import all_calls
 from textpoke.capture import Capture
 from textpoke.decode import Clock
@@ -252,12 +252,12 @@ def _is_of(wanted: Pattern, module: str, function: str) -> bool:
 
 
 def needed(package: str) -> ModuleType:
-    """Import an optional library. Raises LibraryMissing."""
+    """Import an optional library. Raises MissingLibrary."""
     try:
         return importlib.import_module(package)
     except ImportError:
         name = package.partition(".")[0]
-        raise LibraryMissing(name, _EXTRA[name]) from None
+        raise MissingLibrary(name, _EXTRA[name]) from None
 
 
 def _html_row(row: LineRow, *, has_lines: bool) -> str:

@@ -78,7 +78,7 @@ def lost(rings: RingSet) -> int:
 def clear(rings: RingSet) -> None:
     """Start all counts anew; rows keep their places, calls that are under way add to them."""
     for number in range(rings.layout.ring_count if rings.layout else 0):
-        at, count = _table(rings, number)
+        at, count = place_of_rows(rings, number)
         shared = rings.shared
         if shared is None:
             return
@@ -93,13 +93,16 @@ def _rows(rings: RingSet) -> Iterator[tuple[int, ...]]:
 
 
 def _rows_of(rings: RingSet, number: int) -> Iterator[tuple[int, ...]]:
-    at, count = _table(rings, number)
+    at, count = place_of_rows(rings, number)
     if rings.shared is not None and count:
         yield from _ROW.iter_unpack(rings.shared[at : at + count * _ROW.size])
 
 
-def _table(rings: RingSet, number: int) -> tuple[int, int]:
-    """Where the rows of a ring are, and how many are in use; the target writes both."""
+def place_of_rows(rings: RingSet, number: int) -> tuple[int, int]:
+    """Where the rows of a ring are in its set's memory, and how many are in use.
+
+    The target writes the number.
+    """
     layout = rings.layout
     if layout is None:
         return 0, 0

@@ -7,7 +7,7 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from textpoke._errors import BadQuery, LibraryMissing
+from textpoke._errors import BadQuery, MissingLibrary
 from textpoke.capture import Capture
 from textpoke.export import parquet
 from textpoke.export.source import Source
@@ -74,7 +74,7 @@ class CallsTable:
         progress: Told how many calls were read since the last time.
 
     Raises:
-        LibraryMissing: DuckDB (or pyarrow, for a capture) is not installed.
+        MissingLibrary: DuckDB (or pyarrow, for a capture) is not installed.
         CaptureFormat, NothingToExport: It is neither, or holds no calls.
     """
 
@@ -84,7 +84,7 @@ class CallsTable:
         try:
             import duckdb
         except ImportError:
-            raise LibraryMissing("duckdb", "query") from None
+            raise MissingLibrary("duckdb", "query") from None
         self._error = duckdb.Error
         self._temporary = ""
         self._connection = duckdb.connect()

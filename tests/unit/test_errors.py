@@ -28,6 +28,7 @@ from textpoke._errors import (
     ControlBusy,
     ControlFailed,
     ControlUnsafe,
+    MissingLibrary,
     ModuleUnavailable,
     NobodyRecords,
     NoSites,
@@ -91,6 +92,7 @@ CASES: list[tuple[TextpokeError, type[Exception], list[str]]] = [
     (ControlUnsafe("/tmp/x", "mode 777"), PermissionError, ["/tmp/x", "mode 777"]),
     (ControlFailed("switch", "no tracer 'x'", "ValueError"), TextpokeError, ["no tracer 'x'"]),
     (ViewError("/tmp/perf-1.map", "no space", 28), OSError, ["/tmp/perf-1.map: no space"]),
+    (MissingLibrary("textual", "top"), ImportError, ["pip install 'textpoke[top]'"]),
 ]
 IDS = [f"{type(case[0]).__name__} {number}" for number, case in enumerate(CASES)]
 

@@ -106,6 +106,6 @@ def test_without_pyarrow_a_line_says_what_to_install(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert main(["export", str(path), "-f", "parquet"]) == 1
     assert capsys.readouterr().err == (
-        "textpoke: error: this needs pyarrow: pip install 'textpoke[parquet]'\n"
+        "textpoke: error: pyarrow is not installed: pip install 'textpoke[parquet]'\n"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["x.tptrace"]

@@ -17,6 +17,7 @@ VERBS = {
     "sites": "list what can be patched in a process, file or command, and why not the rest",
     "record": "trace functions of a process, or of a command, into a capture file",
     "report": "print what a capture holds: calls per function, or ftrace's text lines",
+    "top": "watch the functions of a process live: calls, times, quantiles",
     "query": "ask a capture in SQL (DuckDB): one of its own queries, or yours",
     "export": "write a capture as flame graph, for Perfetto, speedscope, pprof, as Parquet",
     "tracers": "list the tracers, or those that a running recording can switch to",

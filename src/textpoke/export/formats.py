@@ -34,7 +34,7 @@ class Format:
 
         Raises:
             CaptureFormat: the capture changed while it was read.
-            LibraryMissing: the format needs a library that is not installed.
+            MissingLibrary: the format needs a library that is not installed.
             OSError: the file cannot be written.
         """
         importlib.import_module(f"textpoke.export.{self.name}").write(source, file)

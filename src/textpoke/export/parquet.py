@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from textpoke._errors import LibraryMissing
+from textpoke._errors import MissingLibrary
 from textpoke.calls import UNFINISHED
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ def write(source: Source, file: BinaryIO) -> None:
 
     Raises:
         CaptureFormat: the capture changed while it was read.
-        LibraryMissing: pyarrow is not installed.
+        MissingLibrary: pyarrow is not installed.
         OSError: the file cannot be written.
     """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise LibraryMissing("pyarrow", "parquet") from None
+        raise MissingLibrary("pyarrow", "parquet") from None
     schema = _schema(pa, source)
     names = _Names(pa, source)
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
