@@ -17,10 +17,16 @@ from mutate import mutate, text
 
 from textpoke import proc
 from textpoke._capture_format import HEADER_BYTES, BlockType, fnv1a32
+from textpoke.calls import has_exits
 from textpoke.capture import Capture
 from textpoke.payload import Field, Layout, layouts_json
 from textpoke.report.counts import count
+from textpoke.report.diff import diff_notes, diff_records, diff_table
+from textpoke.report.difference import difference
+from textpoke.report.edges import callees, callers, edge_records, edge_table
 from textpoke.report.graph import GraphOptions, graph
+from textpoke.report.html import html
+from textpoke.report.measured import measured
 from textpoke.report.names import escape
 from textpoke.report.records import records, times_records
 from textpoke.report.summary import pair_notes, summary
@@ -156,6 +162,7 @@ def fuzz_report(rng: random.Random) -> None:
         for chunk in text_report(capture):
             assert chunk.replace("\n", "").isprintable()
         _report_calls(rng, capture)
+        _report_more(rng, capture)
 
 
 def _report_calls(rng: random.Random, capture: Capture) -> None:
@@ -174,6 +181,24 @@ def _report_calls(rng: random.Random, capture: Capture) -> None:
     for line in lines:
         assert line.isprintable(), line
     json.dumps(times_records(capture, count(capture), found), allow_nan=False)
+
+
+def _report_more(rng: random.Random, capture: Capture) -> None:
+    counts = count(capture)
+    for find in (callers, callees):
+        edges = find(capture, frozenset([rng.choice([0, 1])]))
+        for line in edge_table(capture, edges, known=True):
+            assert line.isprintable(), line
+        json.dumps(edge_records(capture, edges), allow_nan=False)
+    mine = measured(capture, counts)
+    with open_capture(damaged(rng, seeds())) as other:
+        found = difference(mine, measured(other, count(other)))
+    for line in [*diff_notes(found), *diff_table(found)]:
+        assert line.isprintable(), line
+    json.dumps(diff_records(found), allow_nan=False)
+    text = "".join(html(capture, counts, times(capture) if has_exits(capture) else None))
+    assert text.replace("\n", "").isprintable()
+    assert text.count("</script>") == 1
 
 
 def fuzz_maps(rng: random.Random) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from textpoke.cli import _parser
@@ -29,12 +30,10 @@ def write_html(capture: Capture, console: Console, args: argparse.Namespace) -> 
         raise _parser.UsageError("--html and --json are two reports: choose one")
     if tracer in _TABLES:
         raise _parser.UsageError(f"--html needs events: a capture of {tracer} holds none")
-    try:
-        out = open(args.html, "w" if args.force else "x", encoding="utf-8")  # noqa: SIM115
-    except FileExistsError:
-        raise _parser.UsageError(f"{args.html} exists: -f replaces it") from None
-    with out:
-        out.writelines(
-            html(capture, count(capture), times(capture) if has_exits(capture) else None)
-        )
+    if os.path.lexists(args.html) and not args.force:
+        raise _parser.UsageError(f"{args.html} exists: -f replaces it")
+    found = times(capture) if has_exits(capture) else None
+    pieces = list(html(capture, count(capture), found))  # before there is a file to be left half
+    with open(args.html, "w" if args.force else "x", encoding="utf-8") as out:
+        out.writelines(pieces)
     console.say(f"written: {escape(args.html)}")

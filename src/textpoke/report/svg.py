@@ -28,7 +28,7 @@ def histogram_svg(found: Histogram, *, known: bool) -> str:
     """Bars of one function's durations; both axes are logarithmic."""
     first, bins = found.first_bin, len(found.counts)
     parts = [*_bars(found, known=known)]
-    for label, ns, y in (("p50", found.p50_ns, 11), ("p99", found.p99_ns, 23)):
+    for label, ns, y in (("p50", found.p50_ns, 23), ("p99", found.p99_ns, 11)):
         place = (math.log2(max(ns, 1)) * BINS_PER_OCTAVE - first) / bins
         parts.append(_mark(f"{label} {time_text(ns, known=known)}", label, place, y))
     ends = [2 ** ((first + place) / BINS_PER_OCTAVE) for place in (0, bins)]
