@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from textpoke._errors import TextpokeError
+from textpoke._errors import MissingLibrary
 from textpoke.cli import _parser
 from textpoke.tracer_names import TRACERS
 
@@ -33,14 +33,12 @@ def run(args: argparse.Namespace) -> int:
     """Print the script.
 
     Raises:
-        TextpokeError: The library that writes it is not installed.
+        MissingLibrary: What writes it is not installed.
     """
     try:
         import shtab
     except ModuleNotFoundError:
-        raise TextpokeError(
-            "completion needs shtab, which is not installed: pip install 'textpoke[completion]'"
-        ) from None
+        raise MissingLibrary("shtab", "completion") from None
     root = _parser.tree()
     fitting: dict[str, object] = {"FILE": shtab.FILE, "PID": shtab.cmd(_PIDS)}
     for parser in _parser.parsers(root).values():
