@@ -25,7 +25,7 @@ from textpoke.session import RecordSession
 from textpoke.streams import Tap
 from textpoke.top.model import Function, Sample
 from textpoke.top.stretch import Neighbours, neighbours
-from textpoke.trace import Trace
+from textpoke.one_trace import Trace
 from textpoke.tracer_names import FUNCTION, GRAPH, PROFILE
 
 if TYPE_CHECKING:
