@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import html as text
+import io
 import os
 from typing import TYPE_CHECKING
 
@@ -33,7 +35,24 @@ def write_html(capture: Capture, console: Console, args: argparse.Namespace) -> 
     if os.path.lexists(args.html) and not args.force:
         raise _parser.UsageError(f"{args.html} exists: -f replaces it")
     found = times(capture) if has_exits(capture) else None
-    pieces = list(html(capture, count(capture), found))  # before there is a file to be left half
+    more = [("Flame graph", _flame_graph(capture))] if found else []
+    # Before there is a file to be left half.
+    pieces = list(html(capture, count(capture), found, more=more))
     with open(args.html, "w" if args.force else "x", encoding="utf-8") as out:
         out.writelines(pieces)
     console.say(f"written: {escape(args.html)}")
+
+
+def _flame_graph(capture: Capture) -> str:
+    """The page of `export -f flamegraph`, as a frame of this one."""
+    from textpoke.export import flamegraph
+    from textpoke.export.source import Source
+
+    page = io.BytesIO()
+    flamegraph.write(Source(capture), page)
+    inner = text.escape(page.getvalue().decode("utf-8"))
+    style = "width:100%;height:36rem;border:0"
+    return (
+        f'<iframe title="Flame graph" sandbox="allow-scripts" style="{style}" srcdoc="{inner}">'
+        "</iframe>"
+    )

@@ -17,6 +17,7 @@ import numpy as np
 from textpoke import clock
 from textpoke.filters import FilterSet
 from textpoke.flow import CallCounter
+from textpoke.one_trace import Trace
 from textpoke.overhead import cpu_ns, event_ns
 from textpoke.profile_rows import BUCKETS
 from textpoke.recording import Recording
@@ -25,7 +26,6 @@ from textpoke.session import RecordSession
 from textpoke.streams import Tap
 from textpoke.top.model import Function, Sample
 from textpoke.top.stretch import Neighbours, neighbours
-from textpoke.one_trace import Trace
 from textpoke.tracer_names import FUNCTION, GRAPH, PROFILE
 
 if TYPE_CHECKING:
