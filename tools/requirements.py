@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Print requirements of pyproject.toml, one per line: of an extra that is named, or else what a
-developer needs (to build, to run, and every extra but `docs`, which `make docs` alone needs).
+developer needs (to build, to run, and every extra but those that one command alone needs).
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 import tomllib
 from pathlib import Path
+
+_OF_ONE_COMMAND = ("docs", "notebook")
 
 
 def requirements(pyproject: Path, extra: str = "") -> list[str]:
@@ -17,7 +19,7 @@ def requirements(pyproject: Path, extra: str = "") -> list[str]:
     if extra:
         return sorted(extras[extra])
     found: set[str] = {*data["build-system"]["requires"], *data["project"]["dependencies"]}
-    found.update(*(needed for name, needed in extras.items() if name != "docs"))
+    found.update(*(needed for name, needed in extras.items() if name not in _OF_ONE_COMMAND))
     return sorted(found)
 
 

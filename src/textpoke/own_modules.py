@@ -39,6 +39,11 @@ def patterns_of(name: str, mapped: Sequence[Module]) -> list[str]:
     return [f"{_as_it_is(module)}!*" for module in dict.fromkeys(found)]
 
 
+def folders_of(name: str) -> list[str]:
+    """The folders of a package, each with a separator at its end; none of what is no package."""
+    return [place for place in _places(name) if place.endswith(os.sep)]
+
+
 def import_them(names: Iterable[str]) -> None:
     """Import those that are Python modules: what is not mapped cannot be patched."""
     for name in names:

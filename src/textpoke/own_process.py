@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from textpoke._errors import TextpokeError
 from textpoke._native import lib
 from textpoke.own_calls import OwnCalls
-from textpoke.own_modules import import_them, patterns_of
+from textpoke.own_modules import folders_of, import_them, patterns_of
 from textpoke.python_lines import LineNotes
 from textpoke.tracer import this_process
 from textpoke.tracer_names import GRAPH
@@ -75,6 +75,7 @@ class OwnTrace(OwnCalls):
         self.refused = list(self._trace.refused)
         self._drainer.start()
         if self._lines is not None:
+            self._lines.skip += tuple(f for name in self._modules for f in folders_of(name))
             self._lines.start()
         self._since = int(lib.tp_rdtsc())
         return self
@@ -162,7 +163,8 @@ def trace(
             objects ("libz"); packages are imported.
         tracer: "function_graph" (calls with durations) or "function".
         lines: Note too which line of Python each thread is at (sys.settrace: Python code runs some
-            ten times slower meanwhile), so that results tell which line spent its time where.
+            ten times slower meanwhile), so that results tell which line spent its time where. Not
+            lines of `modules` themselves: it is the line that called them that is told.
         depth: Calls below each other that are followed; 0 for all.
         ring_bytes: Bytes of events that a thread can record between two looks, 20 ms.
 

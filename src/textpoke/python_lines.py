@@ -62,11 +62,14 @@ class LineNotes:
     The calling thread and threads that begin later are seen; from Python 3.12 on all threads.
 
     Attributes:
+        skip: Folders, each with a separator at its end, whose code is not looked at: a call into
+            it stands at the line that led there.
         why_not: A reason when nothing is noted; else "".
         dropped: Lines that were not noted because there were too many.
     """
 
     def __init__(self, most: int = MOST_NOTES) -> None:
+        self.skip: tuple[str, ...] = (_HERE,)
         self.why_not = ""
         self.dropped = 0
         self._left = most
@@ -86,7 +89,7 @@ class LineNotes:
         sys.settrace(self._begin)
         frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - the documented way
         while frame is not None:  # those that run already
-            if not frame.f_code.co_filename.startswith(_HERE):
+            if not frame.f_code.co_filename.startswith(self.skip):
                 frame.f_trace = self._go_on
             frame = frame.f_back
 
@@ -106,7 +109,7 @@ class LineNotes:
         return {tid: _packed(notes) for tid, notes in list(self._notes.items())}
 
     def _begin(self, frame: FrameType, _event: str, _arg: Any) -> Any:  # noqa: ANN401
-        if frame.f_code.co_filename.startswith(_HERE):
+        if frame.f_code.co_filename.startswith(self.skip):
             return None
         self._note(frame)
         return self._go_on
@@ -114,9 +117,16 @@ class LineNotes:
     def _go_on(self, frame: FrameType, event: str, _arg: Any) -> Any:  # noqa: ANN401
         if event == "line":
             self._note(frame)
-        elif event == "return" and frame.f_back is not None:
-            self._note(frame.f_back)
+        elif event == "return":
+            self._note_caller(frame)
         return self._go_on if self._is_on else None
+
+    def _note_caller(self, frame: FrameType) -> None:
+        back = frame.f_back
+        while back is not None and back.f_code.co_filename.startswith(self.skip):
+            back = back.f_back
+        if back is not None:
+            self._note(back)
 
     def _note(self, frame: FrameType) -> None:
         try:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import json.encoder
 import sys
 import threading
 
@@ -96,3 +98,15 @@ def test_too_many_lines_are_counted_and_left_out() -> None:
     notes.stop()
     assert sum(len(noted.tsc) for noted in notes.noted().values()) == 3
     assert notes.dropped > 5
+
+
+def test_code_that_is_skipped_stands_at_the_line_that_called_it() -> None:
+    notes = LineNotes()
+    notes.skip += (__file__,)
+    notes.start()
+    json.dumps({1: 2}, indent=1)
+    notes.stop()
+    notes.skip = ()
+    (noted,) = notes.noted().values()
+    assert __file__ not in {line.file for line in noted.lines}
+    assert json.encoder.__file__ in {line.file for line in noted.lines}
