@@ -58,6 +58,7 @@ static bool follows_call(int mem_fd, uint64_t address)
 /*
  * A thread comes back to our code by a return address or by a signal frame. All else that looks
  * like an address of ours is data: any number of a few millions near a program at low addresses,
+ * what points to our buffers of text (CALLs stand in them, too),
  * dead pointers to what was mapped there before us, in the own process the tool's. A frame of our own
  * handler leads nowhere without the handler, whose rip says that it is there.
  */
@@ -163,7 +164,7 @@ static int give_back_sigtrap(const struct tp_leave *in, struct tp_held *held, st
 
 static int unmap_ranges(const struct tp_leave *in, struct tp_held *held, struct tp_left *out)
 {
-	for (uint64_t i = 0; i < in->range_count; i++) {
+	for (uint64_t i = in->code_count; i < in->range_count; i++) {
 		const uint64_t args[6] = { in->ranges[2 * i],
 					   in->ranges[2 * i + 1] - in->ranges[2 * i] };
 		int64_t ret = tp_remote_syscall(held, in->syscall_at, SYS_munmap, args);

@@ -79,9 +79,11 @@ int tp_command_looking(struct tp_wire *wire, uint32_t command, const uint64_t *a
 struct tp_leave {
 	int pid;
 	uint64_t syscall_at;
-	const uint64_t *ranges; /* pairs start, end: ours, to be unmapped */
+	/* Pairs start, end. First the parts of ours that can be executed, where a return address may
+	 * point; then all of ours, to be unmapped. */
+	const uint64_t *ranges;
 	uint64_t range_count;
-	uint64_t code_count;   /* the first so many hold code: a return address points there */
+	uint64_t code_count;   /* of the former */
 	const uint64_t *sites; /* sorted: site + 1 is where an int3 leaves a thread */
 	uint64_t site_count;
 	const uint64_t *stacks; /* pairs start, end of writable mappings, sorted */

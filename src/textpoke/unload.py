@@ -92,8 +92,8 @@ def _find_code(mem_fd: int, mapping: Mapping, wanted: bytes) -> int:
 def our_ranges(head: Pointer, maps: Sequence[Mapping]) -> list[tuple[int, int]]:
     """[start, end) of every mapping of ours in the target.
 
-    First those that hold code, the image last of them; then data. A forked child has not inherited
-    the shared object, and may have something of its own in its place.
+    A forked child has not inherited the shared object, and may have something of its own in its
+    place.
     """
     shared = any(m.start == head.shared_base and _SHARED in m.path for m in maps)
     ring_maps = {m.start for m in maps if _RINGS in m.path}
@@ -113,6 +113,19 @@ def our_ranges(head: Pointer, maps: Sequence[Mapping]) -> list[tuple[int, int]]:
     # What the target has made of these numbers must at least be a range.
     kept = [(start, size) for start, size in data if size and wire.is_range(start, size)]
     return ranges + [(start, start + size) for start, size in kept]
+
+
+def executable_of(
+    ranges: Sequence[tuple[int, int]], maps: Sequence[Mapping]
+) -> list[tuple[int, int]]:
+    """The parts of ranges that can be executed: a return address points into one of them."""
+    return [
+        (max(start, m.start), min(end, m.end))
+        for m in maps
+        if "x" in m.perms
+        for start, end in ranges
+        if m.start < end and start < m.end
+    ]
 
 
 def remove(agent: Agent, head: Pointer, sites: list[int], known: bytes = b"") -> Removal:
@@ -213,13 +226,14 @@ def _remove_once(
 ) -> int:
     maps = target.read_maps(agent.pid)
     ranges = our_ranges(head, maps)
+    code = executable_of(ranges, maps)
     stacks = writable(m for m in maps if not _inside(ranges, m.start))
     request = ffi.new("struct tp_leave *")
     # Any program's own instruction will do, but not one in what we are about to unmap.
     request.syscall_at = find_syscall(
         agent.mem_fd, [m for m in maps if not _inside(ranges, m.start)]
     )
-    request.code_count = head.region_count + 1
+    request.code_count = len(code)
     request.handler, request.restorer = head.handler, head.restorer
     request.old_action = agent.image_at + _offset_of("old_action")
     request.scratch = agent.image_at + _offset_of("regions")
@@ -233,7 +247,7 @@ def _remove_once(
         request.shadow_heads, request.shadow_count = head.shadow_heads, count
         request.shadow_frames = head.shadow_frames
     raw = bytes(ffi.buffer(request))
-    parts = (raw, pairs(ranges), words(sites), pairs(stacks), known)
+    parts = (raw, pairs(code + ranges), words(sites), pairs(stacks), known)
     code, found = helper.perform(agent, Work.LEAVE, *parts)
     ffi.memmove(left, found, len(found))
     return code
