@@ -226,14 +226,14 @@ def _remove_once(
 ) -> int:
     maps = target.read_maps(agent.pid)
     ranges = our_ranges(head, maps)
-    code = executable_of(ranges, maps)
+    executable = executable_of(ranges, maps)
     stacks = writable(m for m in maps if not _inside(ranges, m.start))
     request = ffi.new("struct tp_leave *")
     # Any program's own instruction will do, but not one in what we are about to unmap.
     request.syscall_at = find_syscall(
         agent.mem_fd, [m for m in maps if not _inside(ranges, m.start)]
     )
-    request.code_count = len(code)
+    request.code_count = len(executable)
     request.handler, request.restorer = head.handler, head.restorer
     request.old_action = agent.image_at + _offset_of("old_action")
     request.scratch = agent.image_at + _offset_of("regions")
@@ -247,7 +247,7 @@ def _remove_once(
         request.shadow_heads, request.shadow_count = head.shadow_heads, count
         request.shadow_frames = head.shadow_frames
     raw = bytes(ffi.buffer(request))
-    parts = (raw, pairs(code + ranges), words(sites), pairs(stacks), known)
+    parts = (raw, pairs(executable + ranges), words(sites), pairs(stacks), known)
     code, found = helper.perform(agent, Work.LEAVE, *parts)
     ffi.memmove(left, found, len(found))
     return code
