@@ -9,9 +9,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tools"))
 
-import reference_pages  # noqa: E402
+import reference_pages  # noqa: E402 - found by the line above
 
-import textpoke  # noqa: E402
+import textpoke  # noqa: E402 - likewise in order
 
 project = "textpoke"
 author = "the textpoke authors"

@@ -7,12 +7,12 @@ import io
 from typing import TYPE_CHECKING, Any, Self
 
 from textpoke._errors import TextpokeError
-from textpoke.own_calls import needed
+from textpoke.optional import needed
 from textpoke.own_process import OwnTrace, trace
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     import pyarrow as pa
@@ -39,7 +39,7 @@ class ClusterTrace:
         self._table: pa.Table | None = None
 
     def __enter__(self) -> Self:
-        needed("pyarrow")
+        needed("pyarrow", "dask")
         begun = self._run(_begin, self._options)
         self.workers = [worker for worker, answer in begun.items() if answer == "on"]
         if not self.workers:
@@ -72,7 +72,7 @@ class ClusterTrace:
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """One Parquet file of `to_arrow`."""
-        needed("pyarrow.parquet").write_table(self.to_arrow(), path)
+        needed("pyarrow.parquet", "dask").write_table(self.to_arrow(), path)
 
     def __repr__(self) -> str:
         rows = "running" if self._table is None else f"{self._table.num_rows:,} calls"
@@ -83,7 +83,9 @@ class ClusterTrace:
         there = self._client.scheduler_info(n_workers=-1)["workers"]
         return [worker for worker in self.workers if worker in there]
 
-    def _run(self, function: Any, *more: Any, workers: list[str] | None = None) -> Any:  # noqa: ANN401
+    def _run(
+        self, function: Callable[..., object], *more: object, workers: list[str] | None = None
+    ) -> dict[str, Any]:
         """Answers by worker; who failed goes to `problems`."""
         if workers is not None and not workers:
             return {}
@@ -145,13 +147,13 @@ def _end(number: str) -> tuple[bytes, int]:
     made.__exit__(None, None, None)
     table = made.to_arrow()
     stream = io.BytesIO()
-    with needed("pyarrow").ipc.new_stream(stream, table.schema) as writer:
+    with needed("pyarrow", "dask").ipc.new_stream(stream, table.schema) as writer:
         writer.write_table(table)
     return stream.getvalue(), made.lost
 
 
 def _joined(ended: dict[str, tuple[bytes, int]]) -> pa.Table | None:
-    arrow = needed("pyarrow")
+    arrow = needed("pyarrow", "dask")
     tables = []
     for worker, (data, lost) in sorted(ended.items()):
         table = arrow.ipc.open_stream(data).read_all()

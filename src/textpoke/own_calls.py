@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import html
-import importlib
 import linecache
 import os
 from dataclasses import dataclass
@@ -13,16 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from textpoke._errors import MissingLibrary
 from textpoke.calls import all_calls
 from textpoke.capture import Capture
 from textpoke.decode import Clock
-from textpoke.patterns import Pattern, base_name
+from textpoke.optional import needed
+from textpoke.patterns import Pattern
 from textpoke.python_lines import NOWHERE, Line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from types import ModuleType
 
     import pandas as pd
     import pyarrow as pa
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 _SHOWN = 20
 _FOR_EVER = (1 << 63) - 1
 _UNKNOWN = ("", "[unknown]")
-_EXTRA = {"pyarrow": "parquet", "pandas": "pandas"}
 
 
 class LineRow(NamedTuple):
@@ -91,12 +88,10 @@ class OwnCalls:
     def _look(self) -> None:
         """Read what there is while it is recorded; nothing to do afterwards."""
 
-    def _take(self, lost: int, notes: LineNotes | None, *, keep: bool = False) -> None:
+    def _take(self, lost: int, notes: LineNotes | None) -> None:
         with Capture(self._file) as capture:
             noted = notes.noted() if notes else {}
             self._result = _read(capture, lost, noted, (self._since, self._until))
-        if not keep:
-            self._forget_file()
 
     def _forget_file(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -120,7 +115,7 @@ class OwnCalls:
         """How many calls there were of the functions that 'GLOB' or 'MODULE!GLOB' chooses."""
         found = self._found()
         wanted = Pattern(pattern)
-        sites = [i for i, (m, f) in enumerate(found.functions) if _is_of(wanted, m, f)]
+        sites = [i for i, (m, f) in enumerate(found.functions) if wanted.chooses(m, f, f)]
         return int(np.isin(found.site % len(found.functions), sites).sum())
 
     def columns(self) -> dict[str, NDArray[Any]]:
@@ -153,7 +148,7 @@ class OwnCalls:
 
     def to_arrow(self) -> pa.Table:
         """`columns` as an Arrow table; an end that is not known is null. Needs pyarrow."""
-        arrow = needed("pyarrow")
+        arrow = needed("pyarrow", "parquet")
         columns = dict(self.columns())
         ends = columns.pop("duration_ns")
         table = arrow.table({name: arrow.array(column) for name, column in columns.items()})
@@ -162,7 +157,7 @@ class OwnCalls:
 
     def to_pandas(self) -> pd.DataFrame:
         """`columns` as a data frame. Needs pandas."""
-        return needed("pandas").DataFrame(self.columns())
+        return needed("pandas", "pandas").DataFrame(self.columns())
 
     def lines(self) -> list[LineRow]:
         """Which line of Python led to which native function, the longest self time first."""
@@ -243,21 +238,6 @@ def _at(noted: Noted, at_ns: NDArray[np.int64], starts: NDArray[np.int64]) -> ND
 
 def _texts(words: Sequence[str]) -> NDArray[Any]:
     return np.array(words, object)
-
-
-def _is_of(wanted: Pattern, module: str, function: str) -> bool:
-    if not wanted.matches_module(module):
-        return False
-    return bool(wanted.is_name(function) or wanted.is_name(base_name(function, function)))
-
-
-def needed(package: str) -> ModuleType:
-    """Import an optional library. Raises MissingLibrary."""
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        name = package.partition(".")[0]
-        raise MissingLibrary(name, _EXTRA[name]) from None
 
 
 def _html_row(row: LineRow, *, has_lines: bool) -> str:

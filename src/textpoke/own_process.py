@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -55,7 +56,7 @@ class OwnTrace(OwnCalls):
         self._include, self._exclude, self._modules = include, exclude, modules
         self._tracer, self._depth, self._ring_bytes = tracer, depth, ring_bytes
         self._lines = LineNotes() if lines else None
-        self._target: Target | None = None
+        self._stack = contextlib.ExitStack()
         self._trace: Trace | None = None
         self._one_at_a_time = threading.Lock()
         self._end = threading.Event()
@@ -64,11 +65,14 @@ class OwnTrace(OwnCalls):
 
     def __enter__(self) -> Self:
         import_them(self._modules)
-        self._target = target = this_process(ring_bytes=self._ring_bytes, rings=_RINGS)
         try:
-            self._trace = self._begin(target)
+            with contextlib.ExitStack() as stack:
+                target = stack.enter_context(
+                    this_process(ring_bytes=self._ring_bytes, rings=_RINGS)
+                )
+                self._trace = stack.enter_context(self._made(target))
+                self._stack = stack.pop_all()
         except BaseException:
-            target.detach()
             self._forget_file()
             raise
         self.functions = self._trace.function_count
@@ -91,22 +95,25 @@ class OwnTrace(OwnCalls):
             self._lines.stop()
         self._end.set()
         self._drainer.join()
-        target, trace, self._trace = self._target, self._trace, None
-        if target is None or trace is None:
+        trace, self._trace = self._trace, None
+        if trace is None:
             return
+        is_ours = trace.target.agent.is_ours  # else a forked child leaves: all is its parent's
         try:
-            trace.stop()
+            self._stack.__exit__(exc_type, exc, traceback)
+            if is_ours:
+                self._take(trace.lost, self._lines)
         finally:
-            target.detach()
-        self._take(trace.lost, self._lines)
+            if is_ours:
+                self._forget_file()
         if self._failure is not None and exc_type is None:
             raise self._failure
 
-    def _begin(self, target: Target) -> Trace:
+    def _made(self, target: Target) -> Trace:
         chosen = [p for name in self._modules for p in patterns_of(name, target.modules)]
         handle, self._file = tempfile.mkstemp(prefix=f"textpoke-{os.getpid()}-", suffix=".tptrace")
         os.close(handle)
-        trace = target.trace(
+        return target.trace(
             [*self._include, *chosen],
             self._exclude,
             everything=True,
@@ -115,8 +122,6 @@ class OwnTrace(OwnCalls):
             tracer=self._tracer,
             depth=self._depth,
         )
-        trace.start()
-        return trace
 
     def _drain(self) -> None:
         while not self._end.wait(_DRAIN_S):
@@ -136,7 +141,7 @@ class OwnTrace(OwnCalls):
         if self._trace is None:
             return
         self._drain_now()
-        self._take(self._trace.lost, self._lines, keep=True)
+        self._take(self._trace.lost, self._lines)
 
 
 def trace(

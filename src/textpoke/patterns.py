@@ -56,8 +56,12 @@ class Pattern:
 
     def matches(self, site: Site) -> bool:
         """Tell whether the pattern chooses this site."""
-        is_name, function, symbol = self.is_name, site.function, site.symbol
-        return self._in_module(site.module) and bool(
+        return self.chooses(site.module, site.function, site.symbol)
+
+    def chooses(self, module: str, function: str, symbol: str) -> bool:
+        """The same by its names; of a capture the function's name is all that is known."""
+        is_name = self.is_name
+        return self._in_module(module) and bool(
             is_name(function) or is_name(symbol) or is_name(_known_base(function, symbol))
         )
 

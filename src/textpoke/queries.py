@@ -7,10 +7,11 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from textpoke._errors import BadQuery, MissingLibrary
+from textpoke._errors import BadQuery
 from textpoke.capture import Capture
 from textpoke.export import parquet
 from textpoke.export.source import Source
+from textpoke.optional import needed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,10 +82,7 @@ class CallsTable:
     def __init__(
         self, path: str | os.PathLike[str], progress: Callable[[int], None] | None = None
     ) -> None:
-        try:
-            import duckdb
-        except ImportError:
-            raise MissingLibrary("duckdb", "query") from None
+        duckdb = needed("duckdb", "query")
         self._error = duckdb.Error
         self._temporary = ""
         self._connection = duckdb.connect()

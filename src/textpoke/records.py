@@ -159,7 +159,6 @@ class _Change:
     goes_off: bool  # some site is switched off
     state: int = 0  # that it has led to before
     after: _After | None = None  # what is in place then, once it was made twice
-    size: int = 0  # its steps
 
     @classmethod
     def of(
@@ -183,8 +182,13 @@ class _Change:
             tuple(over),
             frozenset(p.site.address for p in over),
             goes_off=any(not s.chain for s in usual.steps),
-            size=len(steps),
         )
+
+    @property
+    def size(self) -> int:
+        """How many steps, without putting them in a row."""
+        parts = self.cells_ahead, self.ahead, self.usual, self.staying, self.cells
+        return sum(len(part.steps) for part in parts)
 
     @property
     def steps(self) -> tuple[_Step, ...]:

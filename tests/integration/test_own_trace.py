@@ -139,3 +139,22 @@ def test_the_magic_of_notebooks() -> None:
         print(json.dumps([found.calls(), shell.user_ns["kept"] is found, bad,
                           [r.where.line for r in found.lines()]]))
     """) == [1, True, None, [2]]
+
+
+def test_a_forked_child_that_leaves_the_block_leaves_its_parents_trace_alone() -> None:
+    assert run("""
+        import sys
+        pid = 0
+        try:
+            with textpoke.trace("libz!deflate") as t:
+                zlib.compress(b"x")
+                pid = os.fork()
+                if not pid:
+                    sys.exit(0)  # through the block's end
+                os.waitpid(pid, 0)
+                zlib.compress(b"y")
+        finally:
+            if not pid:
+                os._exit(0)
+        print(json.dumps([t.calls(), left()]))
+    """) == [2, [0, 0, []]]

@@ -125,7 +125,7 @@ def parsers(root: argparse.ArgumentParser) -> dict[str, VerbParser]:
     """The verbs of a `tree`, by name."""
     found: dict[str, VerbParser] = {}
     for action in root._actions:  # noqa: SLF001 - argparse has no other list of them
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - nor another name for it
             found.update(action.choices)
     return found
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from textpoke._errors import MissingLibrary
 from textpoke.cli import _parser
+from textpoke.optional import needed
 from textpoke.tracer_names import TRACERS
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MissingLibrary: What writes it is not installed.
     """
-    try:
-        import shtab
-    except ModuleNotFoundError:
-        raise MissingLibrary("shtab", "completion") from None
+    shtab = needed("shtab", "completion")
     root = _parser.tree()
     fitting: dict[str, object] = {"FILE": shtab.FILE, "PID": shtab.cmd(_PIDS)}
     for parser in _parser.parsers(root).values():

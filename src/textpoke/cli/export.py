@@ -7,25 +7,23 @@ import contextlib
 import os
 import sys
 import tempfile
-import time
 from typing import TYPE_CHECKING
 
 from textpoke._errors import CaptureWrite, OutputExists
 from textpoke.cli import _parser
 from textpoke.cli._console import Console, escape
+from textpoke.cli._progress import of_calls
 from textpoke.export.formats import FORMATS, Format, by_suffix
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from textpoke.capture import Capture
     from textpoke.report.counts import Counts
 
 _DEFAULT = "flamegraph"
-_LIVE_S = 0.25
-_QUIET_S = 1.0  # what takes no longer needs no progress
 _LARGE = 1 << 26  # bytes that may take a second to read
 _STDOUT = "-"
 
@@ -120,7 +118,7 @@ def _write(
     from textpoke.export import flamegraph
     from textpoke.export.source import Source
 
-    progress = _progress(console)
+    progress = of_calls(console)
     if os.path.getsize(capture.path) > _LARGE:
         console.live(f"reading {escape(capture.path)}")
     source = Source(capture, progress)
@@ -130,21 +128,6 @@ def _write(
         else:
             chosen.write(source, file)
     console.end_live()
-
-
-def _progress(console: Console) -> Callable[[int], None]:
-    began = shown = time.monotonic()
-    done = 0
-
-    def tell(calls: int) -> None:
-        nonlocal done, shown
-        done += calls
-        now = time.monotonic()
-        if now - began > _QUIET_S and now - shown > _LIVE_S:
-            shown = now
-            console.live(f"{done:,} calls, {done / (now - began):,.0f}/s")
-
-    return tell
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textpoke.cli import _parser
 from textpoke.cli._console import Console, escape
+from textpoke.cli._progress import of_calls
 
 if TYPE_CHECKING:
     import argparse
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
             console.out(f"{name:10} {query.what}")
             console.say(f"           {query.sql}")
         return 0
-    with CallsTable(args.file) as table:
+    with CallsTable(args.file, of_calls(console)) as table:
+        console.end_live()
         found = table.ask(args.query)
     if args.json:
         plain = (map(_plain, row) for row in found.rows)

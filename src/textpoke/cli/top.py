@@ -10,9 +10,10 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from textpoke._errors import MissingLibrary, TextpokeError
+from textpoke._errors import TextpokeError
 from textpoke.cli import _parser
 from textpoke.cli._console import Console, escape
+from textpoke.optional import needed
 
 if TYPE_CHECKING:
     import argparse
@@ -92,10 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _require_textual() -> None:
     """Before anything is patched. Raises MissingLibrary."""
-    try:
-        import textual  # noqa: F401
-    except ImportError:
-        raise MissingLibrary("textual", "top") from None
+    needed("textual", "top")
 
 
 def _run(args: argparse.Namespace, *, live: bool) -> int:

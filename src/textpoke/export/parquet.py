@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from textpoke._errors import MissingLibrary
 from textpoke.calls import UNFINISHED
+from textpoke.optional import needed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import ModuleType
     from typing import BinaryIO
 
     from numpy.typing import NDArray
+    from pyarrow import Array, Schema
 
     from textpoke.calls import Calls
     from textpoke.export.source import Source
@@ -28,11 +30,7 @@ def write(source: Source, file: BinaryIO) -> None:
         MissingLibrary: pyarrow is not installed.
         OSError: the file cannot be written.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise MissingLibrary("pyarrow", "parquet") from None
+    pa, pq = needed("pyarrow", "parquet"), needed("pyarrow.parquet", "parquet")
     schema = _schema(pa, source)
     names = _Names(pa, source)
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
@@ -43,7 +41,7 @@ def write(source: Source, file: BinaryIO) -> None:
                     writer.write_table(pa.table(columns, schema=schema))
 
 
-def _schema(pa: Any, source: Source) -> Any:  # noqa: ANN401 - pyarrow ships no types
+def _schema(pa: ModuleType, source: Source) -> Schema:
     text = pa.dictionary(pa.int32(), pa.string())
     meta = source.capture.meta
     about = {
@@ -73,39 +71,39 @@ def _schema(pa: Any, source: Source) -> Any:  # noqa: ANN401 - pyarrow ships no 
 class _Names:
     # Every name once: rows have its number.
 
-    def __init__(self, pa: Any, source: Source) -> None:  # noqa: ANN401
+    def __init__(self, pa: ModuleType, source: Source) -> None:
         self._pa = pa
         sites = source.capture.meta.sites
         self._module, self._modules = _numbered(pa, [site.module for site in sites])
         self._function, self._functions = _numbered(pa, [site.function for site in sites])
 
-    def modules(self, site: NDArray[np.int32]) -> Any:  # noqa: ANN401
+    def modules(self, site: NDArray[np.int32]) -> Array:
         return self._of(site, self._module, self._modules)
 
-    def functions(self, site: NDArray[np.int32]) -> Any:  # noqa: ANN401
+    def functions(self, site: NDArray[np.int32]) -> Array:
         return self._of(site, self._function, self._functions)
 
-    def one(self, name: str, count: int) -> Any:  # noqa: ANN401
+    def one(self, name: str, count: int) -> Array:
         index = self._pa.array(np.zeros(count, np.int32))
         return self._pa.DictionaryArray.from_arrays(index, _strings(self._pa, [name]))
 
-    def _of(self, site: NDArray[np.int32], places: NDArray[np.int32], names: Any) -> Any:  # noqa: ANN401
+    def _of(self, site: NDArray[np.int32], places: NDArray[np.int32], names: Array) -> Array:
         # -1, of no site, finds the one that is appended; it becomes a null.
         index = self._pa.array(np.append(places, 0)[site].astype(np.int32), mask=site < 0)
         return self._pa.DictionaryArray.from_arrays(index, names)
 
 
-def _numbered(pa: Any, names: list[str]) -> tuple[NDArray[np.int32], Any]:  # noqa: ANN401
+def _numbered(pa: ModuleType, names: list[str]) -> tuple[NDArray[np.int32], Array]:
     place = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return np.array([place[name] for name in names], np.int32), _strings(pa, place)
 
 
-def _strings(pa: Any, names: Iterable[str]) -> Any:  # noqa: ANN401
+def _strings(pa: ModuleType, names: Iterable[str]) -> Array:
     return pa.array([name.encode("utf-8", "replace").decode() for name in names], pa.string())
 
 
 def _columns(
-    pa: Any,  # noqa: ANN401
+    pa: ModuleType,
     source: Source,
     calls: Calls,
     part: slice,
