@@ -49,7 +49,8 @@ def test_a_slow_call_is_kept_with_what_was_before(process, tmp_path: Path) -> No
     said = recorded(process, output, "--trigger", "slow>4ms:keep=80ms:2")
     assert said["lost"] == 0
     assert said["remarks"] == []
-    assert said["overhead"]["events"] > 10 * said["events"] > 0
+    # Twice 80 ms of 1,500 ms and more are kept; not an exact share: the two may lie in a busier time.
+    assert said["overhead"]["events"] > 4 * said["events"] > 0
     assert 0 < said["overhead"]["share"] <= 1
     with api.Capture(output) as capture:
         hits = notes_of(capture)
