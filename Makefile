@@ -51,7 +51,7 @@ proof: proof-library ## the engine under fetch model and fault injection (ARGS=5
 
 CASES ?= 1000000
 fuzz: build build/sanitize/build.ninja ## feed everything that reads strangers' bytes damaged ones (CASES=1000000 each)
-	$(BIN)/meson compile -C build/sanitize fuzz_ring_read fuzz_classify >build/fuzz.log || { cat build/fuzz.log; exit 1; }
+	$(BIN)/meson compile -C build/sanitize fuzz_ring_read fuzz_unpack fuzz_classify >build/fuzz.log || { cat build/fuzz.log; exit 1; }
 	$(BIN)/python tests/fuzz/fuzz.py --cases $(CASES) $(ARGS)
 
 bench: build ## measure toggling, one event, and an attach against the alternatives (10 minutes)

@@ -8,6 +8,7 @@
 
 #define BLOCK_MAGIC 0x4b425054u /* "TPBK" */
 #define BLOCK_EVENTS 2u
+#define BLOCK_PACKED 7u
 
 struct block_header {
 	uint32_t magic;
@@ -56,26 +57,57 @@ static int write_all(int fd, struct iovec *vector, int count)
 	return 0;
 }
 
-/** Write events from the buffer as a block of ring @i; fd -1: only count. 0 or -errno. */
-int tp_write_block(const struct tp_rings *rings, uint32_t i, int fd, const struct tp_block *block,
-		   uint64_t *bytes)
+static int write_one(const struct tp_rings *rings, uint32_t i, int fd, uint32_t type,
+		     const struct tp_block *block, struct iovec payload, uint64_t *bytes)
 {
 	const struct tp_ring *ring = ring_at(rings, i);
 	struct block_header header = {
 		.magic = BLOCK_MAGIC,
-		.type = BLOCK_EVENTS,
-		.payload_bytes = block->events * sizeof(struct tp_event),
+		.type = type,
+		.payload_bytes = payload.iov_len,
 		.lost = block->lost,
 		.tid = ring->tid,
 		.generation = ring->generation,
 		.sequence = block->sequence,
 		.ring = i,
 	};
-	struct iovec vector[2] = { { &header, sizeof(header) },
-				   { rings->buffer + block->at * sizeof(struct tp_event),
-				     header.payload_bytes } };
+	struct iovec vector[2] = { { &header, sizeof(header) }, payload };
 
 	header.check = checksum(&header, sizeof(header) - sizeof(header.check));
 	*bytes += sizeof(header) + header.payload_bytes;
 	return fd < 0 ? 0 : write_all(fd, vector, 2);
+}
+
+/* As several blocks that follow each other; what was lost is at one end. */
+static int write_packed(const struct tp_rings *rings, uint32_t i, int fd, struct tp_packer *packer,
+			const struct tp_block *block, uint64_t *bytes)
+{
+	const struct tp_event *events = (const struct tp_event *)rings->buffer + block->at;
+	int error = 0;
+
+	for (uint64_t done = 0, part; !error && done < block->events; done += part) {
+		struct tp_block one = { .sequence = block->sequence + done };
+		struct iovec payload = { .iov_base = packer->out };
+
+		part = block->events - done;
+		if (part > TP_PACKED_EVENTS)
+			part = TP_PACKED_EVENTS;
+		if (block->older ? !done : done + part == block->events)
+			one.lost = block->lost;
+		payload.iov_len = tp_pack(packer, events + done, (uint32_t)part);
+		error = write_one(rings, i, fd, BLOCK_PACKED, &one, payload, bytes);
+	}
+	return error;
+}
+
+/** Write events from the buffer as blocks of ring @i; fd -1: only count. 0 or -errno. */
+int tp_write_block(const struct tp_rings *rings, uint32_t i, int fd, struct tp_packer *packer,
+		   const struct tp_block *block, uint64_t *bytes)
+{
+	struct iovec payload = { rings->buffer + block->at * sizeof(struct tp_event),
+				 block->events * sizeof(struct tp_event) };
+
+	if (packer && block->events && fd >= 0)
+		return write_packed(rings, i, fd, packer, block, bytes);
+	return write_one(rings, i, fd, BLOCK_EVENTS, block, payload, bytes);
 }

@@ -89,7 +89,7 @@ static int put(const struct tp_rings *rings, uint32_t i, const struct tp_span *s
 	out->events += block->events;
 	out->lost += block->lost;
 	out->blocks++;
-	return tp_write_block(rings, i, span->fd, block, &out->bytes);
+	return tp_write_block(rings, i, span->fd, span->packer, block, &out->bytes);
 }
 
 /* A copy on its way: what has been copied and waits to be written as one block. */
@@ -121,7 +121,7 @@ static int flush(const struct tp_rings *rings, uint32_t i, const struct tp_span 
 	}
 	block->lost = lost;
 	error = put(rings, i, span, block, out);
-	*block = (struct tp_block){ block->sequence + block->events + lost, 0, 0, next };
+	*block = (struct tp_block){ block->sequence + block->events + lost, 0, 0, next, 0 };
 	return error;
 }
 
@@ -136,7 +136,7 @@ static int copy_events(const struct tp_rings *rings, uint32_t i, const struct tp
 	uint32_t holes = 0;
 	int error = 0;
 
-	*run = (struct run){ { start, 0, 0, 0 }, LATE, 0 };
+	*run = (struct run){ { start, 0, 0, 0, 0 }, LATE, 0 };
 	while (!error && start < end) {
 		uint64_t stop = end - start > PART ? start + PART : end, oldest, gone, lost, whole;
 

@@ -104,7 +104,7 @@ static int write_block(const struct tp_rings *rings, uint32_t i, const struct tp
 	out->events += block->events;
 	out->lost += block->lost;
 	out->blocks++;
-	return tp_write_block(rings, i, rings->fd, block, &out->bytes);
+	return tp_write_block(rings, i, rings->fd, rings->packer, block, &out->bytes);
 }
 
 static int drain_ring(struct tp_rings *rings, uint32_t i, int final, struct tp_drained *out)
@@ -131,7 +131,9 @@ static int drain_ring(struct tp_rings *rings, uint32_t i, int final, struct tp_d
 		out->fullest = head - tail;
 	whole = tp_copy_whole(rings, events, tail, head, (struct tp_event *)rings->buffer);
 	if (whole || lost)
-		error = write_block(rings, i, &(struct tp_block){ tail, whole, lost, 0 }, out);
+		error = write_block(
+			rings, i,
+			&(struct tp_block){ tail, whole, lost, 0, rings->waiting > capacity }, out);
 	tail += whole;
 	if (tail != head && final) { /* reserved by a thread that never came back to write it */
 		lost = 1;

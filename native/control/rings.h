@@ -9,8 +9,9 @@
 struct tp_block {
 	uint64_t sequence; /* index in its ring of the first */
 	uint64_t events;
-	uint64_t lost; /* behind them */
+	uint64_t lost; /* behind them, or before them */
 	uint64_t at;   /* where they are in the buffer: so many events from its begin */
+	int older;     /* before them: a ring that overwrites loses its oldest */
 };
 
 static inline struct tp_ring *ring_at(const struct tp_rings *rings, uint32_t i)
@@ -39,7 +40,7 @@ uint64_t tp_skip_stale(struct tp_rings *rings, uint32_t i, uint64_t tail, uint64
 uint64_t tp_copy_whole(const struct tp_rings *rings, const struct tp_event *events, uint64_t from,
 		       uint64_t to, struct tp_event *copy);
 int tp_free_dead_ring(struct tp_rings *rings, uint32_t i, uint64_t quiet_ns);
-int tp_write_block(const struct tp_rings *rings, uint32_t i, int fd, const struct tp_block *block,
-		   uint64_t *bytes);
+int tp_write_block(const struct tp_rings *rings, uint32_t i, int fd, struct tp_packer *packer,
+		   const struct tp_block *block, uint64_t *bytes);
 
 #endif

@@ -171,6 +171,34 @@ int tp_look_inside(int pid, const uint64_t *addresses, uint64_t count, const uin
 int tp_look_in_ranges(int pid, int agent_tid, const uint64_t *ranges, uint64_t count,
 		      const uint64_t *stacks, uint64_t stack_count, uint8_t *inside);
 
+/* pack.c, unpack.c: events as a capture holds them */
+enum {
+	TP_PACKED_EVENTS = 16384,    /* in one block, at most */
+	TP_PACKED_HEADER_BYTES = 24, /* before them */
+	TP_PACKED_EVENT_BYTES = 17,  /* of one, at most */
+	TP_PACKED_ROOM = 32,	     /* that can be read, or written, behind them */
+};
+
+struct tp_packer {
+	uint32_t epoch;			      /* which entries of the table are of this block */
+	uint32_t count;			      /* addresses that it has so far */
+	uint32_t table[2 * TP_PACKED_EVENTS]; /* epoch and number */
+	uint64_t addresses[TP_PACKED_EVENTS];
+	uint16_t follows[2 * TP_PACKED_EVENTS]; /* behind an ENTRY or EXIT of each */
+	uint8_t out[TP_PACKED_HEADER_BYTES + TP_PACKED_EVENT_BYTES * TP_PACKED_EVENTS +
+		    TP_PACKED_ROOM];
+};
+
+struct tp_unpacker {
+	uint32_t count;
+	uint64_t addresses[TP_PACKED_EVENTS];
+	uint16_t follows[2 * TP_PACKED_EVENTS];
+};
+
+uint64_t tp_pack(struct tp_packer *p, const struct tp_event *events, uint32_t count);
+int tp_unpack(struct tp_unpacker *u, const uint8_t *payload, uint64_t bytes,
+	      struct tp_event *events, uint32_t count);
+
 /* ring_read.c */
 struct tp_rings {
 	uint8_t *map; /* shared object, mapped read and write */
@@ -179,12 +207,13 @@ struct tp_rings {
 	uint32_t ring_count;
 	uint32_t ring_stride;
 	uint32_t ring_bytes;
-	uint64_t waiting;	 /* events that may wait in a ring before the thread drops */
-	int fd;			 /* capture; -1: count only */
-	uint64_t *tails;	 /* private: ring_count entries */
-	uint64_t *dropped;	 /* private: ring_count entries */
-	uint64_t *dead_since_ns; /* private: ring_count entries */
-	uint8_t *buffer;	 /* ring_bytes + header */
+	uint64_t waiting;	  /* events that may wait in a ring before the thread drops */
+	int fd;			  /* capture; -1: count only */
+	struct tp_packer *packer; /* NULL: events go there as they are */
+	uint64_t *tails;	  /* private: ring_count entries */
+	uint64_t *dropped;	  /* private: ring_count entries */
+	uint64_t *dead_since_ns;  /* private: ring_count entries */
+	uint8_t *buffer;	  /* ring_bytes + header */
 	const uint64_t
 		*sites;	     /* sorted; what a ring begins with that is of none of them is stale */
 	uint64_t site_count; /* 0: nothing is */
@@ -212,8 +241,9 @@ struct tp_span {
 	uint64_t *given;      /* private: ring_count entries: index behind what was copied before */
 	const uint32_t *tids; /* of these threads only; NULL: of all */
 	uint32_t tid_count;
-	uint32_t again; /* what was copied before, too; and leave @given as it is */
-	int fd;		/* capture; -1: count only */
+	uint32_t again;		  /* what was copied before, too; and leave @given as it is */
+	int fd;			  /* capture; -1: count only */
+	struct tp_packer *packer; /* NULL: events go there as they are */
 };
 
 struct tp_copied {

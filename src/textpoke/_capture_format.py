@@ -13,12 +13,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FILE_MAGIC = b"TPTRACE\n"
-FILE_VERSION = 1
+FILE_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 FILE_HEADER = struct.Struct("<8sII")
 FILE_HEADER_BYTES = FILE_HEADER.size
 EVENT_BYTES = 16
 BLOCK_MAGIC = 0x4B425054  # "TPBK"
 HEADER_BYTES = 48
+PACKED_HEADER = struct.Struct("<IHHQQ")
+"""Before packed events: how many, how many of them are a rest, 0, ticks of the first, a check."""
+MOST_PACKED_EVENTS = 16384
+
+POKES_HEADER = struct.Struct("<QQII")
+"""Before a batch's pokes: ticks before it and behind it, how many, and bits: 1 = it failed."""
+POKES_FAILED = 1
 
 _HEADER = struct.Struct("<IIQQIIQI")
 _CHECK = struct.Struct("<I")
@@ -27,6 +35,7 @@ _FNV_BASIS = 0x811C9DC5
 _FNV_PRIME = 0x01000193
 _MAX_PAYLOAD_BYTES = 1 << 40
 """More than that in one block is garbage, not a capture that was cut off."""
+_MAX_PACKED_BYTES = PACKED_HEADER.size + 17 * MOST_PACKED_EVENTS
 _MAX_JSON_BYTES = 64 << 20
 """Room for a million sites; parsed JSON takes up to twenty times its size in memory."""
 
@@ -40,7 +49,17 @@ class BlockType(enum.IntEnum):
     END = 4
     CLOCK = 5
     SITES = 6
+    PACKED = 7
+    POKES = 8
 
+
+WITH_EVENTS = (BlockType.EVENTS, BlockType.PACKED)
+HEAD_BYTES = HEADER_BYTES + PACKED_HEADER.size
+_MOST_BYTES = {
+    BlockType.EVENTS: _MAX_PAYLOAD_BYTES,
+    BlockType.PACKED: _MAX_PACKED_BYTES,
+    BlockType.POKES: _MAX_PAYLOAD_BYTES,
+}
 
 KEPT = "kept"
 """META's mode of a capture that holds stretches of time: what is between them is not lost."""
@@ -60,6 +79,9 @@ class Block:
         generation: Of the ring: it grows when a ring passes to another thread.
         sequence: Index in its ring of the block's first event.
         ring: Number of the ring.
+        events: How many events it holds.
+        rest: Of PACKED: how many DATA it begins with, of an event in the ring's block before.
+        first_tsc: Of PACKED: ticks of the first event behind those.
     """
 
     type: BlockType
@@ -70,6 +92,9 @@ class Block:
     generation: int = 0
     sequence: int = 0
     ring: int = 0
+    events: int = 0
+    rest: int = 0
+    first_tsc: int = 0
 
     @property
     def end(self) -> int:
@@ -100,17 +125,35 @@ def fnv1a32(data: bytes) -> int:
 
 
 def parse_header(offset: int, head: bytes) -> Block | str:
-    """A block from the 48 bytes at a file offset, or what is wrong (magic and check aside)."""
+    """A block from the bytes at a file offset, or what is wrong (magic and check aside).
+
+    Args:
+        offset: Where they are.
+        head: A block's header, and of PACKED what its payload begins with.
+    """
     _, number, payload_bytes, lost, tid, generation, sequence, ring = _HEADER.unpack_from(head)
     if number not in BlockType.__members__.values():
         return f"a block of unknown type {number}"
     kind = BlockType(number)
-    limit = _MAX_PAYLOAD_BYTES if kind is BlockType.EVENTS else _MAX_JSON_BYTES
-    if payload_bytes > limit:
+    if payload_bytes > _MOST_BYTES.get(kind, _MAX_JSON_BYTES):
         return f"an impossible length of {payload_bytes} bytes for a block of {kind.name}"
     if kind is BlockType.EVENTS and payload_bytes % EVENT_BYTES:
         return f"{payload_bytes} bytes are not a whole number of events"
-    return Block(kind, offset + HEADER_BYTES, payload_bytes, lost, tid, generation, sequence, ring)
+    events, rest, first_tsc = payload_bytes // EVENT_BYTES, 0, 0
+    if kind is BlockType.PACKED:
+        if payload_bytes < PACKED_HEADER.size:
+            return f"a length of {payload_bytes} bytes for a block of PACKED"
+        if len(head) < HEAD_BYTES:  # the file ends there
+            events = 0
+        else:
+            events, rest, zero, first_tsc, _ = PACKED_HEADER.unpack_from(head, HEADER_BYTES)
+            if not rest <= events <= MOST_PACKED_EVENTS or zero:
+                return f"a damaged header of packed events ({events}, {rest}, {zero})"
+    start = offset + HEADER_BYTES
+    return Block(
+        *(kind, start, payload_bytes, lost, tid, generation, sequence, ring),
+        *(events if kind in WITH_EVENTS else 0, rest, first_tsc),
+    )
 
 
 @dataclass(slots=True)
@@ -145,7 +188,7 @@ def scan(fd: int, size: int) -> Scan:
         if int.from_bytes(head[:4], "little") != BLOCK_MAGIC:
             found.problem = (offset, f"no block starts here (found {head[:4]!r})")
             break
-        found.heads.append((offset, head))
+        found.heads.append((offset, head[:HEADER_BYTES]))
         block = parse_header(offset, head)
         if isinstance(block, str):
             found.problem = (offset, block)
@@ -161,7 +204,7 @@ def _heads(fd: int, size: int) -> Iterator[tuple[int, bytes]]:
     # The caller stops at the first header that it does not like, so lengths here are checked.
     offset = FILE_HEADER_BYTES
     while offset < size:
-        head = os.pread(fd, HEADER_BYTES, offset)
+        head = os.pread(fd, HEAD_BYTES, offset)
         yield offset, head
         offset += HEADER_BYTES + int.from_bytes(head[8:16], "little")
 

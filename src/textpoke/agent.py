@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from textpoke._native import Pointer
     from textpoke.helper import Helper
+    from textpoke.poke import Poked
     from textpoke.wire import Layout
 
 NAME = "textpoke"
@@ -97,6 +98,7 @@ class Agent:
     silent: bool = False
     helper: Helper | None = None  # stops the threads of the own process for us
     owner: int = field(default_factory=os.getpid)
+    witnesses: list[Callable[[Poked], None]] = field(default_factory=list)  # of every batch
 
     @property
     def is_ours(self) -> bool:

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import stat
+import zlib
 from typing import TYPE_CHECKING
 
 from textpoke._capture_format import (
@@ -21,6 +22,10 @@ from textpoke._capture_format import (
     FILE_MAGIC,
     FILE_VERSION,
     HEADER_BYTES,
+    POKES_FAILED,
+    POKES_HEADER,
+    READABLE_VERSIONS,
+    WITH_EVENTS,
     Block,
     BlockType,
     first_bad_check,
@@ -48,7 +53,8 @@ class Capture:
         threads: Thread id to name.
         clocks: Clock points after the one in `meta`, in file order, END's included.
         end: Totals and outcomes; None when the capture was cut off.
-        events: The EVENTS blocks in file order.
+        events: The EVENTS and PACKED blocks in file order.
+        pokes: The POKES blocks in file order; `pokes.read` gives their content.
         notes: The JSON of META, SITES and END blocks in file order, for what others put there.
         cut_off: None for a whole capture, else one line that says where it stops.
 
@@ -63,6 +69,7 @@ class Capture:
         self.clocks: list[ClockPoint] = []
         self.end: End | None = None
         self.events: list[Block] = []
+        self.pokes: list[Block] = []
         self.cut_off: str | None = None
         # Non-blocking, so that a FIFO is refused instead of waited for.
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -120,8 +127,9 @@ class Capture:
         if len(head) < FILE_HEADER_BYTES:
             raise self._bad(len(head), "is cut off within the file header: nothing to read")
         _, version, zero = FILE_HEADER.unpack(head)
-        if version != FILE_VERSION:
-            text = f"is a capture of format version {version}, this textpoke reads {FILE_VERSION}"
+        if version not in READABLE_VERSIONS:
+            known = " and ".join(map(str, READABLE_VERSIONS))
+            text = f"is a capture of format version {version}, this textpoke reads {known}"
             raise self._bad(len(FILE_MAGIC), text)
         if zero:
             raise self._bad(FILE_HEADER_BYTES - 4, f"a damaged file header ({zero:#x}, not 0)")
@@ -151,8 +159,10 @@ class Capture:
         for block in blocks:
             if self.end is not None:
                 raise self._bad(block.offset - HEADER_BYTES, "there is a block after END")
-            if block.type is BlockType.EVENTS:
+            if block.type in WITH_EVENTS:
                 self.events.append(block)
+            elif block.type is BlockType.POKES:
+                self.pokes.append(block)
             else:
                 self._load_json(block)
 
@@ -247,6 +257,18 @@ class CaptureWriter:
         """Write names of return addresses, besides those of META, and what else is to be told."""
         self._block(BlockType.SITES, {"sites": rows, **(notes or {})})
 
+    def pokes(self, ticks: tuple[int, int], rows: bytes, count: int, *, failed: bool) -> None:
+        """Write what a batch has poked.
+
+        Args:
+            ticks: Before it, and behind it.
+            rows: Its pokes in the engine's own form (`poke.RECORD`).
+            count: How many.
+            failed: Some of them may have been written, or none.
+        """
+        head = POKES_HEADER.pack(*ticks, count, POKES_FAILED * failed)
+        self._write(BlockType.POKES, head + zlib.compress(rows, 1))
+
     def end(self, data: Mapping[str, object]) -> None:
         """Write END, the last block."""
         self._block(BlockType.END, data)
@@ -274,6 +296,9 @@ class CaptureWriter:
 
     def _block(self, block_type: BlockType, data: Mapping[str, object]) -> None:
         payload = json.dumps(data, separators=(",", ":"), allow_nan=False).encode("ascii")
+        self._write(block_type, payload)
+
+    def _write(self, block_type: BlockType, payload: bytes) -> None:
         try:
             _write_all(self.fd, Block(block_type, 0, len(payload)).header() + payload)
         except OSError as exc:

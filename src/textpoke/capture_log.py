@@ -9,14 +9,15 @@ import time
 from typing import TYPE_CHECKING
 
 from textpoke import target
-from textpoke._errors import TargetError
+from textpoke._errors import CaptureWrite, TargetError
 from textpoke._native import lib
 from textpoke.capture import CaptureWriter
+from textpoke.poke import RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from textpoke._errors import CaptureWrite
+    from textpoke.poke import Poked
 
 _NOTE_S = 1.0
 
@@ -49,6 +50,7 @@ class CaptureLog:
         self._pid = pid
         self._names: dict[int, str] = {}
         self._next_note = 0.0
+        self._failure: CaptureWrite | None = None
 
     @property
     def fd(self) -> int:
@@ -71,6 +73,7 @@ class CaptureLog:
 
     def note(self) -> None:
         """Once a second a clock point and new threads: a capture that is cut off keeps both."""
+        self._require_whole()
         if time.monotonic() >= self._next_note:
             self._next_note = time.monotonic() + _NOTE_S
             self._note_threads()
@@ -87,6 +90,22 @@ class CaptureLog:
         """
         self._writer.sites(rows, notes)
 
+    def pokes(self, poked: Poked) -> None:
+        """Note what a batch has written.
+
+        A batch is no place for an error of ours: what cannot be written now is told later.
+        """
+        rows = poked.rows()
+        ticks = poked.from_tsc, poked.to_tsc
+        try:
+            self._writer.pokes(ticks, rows, len(rows) // RECORD.size, failed=poked.failed)
+        except CaptureWrite as exc:
+            self._failure = self._failure or exc
+
+    def _require_whole(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
     def failed(self, code: int) -> CaptureWrite:
         """The error to raise after a block of events could not be written; cuts the file back."""
         return self._writer.failed(code)
@@ -94,6 +113,7 @@ class CaptureLog:
     def finish(self, end: Mapping[str, object]) -> None:
         """Write the last block and close."""
         with contextlib.closing(self._writer):
+            self._require_whole()
             self._note_threads()
             self._writer.end(end)
 

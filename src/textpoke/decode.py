@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from textpoke._capture_format import EVENT_BYTES, KEPT
+from textpoke._capture_format import EVENT_BYTES, KEPT, BlockType
+from textpoke._errors import CaptureFormat
 from textpoke._site_lookup import SiteLookup
+from textpoke.packing import Unpacker
 from textpoke.payload import MOST_WORDS
 
 if TYPE_CHECKING:
@@ -123,18 +125,32 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A part of an EVENTS block, small enough to be read at once.
+    """A part of a block of events, small enough to be read at once; of a packed one, the whole.
 
     `is_rest`: only DATA, of an event at the end of the ring's block before.
     """
 
-    offset: int
+    block: Block
+    start: int
     count: int
-    tid: int
-    ring: int
     lost_before: int
     lost_after: int
     is_rest: bool = False
+
+    @property
+    def tid(self) -> int:
+        """The thread that wrote it."""
+        return self.block.tid
+
+    @property
+    def ring(self) -> int:
+        """The ring that it was in."""
+        return self.block.ring
+
+    @property
+    def offset(self) -> int:
+        """File offset of its first event; not of packed ones."""
+        return self.block.offset + self.start * EVENT_BYTES
 
 
 class Decoder:
@@ -149,6 +165,7 @@ class Decoder:
         self._capture = capture
         self._lookup = SiteLookup(site.address for site in capture.meta.sites)
         self._buffer = np.empty((0, 2), dtype=np.uint64)
+        self._unpacker = Unpacker()
         self.clock = Clock(capture)
         self._blocks: dict[int, list[Block]] = {}
         for block in capture.events:
@@ -180,7 +197,7 @@ class Decoder:
             if behind != (block.ring, block.generation, block.sequence):
                 found.append([])
             found[-1].append(block)
-            end = block.sequence + block.payload_bytes // EVENT_BYTES + block.lost
+            end = block.sequence + block.events + block.lost
             behind = block.ring, block.generation, end
         return found
 
@@ -206,7 +223,7 @@ class Decoder:
 
     def event_count(self, tid: int) -> int:
         """How many events of a thread there are."""
-        return sum(block.payload_bytes for block in self._blocks[tid]) // EVENT_BYTES
+        return sum(block.events for block in self._blocks[tid])
 
     def merged(self) -> Iterator[Events]:
         """The events of all threads by time, in chunks.
@@ -238,12 +255,10 @@ class Decoder:
         # lost what came before them.
         older = self._capture.meta.mode == "overwrite"
         for block in blocks:
-            count = block.payload_bytes // EVENT_BYTES
-            for start, stop, is_rest in self._cuts(block, count, most):
+            for start, stop, is_rest in self._cuts(block, block.events, most):
                 before = block.lost if older and not start else 0
-                after = block.lost if not older and stop == count else 0
-                offset = block.offset + start * EVENT_BYTES
-                yield _Piece(offset, stop - start, block.tid, block.ring, before, after, is_rest)
+                after = block.lost if not older and stop == block.events else 0
+                yield _Piece(block, start, stop - start, before, after, is_rest)
 
     def _cuts(self, block: Block, count: int, most: int) -> Iterator[tuple[int, int, bool]]:
         # Parts of some `most` events. DATA stays with its event; where that is in the block
@@ -255,8 +270,9 @@ class Decoder:
             start = rest
             if start == count:
                 return
+        is_packed = block.type is BlockType.PACKED
         while True:
-            stop = min(start + most, count)
+            stop = count if is_packed else min(start + most, count)
             stop += self._data_at(block, stop, count)
             yield start, stop, False
             if stop == count:
@@ -268,6 +284,8 @@ class Decoder:
         most = min(count - index, MOST_WORDS)
         if not self._capture.meta.layouts or not most:
             return 0
+        if block.type is BlockType.PACKED:
+            return block.rest
         raw = bytearray(most * EVENT_BYTES)
         self._capture.read_into(block.offset + index * EVENT_BYTES, memoryview(raw))
         kinds = np.frombuffer(raw, np.uint8)[8::EVENT_BYTES] & np.uint8(15)
@@ -292,7 +310,9 @@ class Decoder:
         ticks = np.zeros(len(pieces), dtype=np.uint64)
         view = ticks.view(np.uint8).data
         for index, piece in enumerate(pieces):
-            if piece.count:
+            if piece.block.type is BlockType.PACKED:
+                ticks[index] = piece.block.first_tsc
+            elif piece.count:
                 self._capture.read_into(piece.offset, view[index * 8 : index * 8 + 8])
         return ticks
 
@@ -327,9 +347,24 @@ class Decoder:
         start = 0
         for piece in pieces:
             stop = start + piece.count * EVENT_BYTES
-            self._capture.read_into(piece.offset, view[start:stop])
+            if piece.block.type is BlockType.PACKED:
+                self._unpack(piece, view[start:stop])
+            else:
+                self._capture.read_into(piece.offset, view[start:stop])
             start = stop
         return raw
+
+    def _unpack(self, piece: _Piece, view: memoryview) -> None:
+        block = piece.block
+        self._capture.read_into(block.offset, self._unpacker.payload(block.payload_bytes))
+        is_part = piece.count < block.events
+        room = memoryview(bytearray(block.events * EVENT_BYTES)) if is_part else view
+        if not self._unpacker.unpack(block.payload_bytes, room, block.events):
+            text = f"{block.events:,} packed events are damaged"
+            raise CaptureFormat(self._capture.path, block.offset, text)
+        if is_part:
+            begin = piece.start * EVENT_BYTES
+            view[:] = room[begin : begin + len(view)]
 
 
 def _owners_times(

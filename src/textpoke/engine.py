@@ -24,7 +24,7 @@ from textpoke.agent import checked_answer, error_text, outlast_masking
 from textpoke.holds import Work, pairs, writable
 from textpoke.model import Site
 from textpoke.modes import Choice, Mode
-from textpoke.poke import PHASES, RECORD, Outcome, Poke, Request, name_of, read_outcome
+from textpoke.poke import PHASES, RECORD, Outcome, Poke, Poked, Request, name_of, read_outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -181,7 +181,12 @@ def _run_part(agent: Agent, request: Request, mode: Mode, how: _How) -> Outcome:
     shared[start : start + len(request.data)] = request.data
     words = (len(request.pokes), how.flags(mode), *how.callbacks)
     look = _Look(agent, request, leave_busy=how.leave_busy)
+    began = int(lib.tp_rdtsc())
     code, hold_ns = _command(agent, lib.TP_CMD_BATCH, words, mode, look)
+    if agent.witnesses:
+        poked = Poked(request, began, int(lib.tp_rdtsc()), code < 0, look.left())
+        for witness in tuple(agent.witnesses):
+            witness(poked)
     if code < 0:
         raise _failure(agent.pid, -code, _copied(wire), request.pokes)
     return replace(read_outcome(wire.outcome), hold_ns=hold_ns, left=look.left())

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from textpoke.capture import CaptureWriter
+from textpoke.packing import Packer
 from textpoke.streams import RawBlock, Times, block_bytes
 
 if TYPE_CHECKING:
@@ -192,14 +193,14 @@ def _piece_bytes(block: RawBlock) -> int:
     return block_bytes(block) + len(block.rows) * 8  # and the times
 
 
-def write_kept(fd: int, kept: Kept) -> None:
-    """Append the blocks to a capture.
+def write_kept(fd: int, kept: Kept, packer: Packer, *, older: bool = False) -> None:
+    """Append the blocks to a capture; arguments as of `RawBlock.write`.
 
     Raises:
         OSError: It cannot be written.
     """
     for block in kept.blocks:
-        block.write(fd)
+        block.write(fd, packer, older=older)
 
 
 def snapshot_path(output: str, number: int) -> str:
@@ -234,7 +235,7 @@ def write_snapshot(
         writer.meta(meta)
         writer.threads(threads)
         try:
-            write_kept(writer.fd, kept)
+            write_kept(writer.fd, kept, Packer())
         except OSError as exc:
             raise writer.failed(exc.errno or 0) from exc
         lost = sum(block.lost for block in kept.blocks)

@@ -14,6 +14,7 @@ import numpy as np
 
 from textpoke._site_lookup import SiteLookup
 from textpoke.flight import FlightRecorder, Kept, write_kept
+from textpoke.packing import Packer
 from textpoke.streams import ENTRY, RawBlock, Tap, total_events
 from textpoke.trigger_engine import FOREVER, Hit, TriggerEngine
 from textpoke.triggers import Command
@@ -64,6 +65,7 @@ class Flow:
         recorder: Holds the past for snapshot, dump and keep.
         fd: The capture; -1 counts events and throws them away. Everything is written, `keep` is
             but a mark.
+        older: Rings lose their oldest events, not their newest ones.
 
     Attributes:
         tap: Where the ring reader must write to.
@@ -72,7 +74,9 @@ class Flow:
         holds: Something may ask for the past.
     """
 
-    def __init__(self, engine: TriggerEngine, recorder: FlightRecorder, fd: int) -> None:
+    def __init__(
+        self, engine: TriggerEngine, recorder: FlightRecorder, fd: int, *, older: bool = False
+    ) -> None:
         self.engine = engine
         self.recorder = recorder
         self.tap = Tap()
@@ -80,6 +84,8 @@ class Flow:
         self.counter: CallCounter | None = None
         self.holds = True
         self._fd = fd
+        self._packer = Packer()
+        self._older = older
 
     def write_to(self, fd: int) -> None:
         """Send what comes from now on to another capture."""
@@ -128,7 +134,7 @@ class Flow:
     def _write(self, kept: Kept, flowed: Flowed) -> None:
         flowed.events += total_events(kept.blocks)
         if self._fd >= 0:
-            write_kept(self._fd, kept)
+            write_kept(self._fd, kept, self._packer, older=self._older)
 
 
 class CallCounter:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from textpoke import modes, profile, tracers
+from textpoke import elf, modes, profile, tracers
 from textpoke._capture_format import KEPT
 from textpoke._errors import (
     AgentFailed,
@@ -59,6 +59,7 @@ _DRAIN_S = 0.002
 _FINAL_DRAINS = 50
 _QUIET_NS = 1_000_000_000
 _LOOK_S = 0.1  # between looks for new modules
+_HEADERS_BYTES = 4096  # ELF and program headers, and the notes behind them
 _COUNTS_S = 0.05  # between looks at branches
 
 
@@ -380,7 +381,8 @@ class Trace:
         if self.output is not None:
             self._log = CaptureLog(self.output, self.target.pid, force=self.force)
             self._log.begin(self._meta())
-            self._reader.write_to(self._log.fd)
+            self.target.agent.witnesses.append(self._log.pokes)
+            self._reader.write_to(self._log.fd, packed=True)
         if self._tap >= 0:
             self.divert(self._tap, self._tell)
         self._reader.know(self.return_addresses.values())
@@ -562,7 +564,7 @@ class Trace:
             return Copied()
         own = self._log.fd if self._log is not None else -1
         try:
-            copied = self._reader.copy(span, own if fd is None else fd)
+            copied = self._reader.copy(span, own if fd is None else fd, packed=fd is None)
         except OSError as exc:
             if self._log is None or fd is not None:
                 raise CaptureWrite(str(self.output or ""), exc.errno or 0) from exc
@@ -671,6 +673,7 @@ class Trace:
             self._reader.know(self.return_addresses.values())
         if self._log is not None:
             captures = self._captures.notes(self._tracer, plan.sites, self._options)
+            captures["build_ids"] = self._build_ids(plan.sites)
             self._log.more_sites(_names(plan.sites), captures)
         return plan
 
@@ -712,7 +715,7 @@ class Trace:
             if self._log is not None:
                 self._log.finish(self._end())
         finally:
-            self._log = None
+            self._forget_log()
             self._close()
         if failure is not None:
             raise failure
@@ -775,11 +778,23 @@ class Trace:
             "clock": self._clock,
             "sites": _names(plans),
             "modules": [[m.name, m.path, m.bias] for m in self.target.modules],
+            "build_ids": self._build_ids(plans),
             "cpus": os.cpu_count() or 0,
             "textpoke": __version__,
             **self._captures.notes(self._tracer, plans, self._options),
             **self._captures.at_start(self.target.pid, self._tracer),
         }
+
+    def _build_ids(self, plans: Iterable[SitePlan]) -> dict[str, str]:
+        """By path, of the modules that have sites among these."""
+        names = {planned.site.module for planned in plans}
+        found: dict[str, str] = {}
+        for module in self.target.modules:
+            if module.name in names and module.mappings and not module.mappings[0].offset:
+                with suppress(TextpokeError):  # its headers are not as the linker left them
+                    first = self.target.agent.read(module.mappings[0].start, _HEADERS_BYTES)
+                    found[module.path] = elf.build_id(elf.Image(first, module.path)).hex()
+        return {path: name for path, name in found.items() if name}
 
     def _end(self) -> dict[str, object]:
         return {
@@ -802,8 +817,14 @@ class Trace:
             self._switch_off()
         if self._log is not None:
             self._log.discard()
-        self._log = None
+        self._forget_log()
         self._close()
+
+    def _forget_log(self) -> None:
+        if self._log is not None:
+            with suppress(ValueError):  # it was never begun
+                self.target.agent.witnesses.remove(self._log.pokes)
+        self._log = None
 
 
 def _names(plans: Iterable[SitePlan]) -> list[list[object]]:

@@ -266,6 +266,34 @@ class Request:
         return cls(kept, b"".join(poke.pack(i) for i, poke in enumerate(kept)))
 
 
+@dataclass(frozen=True, slots=True)
+class Poked:
+    """A batch that the engine has run.
+
+    Attributes:
+        request: What was to be written.
+        from_tsc: Ticks before.
+        to_tsc: Ticks behind it.
+        failed: It was given up on the way: some of its pokes may have been written.
+        left: Positions of those that were left out.
+    """
+
+    request: Request
+    from_tsc: int
+    to_tsc: int
+    failed: bool
+    left: tuple[int, ...]
+
+    def rows(self) -> bytes:
+        """The pokes that were written, in the engine's own form (`RECORD`)."""
+        data = self.request.data
+        if not self.left:
+            return data
+        gone = set(self.left)
+        starts = (i * RECORD.size for i in range(len(self.request.pokes)) if i not in gone)
+        return b"".join(data[start : start + RECORD.size] for start in starts)
+
+
 def read_outcome(raw: Pointer) -> Outcome:
     """A Python copy of struct tp_outcome."""
     numbers: dict[str, Any] = {name: int(getattr(raw, name)) for name in Outcome.__slots__[:10]}

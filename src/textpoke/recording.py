@@ -346,7 +346,7 @@ class Recording:
         trace = self.trace
         engine = TriggerEngine(1 / clock.ns_per_tick(), durations=trace.durations)
         recorder = FlightRecorder(0, _MOST_HELD_BYTES, int(lib.tp_rdtsc()))
-        flow = Flow(engine, recorder, -1)
+        flow = Flow(engine, recorder, -1, older=trace.overwrite)
         self._engine, self._flow = engine, flow
         self._written = trace.totals.events
         trace.divert(flow.tap.fd, flow.write_to)

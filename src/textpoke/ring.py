@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from textpoke._errors import AgentFailed
 from textpoke._native import ffi, lib
+from textpoke.packing import Packer
 from textpoke.wire import plausible
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ class RingReader:
         self.waiting: int = waiting
         self._rings.tails, self._rings.dropped, self._rings.dead_since_ns = self._keep
         self._rings.begun = self._begun = ffi.new("uint8_t[]", self.count)
+        self._packs: Packer | None = None
         self._sites = array("Q")
         self._rings.buffer = self._buffer
         if lib.tp_rings_start(self._rings):
@@ -169,9 +171,15 @@ class RingReader:
         self._rings.sites = ffi.from_buffer("uint64_t[]", self._sites)
         self._rings.site_count = len(self._sites)
 
-    def write_to(self, fd: int) -> None:
-        """Send what is drained from now on to `fd`; -1 throws it away."""
+    def write_to(self, fd: int, *, packed: bool = False) -> None:
+        """Send what is drained from now on to `fd`, packed or as it is; -1 throws it away."""
         self._rings.fd = fd
+        self._rings.packer = self._packer().raw if packed else ffi.NULL
+
+    def _packer(self) -> Packer:
+        if self._packs is None:
+            self._packs = Packer()
+        return self._packs
 
     def drain(self, *, final: bool = False) -> Drained:
         """Take what the rings hold to the capture.
@@ -188,8 +196,13 @@ class RingReader:
             raise OSError(-error, "writing the capture")
         return Drained(out.events, out.lost, out.bytes, out.incomplete, out.fullest)
 
-    def copy(self, span: Span, fd: int) -> Copied:
+    def copy(self, span: Span, fd: int, *, packed: bool = False) -> Copied:
         """Write what the rings hold of a span to `fd` (-1: count only); their threads run on.
+
+        Args:
+            span: Which part.
+            fd: Where to.
+            packed: As a capture has it, instead of as it is in the rings.
 
         Raises:
             OSError: It could not be written; `errno` says why.
@@ -198,6 +211,7 @@ class RingReader:
         wanted = ffi.new("struct tp_span *")
         wanted.from_tsc, wanted.to_tsc = max(span.from_tsc, 0), min(span.to_tsc, _LATEST)
         wanted.given, wanted.again, wanted.fd = self._given, span.again, fd
+        wanted.packer = self._packer().raw if packed else ffi.NULL
         if span.tids is not None:
             tids = ffi.new("uint32_t[]", list(span.tids) or 1)
             wanted.tids, wanted.tid_count = tids, len(span.tids)

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from textpoke._capture_format import EVENT_BYTES, HEADER_BYTES, Block, BlockType, parse_header
+from textpoke.packing import MOST_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
+
+    from textpoke.packing import Packer
 
 ENTRY, EXIT, DATA = 1, 2, 3
 """Types of events, the lowest four bits of the second word."""
@@ -62,25 +65,35 @@ class RawBlock:
         """The same with rows of its own: those of a tap are good until its next drain."""
         return replace(self, rows=self.rows.copy())
 
-    def write(self, fd: int) -> None:
-        """Append it to a capture. Raises OSError: it cannot be written."""
-        rows = np.ascontiguousarray(self.rows)
-        parts = [memoryview(self._header(rows.nbytes)), rows.reshape(-1).view(np.uint8).data]
-        while parts:
-            done = os.writev(fd, parts)
-            while parts and done >= len(parts[0]):
-                done -= len(parts.pop(0))
-            if parts:
-                parts[0] = parts[0][done:]
+    def write(self, fd: int, packer: Packer, *, older: bool = False) -> None:
+        """Append it to a capture, as one block or several.
+
+        Args:
+            fd: The capture.
+            packer: Packs the events.
+            older: What was lost is before these events: the ring overwrites.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        for start in range(0, max(len(self.rows), 1), MOST_EVENTS):
+            part = self.part(start, min(start + MOST_EVENTS, len(self.rows)))
+            if older:
+                part = replace(part, lost=0 if start else self.lost)
+            rows = np.ascontiguousarray(part.rows)
+            payload = packer.pack(rows.reshape(-1).view(np.uint8).data, len(rows))
+            kind = BlockType.PACKED if len(rows) else BlockType.EVENTS
+            _write_all(fd, [memoryview(part.header(kind, len(payload))), payload])
 
     def encoded(self) -> bytes:
-        """As it stands in a capture: header and events."""
+        """As the ring reader writes it to a tap: header and events."""
         data = np.ascontiguousarray(self.rows).tobytes()
-        return self._header(len(data)) + data
+        return self.header(BlockType.EVENTS, len(data)) + data
 
-    def _header(self, size: int) -> bytes:
+    def header(self, kind: BlockType, size: int) -> bytes:
+        """What stands before a payload of these events, of `size` bytes."""
         return Block(
-            BlockType.EVENTS,
+            kind,
             0,
             size,
             self.lost,
@@ -140,6 +153,15 @@ def split_blocks(data: bytes | bytearray | memoryview) -> list[RawBlock]:
         )
         offset = block.end
     return found
+
+
+def _write_all(fd: int, parts: list[memoryview]) -> None:
+    while parts:
+        done = os.writev(fd, parts)
+        while parts and done >= len(parts[0]):
+            done -= len(parts.pop(0))
+        if parts:
+            parts[0] = parts[0][done:]
 
 
 class Tap:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 C_PROGRAMS = HERE.parent.parent / "build" / "sanitize" / "native" / "tests"
-C_FUZZERS = ("ring_read", "classify")
+C_FUZZERS = ("ring_read", "unpack", "classify")
 CASE_S = 10
 MEMORY_BYTES = 2 << 30
 SHOWN = 5

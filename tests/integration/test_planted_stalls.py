@@ -49,7 +49,7 @@ def test_a_slow_call_is_kept_with_what_was_before(process, tmp_path: Path) -> No
     said = recorded(process, output, "--trigger", "slow>4ms:keep=80ms:2")
     assert said["lost"] == 0
     assert said["remarks"] == []
-    # Twice 80 ms of 1,500 ms and more are kept; not an exact share: the two may lie in a busier time.
+    # Twice 80 of 1,500 ms are kept; not an exact share: the two may lie in a busier time.
     assert said["overhead"]["events"] > 4 * said["events"] > 0
     assert 0 < said["overhead"]["share"] <= 1
     with api.Capture(output) as capture:
@@ -78,9 +78,7 @@ def test_hits_close_to_each_other_write_each_event_once(process, tmp_path: Path)
     said = recorded(process, output, "--trigger", "loud:keep=50ms:40")
     with api.Capture(output) as capture:
         hits = notes_of(capture)
-        spans = [
-            (block.ring, block.sequence, block.payload_bytes // 16) for block in capture.events
-        ]
+        spans = [(block.ring, block.sequence, block.events) for block in capture.events]
     assert len(hits) == 40
     assert sum(count for _, _, count in spans) == said["events"]
     ends: dict[int, int] = {}

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from textpoke.packing import Packer
+
 START_TSC = 3_000_000_000
 START_NS = 12_345_000_000_000
 SET, GET, INFLATE = 0x401005, 0x401105, 0x7F0000002005
 UNKNOWN = 0x500000
+packer: Packer | None = None
+"""Packs the events of all captures that are written; None: they stay as they are."""
 SITES = [
     [SET, "redis-server", "setCommand"],
     [GET, "redis-server", "getCommand"],
@@ -115,9 +119,12 @@ def write(path: Path, recipe: Recipe) -> Path:
 
 
 def events_block(ring: Ring) -> bytes:
-    payload = pack_events(ring.rows)
+    payload, kind = pack_events(ring.rows), BlockType.EVENTS
+    if packer is not None and ring.rows:
+        payload = bytes(packer.pack(memoryview(payload), len(ring.rows)))
+        kind = BlockType.PACKED
     header = Block(
-        BlockType.EVENTS,
+        kind,
         offset=0,
         payload_bytes=len(payload),
         lost=ring.lost,

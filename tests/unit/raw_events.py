@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from textpoke._capture_format import HEAD_BYTES, BlockType, parse_header
+from textpoke.packing import Unpacker
 from textpoke.streams import DATA, ENTRY, EXIT, RawBlock
 
 if TYPE_CHECKING:
@@ -36,3 +38,19 @@ def block(rows: Sequence[tuple[int, int]], ring: int = 0, **fields: int) -> RawB
 def times(blocks: Iterable[RawBlock]) -> list[int]:
     """First words, in the order of the blocks."""
     return [tsc for one in blocks for tsc in one.rows[:, 0].tolist()]
+
+
+def read_blocks(data: bytes) -> list[RawBlock]:
+    """The blocks of events of a capture, without what stands before them."""
+    found, offset, unpacker = [], 0, Unpacker()
+    while offset < len(data):
+        head = parse_header(offset, data[offset : offset + HEAD_BYTES])
+        assert not isinstance(head, str), head
+        rows = np.zeros((head.events, 2), np.uint64)
+        if head.type is BlockType.PACKED:
+            unpacker.payload(head.payload_bytes)[:] = data[head.offset : head.end]
+            room = rows.reshape(-1).view(np.uint8).data
+            assert unpacker.unpack(head.payload_bytes, room, head.events)
+        found.append(RawBlock(rows, head.tid, head.ring, head.generation, head.sequence, head.lost))
+        offset = head.end
+    return found

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-FILE_HEADER = b"TPTRACE\n" + struct.pack("<II", 1, 0)
+FILE_HEADER = b"TPTRACE\n" + struct.pack("<II", 2, 0)
 SLOW_OK = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
@@ -79,7 +79,7 @@ def test_fnv_has_the_published_values() -> None:
     assert fnv1a32(b"foobar") == 0xBF9CF968
 
 
-def test_bytes_of_the_format_are_those_of_version_1(path: Path) -> None:
+def test_bytes_of_the_format_are_those_of_version_2(path: Path) -> None:
     with CaptureWriter(path) as writer:
         writer.threads({7: "x"})
     head = struct.pack("<IIQQIIQI", 0x4B425054, 3, 9, 0, 0, 0, 0, 0)
@@ -106,6 +106,14 @@ def test_what_was_written_comes_back(small: Path) -> None:
         assert capture.end.hold_ns == 400_000
         blocks = [(b.tid, b.ring, b.sequence, b.payload_bytes) for b in capture.events]
         assert blocks == [(100, 0, 0, 48), (101, 1, 0, 16), (100, 0, 3, 16)]
+
+
+def test_captures_of_version_1_are_read(small: Path) -> None:
+    content = bytearray(small.read_bytes())
+    content[8] = 1
+    small.write_bytes(content)
+    with Capture(small) as capture:
+        assert len(capture.events) == 3
 
 
 def test_odd_names_survive(path: Path) -> None:
@@ -256,7 +264,7 @@ def test_how_a_cut_off_capture_is_described(small: Path) -> None:
     [
         (b"", "is not a textpoke capture (it is empty)"),
         (b"\x7fELF\x02\x01\x01\0\0", "is not a textpoke capture (starts with b'\\x7fELF"),
-        (b"TPTRACE\n" + struct.pack("<II", 2, 0), "is a capture of format version 2, this text"),
+        (b"TPTRACE\n" + struct.pack("<II", 3, 0), "is a capture of format version 3, this text"),
         (b"TPTRACE\n" + struct.pack("<II", 1, 9), "a damaged file header"),
         (FILE_HEADER + b"x" * 48, "no block starts here (found b'xxxx')"),
         (FILE_HEADER + block(1, b"{}", magic=1), "no block starts here"),
@@ -264,6 +272,9 @@ def test_how_a_cut_off_capture_is_described(small: Path) -> None:
         (FILE_HEADER + block(2, b"", payload_bytes=1 << 62), "an impossible length of 4611686"),
         (FILE_HEADER + block(1, b"", payload_bytes=1 << 30), "an impossible length of 1073741824"),
         (FILE_HEADER + block(2, b"12345"), "5 bytes are not a whole number of events"),
+        (FILE_HEADER + block(7, b"12345"), "a length of 5 bytes for a block of PACKED"),
+        (FILE_HEADER + block(7, b"\x01\0\0\0\x02" + b"\0" * 19), "a damaged header of packed"),
+        (FILE_HEADER + block(7, b"\xff\xff" + b"\0" * 22), "a damaged header of packed"),
         (FILE_HEADER + block(2, b""), "starts with EVENTS, not META"),
         (FILE_HEADER + block(1, b"{")[:47] + b"x{", "a damaged block header (check 0x"),
         (FILE_HEADER + block(1, b"{"), "unreadable JSON: "),

@@ -20,6 +20,7 @@ from textpoke import decode
 from textpoke._site_lookup import SiteLookup
 from textpoke.capture import Capture, CaptureWriter
 from textpoke.decode import Decoder, Loss
+from textpoke.packing import Packer
 from textpoke.payload import Field, Layout, layouts_json
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ TICKS_PER_NS = 3
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "x.tptrace"
+
+
+@pytest.fixture(params=["as they are", "packed"], autouse=True)
+def both_forms(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is decoded is the same out of EVENTS and out of PACKED."""
+    monkeypatch.setattr(captures, "packer", Packer() if request.param == "packed" else None)
 
 
 @pytest.fixture(params=["whole", "pieces"])

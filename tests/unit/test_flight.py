@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import captures
 import pytest
-from raw_events import F, G, block, data, entry, times
+from raw_events import F, G, block, data, entry, read_blocks, times
 
 from textpoke._errors import CaptureExists
 from textpoke.capture import Capture
 from textpoke.decode import Decoder
 from textpoke.flight import FlightRecorder, snapshot_path, write_kept, write_snapshot
+from textpoke.packing import Packer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,5 +140,18 @@ def test_a_snapshot_is_a_capture(tmp_path: Path) -> None:
 def test_kept_blocks_are_appended_to_a_file(tmp_path: Path) -> None:
     kept = filled(10, 20).snapshot()
     with open(tmp_path / "x", "wb") as file:
-        write_kept(file.fileno(), kept)
-    assert (tmp_path / "x").read_bytes() == b"".join(b.encoded() for b in kept.blocks)
+        write_kept(file.fileno(), kept, Packer())
+    found = read_blocks((tmp_path / "x").read_bytes())
+    assert [b.encoded() for b in found] == [b.encoded() for b in kept.blocks]
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_large_block_becomes_several(tmp_path: Path, older: bool) -> None:
+    one = block([entry(tsc) for tsc in range(40_000)], lost=3)
+    with open(tmp_path / "x", "wb") as file:
+        one.write(file.fileno(), Packer(), older=older)
+    found = read_blocks((tmp_path / "x").read_bytes())
+    assert [len(b.rows) for b in found] == [16384, 16384, 7232]
+    assert [b.sequence for b in found] == [0, 16384, 32768]
+    assert [b.lost for b in found] == ([3, 0, 0] if older else [0, 0, 3])
+    assert times(found) == list(range(40_000))

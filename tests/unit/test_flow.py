@@ -7,11 +7,10 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from raw_events import F, G, H, block, entry, leave, times
+from raw_events import F, G, H, block, entry, leave, read_blocks, times
 
 from textpoke.flight import FlightRecorder
 from textpoke.flow import CallCounter, Flow, Flowed
-from textpoke.streams import split_blocks
 from textpoke.trigger_engine import TriggerEngine
 from textpoke.triggers import parse_trigger
 
@@ -39,7 +38,7 @@ class Rig:
 
     def written(self) -> list[int]:
         self.file.seek(0)
-        return times(split_blocks(self.file.read()))
+        return times(read_blocks(self.file.read()))
 
 
 @pytest.fixture

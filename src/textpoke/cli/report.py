@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from textpoke.report.graph import GraphOptions
     from textpoke.report.times import SortKey
 
-_REPORTS = ("tree", "text", "callers", "callees", "diff", "html")
+_REPORTS = ("tree", "text", "callers", "callees", "diff", "html", "pokes")
 _TEXT_ONLY = ("threshold_us", "below", "abstime", "tail", "flat")
 
 
@@ -32,6 +32,11 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         "--tree",
         action="store_true",
         help="add up the calls by the way that led to them (captures with exits)",
+    )
+    parser.add_argument(
+        "--pokes",
+        action="store_true",
+        help="every place of code that was written to: when, where, old and new bytes",
     )
     _add_edges(parser)
     _add_diff(parser)
@@ -54,6 +59,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         "textpoke report --tree --json graph.tptrace | jq .tree[0].function",
         "textpoke report --text --below processCommand --depth 3 graph.tptrace",
         "textpoke report --text --threshold 1000 --abstime graph.tptrace",
+        "textpoke report --pokes -n 5 redis-server-1234.tptrace",
     )
 
 
@@ -145,6 +151,8 @@ def run(args: argparse.Namespace) -> int:
             print_diff(capture, console, args)
         elif args.callers or args.callees:
             _print_edges(capture, console, args)
+        elif args.pokes:
+            _print_pokes(capture, console, args)
         elif is_analysed(capture, args):
             print_analysed(capture, console, args)
         elif args.text:
@@ -258,6 +266,18 @@ def _print_edges(capture: Capture, console: Console, args: argparse.Namespace) -
     else:
         header, *lines = edges.edge_table(capture, found, known=Clock(capture).known)
         console.out("\n".join([console.style(header, "dim"), *lines]))
+
+
+def _print_pokes(capture: Capture, console: Console, args: argparse.Namespace) -> None:
+    from textpoke.report import pokes
+
+    if args.json:
+        console.json(pokes.records(capture, limit=args.limit))
+        return
+    first, *rest = pokes.lines(capture, limit=args.limit)
+    console.out(console.style(first, "bold"))
+    _print_cut_off(capture, console)
+    console.out("\n".join(rest))
 
 
 def _print_cut_off(capture: Capture, console: Console) -> None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from textpoke._capture_format import EVENT_BYTES
 from textpoke.calls import layouts_by_site
 from textpoke.decode import DATA, ENTRY, Decoder
 from textpoke.payload import Formatter, Layout, count_words
@@ -83,7 +82,7 @@ class _Payloads:
 
 def header(capture: Capture, decoder: Decoder) -> Iterator[str]:
     """The lines on top: what was recorded, and what of it is here."""
-    held = sum(block.payload_bytes for block in capture.events) // EVENT_BYTES
+    held = sum(block.events for block in capture.events)
     lost = sum(block.lost for block in capture.events)
     no_ring = 0
     if capture.end:
