@@ -60,6 +60,7 @@ bench: build ## measure toggling, one event, and an attach against the alternati
 	$(BIN)/python bench/attach.py
 	$(BIN)/python bench/entries.py
 	$(BIN)/python bench/decode.py
+	$(BIN)/python bench/capture.py
 
 docs: build $(STAMPS)/docs_packages ## the documentation in build/docs/html, the man page in build/docs/textpoke.1
 	@mkdir -p build/docs

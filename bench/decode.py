@@ -14,12 +14,13 @@ import common
 import numpy as np
 from common import Goal, figure, median
 
-from textpoke._capture_format import Block, BlockType
 from textpoke.calls import Pairing
 from textpoke.capture import Capture, CaptureWriter
 from textpoke.decode import Decoder
+from textpoke.packing import Packer
 from textpoke.payload import Field, Layout, layouts_json
 from textpoke.report.times import times
+from textpoke.streams import RawBlock
 
 if TYPE_CHECKING:
     import argparse
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ABOUT = """
-A capture is made of nested calls of many functions by two threads, in blocks of 64 Ki events that
-take turns, as a drain leaves them; it is read once before the clock starts, so the file is in
+A capture is made of nested calls of many functions by two threads, who take turns every 64 Ki
+events, as a drain leaves them, packed; it is read once before the clock starts, so the file is in
 memory. One process, one thread; its own CPU time counts, so others may want the CPU too.
 
   decode   columns of times, threads and sites (function captures are counted this way)
@@ -114,14 +115,13 @@ def make(path: Path, events: int, *, payload: bool) -> int:
     }
     if payload:
         meta["layouts"] = layouts_json(dict.fromkeys(addresses, _LAYOUT))
-    with CaptureWriter(path) as writer, open(writer.fd, "wb", closefd=False) as file:
+    packer = Packer()
+    with CaptureWriter(path) as writer:
         writer.meta(meta)
         for start in range(0, max(map(len, threads)), _BLOCK_EVENTS):
             for i, rows in enumerate(threads):
-                data = rows[start : start + _BLOCK_EVENTS].tobytes()
-                block = Block(BlockType.EVENTS, 0, len(data), tid=100 + i, ring=i)
-                file.write(block.header() + data)
-        file.flush()
+                part = rows[start : start + _BLOCK_EVENTS]
+                RawBlock(part, 100 + i, i, sequence=start).write(writer.fd, packer)
         ticks = last - _TSC
         writer.end({"clock": {"tsc": last, "monotonic_ns": ticks // 3, "realtime_ns": 0}})
     return sum(map(len, threads))

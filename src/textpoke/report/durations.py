@@ -100,7 +100,9 @@ def _joined(a: _Table, b: _Table) -> _Table:
         return a if len(a.site) else b
     site = np.concatenate([a.site, b.site])
     ns = np.concatenate([a.ns, b.ns])
-    order = np.lexsort((ns, site))
+    key = _key(site, ns)
+    # Of numbers, a stable sort merges what is in order already.
+    order = np.lexsort((ns, site)) if key is None else np.argsort(key, kind="stable")
     site, ns = site[order], ns[order]
     first = _first_of_each(site, ns)
     count = np.concatenate([a.count, b.count])[order]
@@ -114,12 +116,24 @@ def _first_of_each(site: Ints, ns: Ints) -> NDArray[np.intp]:
 
 
 def _sorted(site: Ints, ns: Ints) -> tuple[Ints, Ints]:
-    # As one number where both fit into it: sorting numbers is many times faster than ordering
-    # rows.
-    bits = int(ns.max()).bit_length()
-    if bits + int(site.max() + 1).bit_length() > _KEY_BITS:
+    key = _key(site, ns)
+    if key is None:
         order = np.lexsort((ns, site))
         return site[order], ns[order]
-    key = ((site + 1) << bits) | ns
     key.sort()
+    bits = _bits(ns)
     return (key >> bits) - 1, key & ((1 << bits) - 1)
+
+
+def _key(site: Ints, ns: Ints) -> Ints | None:
+    # As one number where both fit into it: sorting numbers is many times faster than ordering
+    # rows.
+    bits = _bits(ns)
+    if bits + int(site.max() + 1).bit_length() > _KEY_BITS:
+        return None
+    key: Ints = ((site + 1) << bits) | ns
+    return key
+
+
+def _bits(ns: Ints) -> int:
+    return int(ns.max()).bit_length()
