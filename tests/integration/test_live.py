@@ -328,3 +328,26 @@ def test_record_says_how_to_see_what_was_counted_on_the_way(
     assert [by_profile, usual] == [f"textpoke report {x}{output}" for x in ("--by profile ", "")]
     assert json.loads(observe.textpoke(*by_profile.split()[1:], "--json").out)["calls"] == calls
     assert json.loads(observe.textpoke(*usual.split()[1:], "--json").out)["events"] == events
+
+
+def test_a_report_tells_of_what_other_tracers_have_brought(
+    compile_target: Compile, start_target: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", os.fspath(tmp_path))
+    process = start_target(compile_target("triggers.c", *programs.PIE), "1")
+    output = tmp_path / "x.tptrace"
+    words = ("-p", process.pid, "-d", "20s", "-o", output, "-t", "profile")
+    with observe.recording(*words) as recording:
+        assert observe.textpoke("switch", "-p", process.pid, "function_graph").code == 0
+        time.sleep(0.3)
+        assert recording.interrupt().code == 0
+    with textpoke.Capture(output) as capture:
+        events = sum(block.events for block in capture.events)
+    table = observe.textpoke("report", output)
+    assert "tracer profile" in table.out
+    hint = f"and {events:,} events of other tracers: textpoke report --by function"
+    assert hint in table.out.splitlines()
+    shown = observe.textpoke("report", "--by", "function", output)
+    assert f"{events:,} events" in shown.out
+    assert "and what the profile tracer has counted: textpoke report --by profile" not in shown.out
+    assert observe.textpoke("report", "--tree", output).code == 0

@@ -9,7 +9,7 @@ from textpoke.cli import _parser
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from textpoke.capture import Capture
     from textpoke.cli._console import Console
@@ -30,6 +30,8 @@ def is_analysed(capture: Capture, args: argparse.Namespace) -> bool:
     if args.by in _TABLES:
         return True
     if tracer in _TABLES:
+        if _has_events(capture):  # it was switched over to another tracer
+            return not (args.tree or args.text or args.by)
         if args.tree or args.text or args.by:
             raise _parser.UsageError(
                 f"a capture of {tracer} is a table: it has no events (see: report --help)"
@@ -38,6 +40,21 @@ def is_analysed(capture: Capture, args: argparse.Namespace) -> bool:
     if args.tree:
         return False
     return tracer == "blk" or (tracer in _LATENCY and not args.text)
+
+
+def _has_events(capture: Capture) -> bool:
+    return any(block.events for block in capture.events)
+
+
+def other_tables(capture: Capture) -> Iterator[str]:
+    """Lines about what a recording has brought besides: it was switched from tracer to tracer."""
+    own = capture.meta.tracer
+    if own in _TABLES and _has_events(capture):
+        count = sum(block.events for block in capture.events)
+        yield f"and {count:,} events of other tracers: textpoke report --by function"
+    for table in _TABLES:
+        if table != own and capture.end is not None and capture.end.raw.get(table):
+            yield f"and what the {table} tracer has counted: textpoke report --by {table}"
 
 
 def print_analysed(capture: Capture, console: Console, args: argparse.Namespace) -> None:
@@ -49,12 +66,13 @@ def print_analysed(capture: Capture, console: Console, args: argparse.Namespace)
         if args.json:
             console.json(branched.records(capture, limit=args.limit))
         else:
-            _print(console, branched.lines(capture, limit=args.limit))
+            _print(console, branched.lines(capture, limit=args.limit), other_tables(capture))
     elif table == "profile":
         if args.json:
             console.json(profiled.records(capture, sort=args.sort, limit=args.limit))
         else:
-            _print(console, profiled.lines(capture, sort=args.sort, limit=args.limit))
+            rows = profiled.lines(capture, sort=args.sort, limit=args.limit)
+            _print(console, rows, other_tables(capture))
     elif args.json:
         of = blk.records if capture.meta.tracer == "blk" else latency.records
         console.json(of(capture, limit=args.limit))
@@ -69,7 +87,9 @@ def print_analysed(capture: Capture, console: Console, args: argparse.Namespace)
         _print(console, blk.lines(capture, by=args.by or "file", limit=args.limit))
 
 
-def _print(console: Console, lines: Iterator[str]) -> None:
+def _print(console: Console, lines: Iterator[str], notes: Iterable[str] = ()) -> None:
     console.out(console.style(next(lines), "bold"))
     for line in lines:
         console.out(line)
+    for note in notes:
+        console.out(console.style(note, "yellow"))

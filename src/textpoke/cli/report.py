@@ -323,6 +323,7 @@ def _print_counts(capture: Capture, console: Console, args: argparse.Namespace) 
         console.json(records(capture, counts, limit=args.limit))
         return
     _print_table(
+        capture,
         console,
         summary(capture, counts),
         table(capture, counts, by=args.by or "function", limit=args.limit),
@@ -342,16 +343,19 @@ def _print_times(capture: Capture, console: Console, args: argparse.Namespace) -
         console.json(times_records(capture, counts, found, sort=sort, limit=args.limit))
         return
     _print_table(
+        capture,
         console,
         [*summary(capture, counts), *pair_notes(found)],
         times_table(capture, found, by=args.by or "function", sort=sort, limit=args.limit),
     )
 
 
-def _print_table(console: Console, lines: list[str], rows: Iterable[str]) -> None:
+def _print_table(capture: Capture, console: Console, lines: list[str], rows: Iterable[str]) -> None:
+    from textpoke.cli._analysed import other_tables
+
     facts, *notes = lines
     console.out(console.style(facts, "bold"))
-    for note in notes:
+    for note in (*notes, *other_tables(capture)):
         console.out(console.style(note, "yellow"))
     header, *body = rows
     console.out("\n".join(["", console.style(header, "dim"), *body]))
