@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import files
@@ -14,7 +12,6 @@ import files
 from textpoke.report import blk, latency
 
 import call_tables  # isort: skip - files knows where
-import captures  # isort: skip
 
 if TYPE_CHECKING:
     import random
@@ -31,11 +28,7 @@ def seeds() -> list[Seed]:
         call_tables.recipe("wakeup_rt", call_tables.WAKES, functions={"5": "read"}),
         call_tables.recipe("wakeup_rt", call_tables.CROWD),
     )
-    with tempfile.TemporaryDirectory() as directory:
-        return [
-            files.seed(captures.write(Path(directory) / str(i), recipe).read_bytes())
-            for i, recipe in enumerate(recipes)
-        ]
+    return [files.seed(data) for recipe in recipes for data in files.written(recipe)]
 
 
 def fuzz_analyses(rng: random.Random) -> None:

@@ -9,6 +9,7 @@ import os
 import struct
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest import mock
@@ -16,10 +17,21 @@ from unittest import mock
 from mutate import mutate, text
 
 from textpoke import proc
-from textpoke._capture_format import HEADER_BYTES, BlockType, fnv1a32
+from textpoke._capture_format import (
+    HEADER_BYTES,
+    PACKED_HEADER,
+    POKES_HEADER,
+    WITH_EVENTS,
+    Block,
+    BlockType,
+    fnv1a32,
+)
 from textpoke.calls import has_exits
 from textpoke.capture import Capture
+from textpoke.packing import Packer
 from textpoke.payload import Field, Layout, layouts_json
+from textpoke.poke import Poke, Request
+from textpoke.report import pokes
 from textpoke.report.counts import count
 from textpoke.report.diff import diff_notes, diff_records, diff_table
 from textpoke.report.difference import difference
@@ -41,6 +53,7 @@ import captures
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Iterator
 
 Seed = tuple[bytes, list[tuple[int, int]]]
 _MAGIC = struct.pack("<I", 0x4B425054)
@@ -80,11 +93,26 @@ def seeds() -> list[Seed]:
         _graph_recipe(),
         _graph_recipe(),
     )
+    return [seed(data) for recipe in recipes for data in written(recipe)]
+
+
+def written(recipe: captures.Recipe) -> Iterator[bytes]:
+    """The bytes of a capture, with its events as they are and packed, and with a batch's pokes."""
+    rows = Request.of([Poke(captures.SET - 5, b"\x90" * 5, b"\xe8\x90\x90\x90\x90")]).data
+    payload = POKES_HEADER.pack(captures.START_TSC, captures.START_TSC + 9, 1, 0)
+    payload += zlib.compress(rows)
+    block = Block(BlockType.POKES, 0, len(payload)).header() + payload
     with tempfile.TemporaryDirectory() as directory:
-        return [
-            seed(captures.write(Path(directory) / str(i), recipe).read_bytes())
-            for i, recipe in enumerate(recipes)
-        ]
+        for packer in (None, Packer()):
+            with mock.patch.object(captures, "packer", packer):
+                data = captures.write(Path(directory) / str(packer), recipe).read_bytes()
+            yield data
+        yield data.replace(_second_head(data), block + _second_head(data), 1)
+
+
+def _second_head(data: bytes) -> bytes:
+    at = heads(data)[1]
+    return data[at : at + HEADER_BYTES]
 
 
 def seed(data: bytes) -> Seed:
@@ -94,7 +122,7 @@ def seed(data: bytes) -> Seed:
 
 
 def _events(data: bytes) -> list[tuple[int, int]]:
-    blocks = [at for at in heads(data) if data[at + 4] == BlockType.EVENTS]
+    blocks = [at for at in heads(data) if data[at + 4] in (*WITH_EVENTS, BlockType.POKES)]
     sizes = [int.from_bytes(data[at + 8 : at + 16], "little") for at in blocks]
     return [(at, at + HEADER_BYTES + size) for at, size in zip(blocks, sizes, strict=True)]
 
@@ -125,7 +153,22 @@ def damaged(rng: random.Random, of: list[Seed]) -> bytes:
             if at + HEADER_BYTES <= len(data):
                 check = fnv1a32(bytes(data[at : at + HEADER_BYTES - 4]))
                 struct.pack_into("<I", data, at + HEADER_BYTES - 4, check)
+                _sign_packed(data, at)
     return bytes(data)
+
+
+def _sign_packed(data: bytearray, at: int) -> None:
+    """What is packed has a check of its own."""
+    size = int.from_bytes(data[at + 8 : at + 16], "little")
+    start, end = at + HEADER_BYTES, at + HEADER_BYTES + size
+    if data[at + 4] != BlockType.PACKED or size < PACKED_HEADER.size or end > len(data):
+        return
+    covered = bytes(data[start : start + 16] + data[start + PACKED_HEADER.size : end])
+    covered += bytes(8 - len(covered) % 8)
+    value = 0xCBF29CE484222325
+    for (word,) in struct.iter_unpack("<Q", covered):
+        value = (value ^ word) * 0x100000001B3 & (1 << 64) - 1
+    struct.pack_into("<Q", data, start + 16, value)
 
 
 def _other_number(rng: random.Random, data: bytearray) -> bytearray:
@@ -161,6 +204,9 @@ def fuzz_report(rng: random.Random) -> None:
         json.dumps(records(capture, counts), allow_nan=False)
         for chunk in text_report(capture):
             assert chunk.replace("\n", "").isprintable()
+        for line in pokes.lines(capture, limit=3):
+            assert line.isprintable(), line
+        json.dumps(pokes.records(capture), allow_nan=False)
         _report_calls(rng, capture)
         _report_more(rng, capture)
 
