@@ -19,7 +19,7 @@ VERBS = {
     "report": "print what a capture holds: calls per function, or ftrace's text lines",
     "top": "watch the functions of a process live: calls, times, quantiles",
     "query": "ask a capture in SQL (DuckDB): one of its own queries, or yours",
-    "export": "write a capture as flame graph, for Perfetto, speedscope, pprof, as Parquet",
+    "export": "write a capture as flame graph, for Perfetto, speedscope, pprof, Parquet, OTLP",
     "tracers": "list the tracers, or those that a running recording can switch to",
     "switch": "let a running recording go over to another tracer, or pause it",
     "filter": "read or change what a running recording traces",
@@ -49,6 +49,11 @@ class _About(TypedDict):
 
 class UsageError(Exception):
     """The command line makes no sense; the message is one line."""
+
+
+def needs_exits(file: str, option: str) -> UsageError:
+    """What to raise where an option is given for a capture of entries alone."""
+    return UsageError(f"{option} needs exits, and {file} holds none: record with -t function_graph")
 
 
 class VerbParser(argparse.ArgumentParser):
