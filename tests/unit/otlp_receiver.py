@@ -32,6 +32,22 @@ def attributes(pairs: list[KeyValue]) -> dict[str, object]:
     return found
 
 
+def nesting(spans: list[Span]) -> list[str]:
+    """Every span as PARENT/NAME, in order."""
+    by_id = {span.span_id: span for span in spans}
+    assert len(by_id) == len(spans)
+    found = []
+    for span in spans:
+        parent = by_id.get(span.parent_span_id)
+        assert bool(parent) == bool(span.parent_span_id)
+        if parent:
+            assert parent.trace_id == span.trace_id
+            assert parent.start_time_unix_nano <= span.start_time_unix_nano
+            assert parent.end_time_unix_nano >= span.end_time_unix_nano
+        found.append(f"{parent.name if parent else ''}/{span.name}")
+    return found
+
+
 class Receiver:
     """Listens on loopback as long as the `with` block lasts.
 

@@ -14,7 +14,7 @@ import pytest
 from captures import GET, SET, UNKNOWN, Ring
 from exports import IN, OUT, US
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from otlp_receiver import Receiver, attributes
+from otlp_receiver import Receiver, attributes, nesting
 
 from textpoke._errors import SpansNotSent
 from textpoke._version import __version__
@@ -66,22 +66,6 @@ def calls_of(spans: list[Span]) -> list[tuple[int, str, int, int]]:
     ]
 
 
-def nesting(spans: list[Span]) -> list[str]:
-    """Every span as PARENT/NAME, in order."""
-    by_id = {span.span_id: span for span in spans}
-    assert len(by_id) == len(spans)
-    found = []
-    for span in spans:
-        parent = by_id.get(span.parent_span_id)
-        assert bool(parent) == bool(span.parent_span_id)
-        if parent:
-            assert parent.trace_id == span.trace_id
-            assert parent.start_time_unix_nano <= span.start_time_unix_nano
-            assert parent.end_time_unix_nano >= span.end_time_unix_nano
-        found.append(f"{parent.name if parent else ''}/{span.name}")
-    return found
-
-
 @pytest.mark.parametrize("part", exports.PARTS)
 @pytest.mark.parametrize("batch", [1, 3, 512])
 def test_every_call_is_a_span(
@@ -128,7 +112,8 @@ def test_nothing_is_sent_of_a_capture_with_short_calls(path: Path) -> None:
 
 
 def test_attributes(path: Path) -> None:
-    receiver = received(exports.graph(path))
+    command = ["redis-server", "--port", "7777", "", ""]  # what a title leaves behind it
+    receiver = received(exports.graph(path, command=command))
     spans = receiver.spans()
     assert attributes(spans[2].attributes) == {
         "code.function.name": "inflate",

@@ -207,13 +207,21 @@ def _about(source: Source) -> dict[str, Any]:
         "process.pid": source.pid,
         "process.executable.name": source.program,
         "process.executable.path": encodable(meta.exe),
-        "process.command_args": [encodable(word) for word in meta.command],
+        "process.command_args": _words(meta.command),
         "textpoke.tracer": meta.tracer,
         "textpoke.capture": encodable(os.path.basename(capture.path)),
         "textpoke.events_lost": source.lost,
         "textpoke.time_known": source.decoder.clock.known,
     }
     return {**found, "textpoke.cut_off": capture.cut_off} if capture.cut_off else found
+
+
+def _words(command: Sequence[str]) -> list[str]:
+    # A program that writes a title over its arguments leaves many empty ones behind it.
+    words = [encodable(word) for word in command]
+    while words and not words[-1]:
+        words.pop()
+    return words
 
 
 class _Sender:
