@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import captures
@@ -268,6 +270,33 @@ def test_nobody_listens(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         f"textpoke: error: cannot send spans to http://127.0.0.1:{port}/v1/traces: Connection "
         "refused; start a collector there, or name another one with --endpoint\n"
     )
+
+
+def test_what_listens_speaks_no_http(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # for how long it is tried again
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    server.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        with exports.source(exports.graph(path)) as source, pytest.raises(SpansNotSent) as error:
+            otlp.send(source, 0, url)
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert "Connection aborted" in error.value.reason or "reset by peer" in error.value.reason
+
+
+def test_the_environment_has_no_url(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4317")
+    assert run(exports.graph(path), "--threshold", "1us") == 1
+    assert "localhost:4317/v1/traces: that is no URL" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("statuses", "taken"), [([404], 0), ([200, 400], 3)])

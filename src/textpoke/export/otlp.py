@@ -251,10 +251,15 @@ class _Sender:
 
     def _flush(self) -> None:
         self._answer = ""
+        reason = ""
         with _Heard() as heard:
-            if self._exporter.export(self._batch) != self._success:
-                reason = self._answer or heard.last or "it does not say why"
-                raise SpansNotSent(self.sent.endpoint, reason[:_MOST_REASON], self.sent.spans)
+            try:
+                taken = self._exporter.export(self._batch) == self._success
+            except OSError as exc:  # older SDKs let requests' errors through
+                taken, reason = False, str(exc)
+        if not taken:
+            reason = reason or self._answer or heard.first or "it does not say why"
+            raise SpansNotSent(self.sent.endpoint, reason[:_MOST_REASON], self.sent.spans)
         self.sent.spans += len(self._batch)
         self._batch.clear()
 
@@ -275,9 +280,10 @@ class _Sender:
 
 
 class _Heard(logging.Handler):
-    # The exporter tells its logger alone what went wrong; without a handler that would be printed.
+    # The exporter tells its logger alone what went wrong, and would print it without a handler.
+    # The first line has the cause; what follows says that trying again did not help.
 
-    last = ""
+    first = ""
 
     def __enter__(self) -> Self:
         logger = logging.getLogger(_LOGGER)
@@ -291,7 +297,7 @@ class _Heard(logging.Handler):
         logger.propagate = self._propagates
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.last = record.getMessage()
+        self.first = self.first or record.getMessage()
 
 
 def _with_path(endpoint: str | None) -> str | None:
@@ -304,7 +310,9 @@ def _with_path(endpoint: str | None) -> str | None:
 def _require_listener(endpoint: str) -> None:
     # The exporter would try for ten seconds, and not say what was wrong.
     url = urlsplit(endpoint)
-    host = url.hostname or ""
+    host = url.hostname
+    if not host:
+        raise SpansNotSent(endpoint, "that is no URL, as http://localhost:4318 is", 0)
     if url.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
         return  # names are known there, not here
     try:
