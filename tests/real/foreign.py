@@ -88,16 +88,12 @@ def pprof_top(profile: Path, sample: str) -> tuple[Counter[str], Counter[str]]:
 
 
 def chromium(page: Path) -> tuple[str, list[str]]:
-    """The page's document after five seconds of its time, and what it wrote to the console."""
+    """The page's document after twenty seconds of its time, and what it wrote to the console."""
     install("formats")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    options += ["--virtual-time-budget=20000", "--run-all-compositor-stages-before-draw"]
     with tempfile.TemporaryDirectory() as directory:
-        words = [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-        ]
-        words += ["--virtual-time-budget=5000", f"--user-data-dir={directory}", "--dump-dom"]
-        done = run(*words, page.as_uri(), env={**os.environ, "LC_ALL": "C.UTF-8"})
+        profile = f"--user-data-dir={directory}"
+        environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        done = run("chromium", *options, profile, "--dump-dom", page.as_uri(), env=environment)
     return done.stdout, _CONSOLE.findall(done.stderr)
