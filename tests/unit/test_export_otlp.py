@@ -273,7 +273,7 @@ def test_nobody_listens(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_listens_speaks_no_http(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")  # for how long it is tried again
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")  # for how long it is tried again
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
 

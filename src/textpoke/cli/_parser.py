@@ -19,7 +19,7 @@ VERBS = {
     "report": "print what a capture holds: calls per function, or ftrace's text lines",
     "top": "watch the functions of a process live: calls, times, quantiles",
     "query": "ask a capture in SQL (DuckDB): one of its own queries, or yours",
-    "export": "write a capture as flame graph, for Perfetto, speedscope, pprof, Parquet, OTLP",
+    "export": "write a capture as flame graph, for Perfetto, speedscope, pprof, as Parquet",
     "tracers": "list the tracers, or those that a running recording can switch to",
     "switch": "let a running recording go over to another tracer, or pause it",
     "filter": "read or change what a running recording traces",
