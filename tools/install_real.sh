@@ -20,6 +20,7 @@ packages_of() {
 	cmake) echo cmake ;;
 	debuggers) echo gdb linux-perf ;;
 	differential) echo gcc libc6-dev zlib1g-dev libzstd-dev libssl-dev python3 ;;
+	formats) echo chromium golang-go perl ;;
 	lighttpd) echo lighttpd wrk ;;
 	lua) echo lua5.4 ;;
 	mariadb) echo mariadb-server-core mariadb-client-core ;;

@@ -38,6 +38,7 @@
     |-- ExportError
     |   |-- NothingToExport    ValueError           .path .tracer
     |   |-- BadQuery           ValueError           .sql .problem
+    |   |-- SpansNotSent       ConnectionError      .endpoint .reason .sent
     |   `-- OutputExists       FileExistsError      .path
     |-- TraceExists                                 .pid .name
     |-- UnknownTracer          ValueError           .name .known
@@ -374,6 +375,20 @@ class BadQuery(ExportError, ValueError):
         super().__init__(f"{sql!r}: {first}; the table is `calls`, its columns: docs/formats.md")
         self.sql = sql
         self.problem = problem
+
+
+class SpansNotSent(ExportError, ConnectionError):
+    """Nobody at `endpoint` takes spans; `sent` were taken before."""
+
+    def __init__(self, endpoint: str, reason: str, sent: int) -> None:
+        done = f" after {sent:,} spans" if sent else ""
+        super().__init__(
+            f"cannot send spans to {endpoint}{done}: {reason}; "
+            "start a collector there, or name another one with --endpoint"
+        )
+        self.endpoint = endpoint
+        self.reason = reason
+        self.sent = sent
 
 
 class OutputExists(ExportError, FileExistsError):

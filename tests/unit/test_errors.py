@@ -34,6 +34,7 @@ from textpoke._errors import (
     NoSites,
     NoSuchTarget,
     NotPatchable,
+    SpansNotSent,
     TargetBusy,
     TargetError,
     TargetExited,
@@ -92,6 +93,8 @@ CASES: list[tuple[TextpokeError, type[Exception], list[str]]] = [
     (ControlUnsafe("/tmp/x", "mode 777"), PermissionError, ["/tmp/x", "mode 777"]),
     (ControlFailed("switch", "no tracer 'x'", "ValueError"), TextpokeError, ["no tracer 'x'"]),
     (ViewError("/tmp/perf-1.map", "no space", 28), OSError, ["/tmp/perf-1.map: no space"]),
+    (SpansNotSent("http://x", "refused", 0), ConnectionError, ["http://x: refused", "--endpoint"]),
+    (SpansNotSent("http://x", "busy", 512), ConnectionError, ["http://x after 512 spans: busy"]),
     (MissingLibrary("textual", "top"), ImportError, ["pip install 'textpoke[top]'"]),
 ]
 IDS = [f"{type(case[0]).__name__} {number}" for number, case in enumerate(CASES)]

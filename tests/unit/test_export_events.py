@@ -11,6 +11,7 @@ import exports
 import numpy as np
 import pytest
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as pb
+from read_back import Perfetto
 
 from textpoke.export import protobuf
 from textpoke.export import source as source_module
@@ -67,43 +68,8 @@ def test_chrome_with_a_hostile_name(path: Path) -> None:
     assert exports.HOSTILE.replace("\u2028", "\\u2028").replace("\n", "\\x0a") in names
 
 
-class Perfetto:
-    """A trace, read by Perfetto's own classes."""
-
-    def __init__(self, path: Path) -> None:
-        trace = pb.Trace.FromString(exports.exported(path, "perfetto"))
-        self.tracks: dict[int, pb.TrackDescriptor] = {}
-        self.names: dict[int, str] = {}
-        self.events: list[tuple[int, pb.TrackEvent]] = []
-        for packet in trace.packet:
-            assert packet.trusted_packet_sequence_id == 1
-            if packet.HasField("track_descriptor"):
-                self.tracks[packet.track_descriptor.uuid] = packet.track_descriptor
-            self.names |= {n.iid: n.name for n in packet.interned_data.event_names}
-            if packet.HasField("track_event"):
-                self.events.append((packet.timestamp - captures.START_NS, packet.track_event))
-
-    def calls(self) -> list[tuple[int, str, int, int]]:
-        """Slices in order of their begin, thread by thread."""
-        found: list[list] = []
-        stacks: dict[int, list[list]] = {}
-        for ts, event in self.events:
-            stack = stacks.setdefault(event.track_uuid, [])
-            if event.type == pb.TrackEvent.TYPE_SLICE_BEGIN:
-                tid = self.tracks[event.track_uuid].thread.tid
-                found.append([tid, self.names[event.name_iid], ts, None])
-                stack.append(found[-1])
-            elif event.type == pb.TrackEvent.TYPE_SLICE_END:
-                stack.pop()[3] = ts
-        assert not any(stacks.values())
-        return [tuple(call) for call in found]
-
-    def counter(self, name: str) -> list[tuple[int, float]]:
-        return [
-            (ts, event.counter_value or event.double_counter_value)
-            for ts, event in self.events
-            if self.tracks[event.track_uuid].name == name
-        ]
+def perfetto(path: Path) -> Perfetto:
+    return Perfetto(exports.exported(path, "perfetto"), captures.START_NS)
 
 
 @pytest.mark.parametrize("part", exports.PARTS)
@@ -112,14 +78,14 @@ def test_perfetto_has_all_calls_as_slices(
 ) -> None:
     monkeypatch.setattr(source_module, "PART", part)
     monkeypatch.setattr(source_module, "PIECE", part)
-    found = Perfetto(exports.graph(path))
+    found = perfetto(exports.graph(path))
     assert found.calls() == exports.NESTED
     notes = [event.debug_annotations for _, event in found.events if event.debug_annotations]
     assert [(note[0].name, note[0].bool_value) for note in notes] == [("unfinished", True)]
 
 
 def test_perfetto_tracks(path: Path) -> None:
-    found = Perfetto(exports.graph(path))
+    found = perfetto(exports.graph(path))
     process = found.tracks[1].process
     assert (process.pid, process.process_name) == (100, "redis-server")
     assert list(process.cmdline) == ["redis-server", "--port", "7777"]
@@ -131,17 +97,17 @@ def test_perfetto_tracks(path: Path) -> None:
 
 
 def test_perfetto_counts_calls_and_losses(path: Path) -> None:
-    found = Perfetto(exports.graph(path))
+    found = perfetto(exports.graph(path))
     assert found.counter("calls") == [(0, 7), (1_000_000, 0)]
     assert found.counter("events lost") == [(0, 0)]
     path.unlink()
-    assert Perfetto(exports.graph(path, exports.WITH_LOSS)).counter("events lost") == [
+    assert perfetto(exports.graph(path, exports.WITH_LOSS)).counter("events lost") == [
         (0, 0), (2_001, 7),
     ]  # fmt: skip
 
 
 def test_perfetto_without_exits_has_instants(path: Path) -> None:
-    found = Perfetto(exports.function(path))
+    found = perfetto(exports.function(path))
     assert found.calls() == []
     assert [
         (ts, found.names[event.name_iid])
@@ -156,7 +122,7 @@ def test_perfetto_without_exits_has_instants(path: Path) -> None:
 def test_an_address_without_a_site_is_unknown(path: Path) -> None:
     rows = [(0, captures.UNKNOWN, 1), (3, captures.UNKNOWN, 2)]
     exports.graph(path, [captures.Ring(rows)])
-    assert [call[1] for call in Perfetto(path).calls()] == ["[unknown]"]
+    assert [call[1] for call in perfetto(path).calls()] == ["[unknown]"]
     assert chrome(path)["traceEvents"][-1]["name"] == "[unknown]"
 
 

@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import gzip
-import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import captures
 import exports
-import jsonschema
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from read_back import speedscope_calls, speedscope_file
 
 from textpoke.export import source as source_module
 
-SCHEMA = Path(__file__).with_name("speedscope-schema.json")
+if TYPE_CHECKING:
+    from pathlib import Path
+
 MESSAGES = {
     "ValueType": "1:type 2:unit",
     "Label": "1:key 2:str",
@@ -38,30 +39,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def speedscope(path: Path) -> dict:
-    found = json.loads(exports.exported(path, "speedscope"))
-    jsonschema.validate(found, json.loads(SCHEMA.read_text()))
-    return found
-
-
-def calls_of(found: dict) -> list[tuple[int, str, int, int]]:
-    calls: list[list] = []
-    for profile in found["profiles"]:
-        stack: list[list] = []
-        last = profile["startValue"]
-        for event in profile["events"]:
-            assert event["at"] >= last
-            last = event["at"]
-            name = found["shared"]["frames"][event["frame"]]["name"]
-            if event["type"] == "O":
-                calls.append([int(profile["name"].rpartition("-")[2]), name, last, None])
-                stack.append(calls[-1])
-            else:
-                call = stack.pop()
-                assert call[1] == name
-                call[3] = last
-        assert not stack
-        assert last == profile["endValue"]
-    return [tuple(call) for call in calls]
+    return speedscope_file(exports.exported(path, "speedscope"))
 
 
 @pytest.mark.parametrize("part", exports.PARTS)
@@ -69,7 +47,7 @@ def test_speedscope_has_all_calls(path: Path, part: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(source_module, "PART", part)
     monkeypatch.setattr(source_module, "PIECE", part)
     found = speedscope(exports.graph(path))
-    assert calls_of(found) == exports.NESTED
+    assert speedscope_calls(found) == exports.NESTED
     assert [p["name"] for p in found["profiles"]] == ["redis-server-100", "bio-101"]
     assert {p["unit"] for p in found["profiles"]} == {"nanoseconds"}
 
@@ -86,7 +64,7 @@ def test_speedscope_without_exits_counts(path: Path) -> None:
 
 def test_speedscope_of_other_captures(tmp_path: Path) -> None:
     assert "7 events lost" in speedscope(exports.graph(tmp_path / "a", exports.WITH_LOSS))["name"]
-    assert len(calls_of(speedscope(exports.hostile(tmp_path / "b")))) == len(exports.NESTED)
+    assert len(speedscope_calls(speedscope(exports.hostile(tmp_path / "b")))) == len(exports.NESTED)
     assert speedscope(exports.graph(tmp_path / "c", []))["profiles"] == []
 
 

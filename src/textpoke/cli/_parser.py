@@ -51,6 +51,11 @@ class UsageError(Exception):
     """The command line makes no sense; the message is one line."""
 
 
+def needs_exits(file: str, option: str) -> UsageError:
+    """What to raise where an option is given for a capture of entries alone."""
+    return UsageError(f"{option} needs exits, and {file} holds none: record with -t function_graph")
+
+
 class VerbParser(argparse.ArgumentParser):
     """Parses the arguments of one verb; raises `UsageError` where argparse would exit.
 

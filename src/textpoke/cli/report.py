@@ -183,12 +183,6 @@ def _check_one_report(args: argparse.Namespace) -> None:
         raise _parser.UsageError(f"--by is for the table, not for --{chosen[0]}")
 
 
-def _needs_exits(args: argparse.Namespace, option: str) -> _parser.UsageError:
-    return _parser.UsageError(
-        f"{option} needs exits, and {args.file} holds none: record with -t function_graph"
-    )
-
-
 def _print_text(capture: Capture, console: Console, args: argparse.Namespace) -> None:
     from textpoke.callers import Callers
     from textpoke.calls import has_exits
@@ -201,7 +195,7 @@ def _print_text(capture: Capture, console: Console, args: argparse.Namespace) ->
         else:
             for name in (*_TEXT_ONLY, "depth"):
                 if getattr(args, name):
-                    raise _needs_exits(args, f"--{name.removesuffix('_us')}")
+                    raise _parser.needs_exits(args.file, f"--{name.removesuffix('_us')}")
             chunks = text(capture, symbol=callers.name)
         for lines in chunks:
             console.raw(lines)
@@ -248,7 +242,7 @@ def _print_edges(capture: Capture, console: Console, args: argparse.Namespace) -
     option = "callers" if args.callers else "callees"
     pattern: str = args.callers or args.callees
     if not has_exits(capture):
-        raise _needs_exits(args, f"--{option}")
+        raise _parser.needs_exits(args.file, f"--{option}")
     sort = args.sort or "total"
     if sort not in edges.EDGE_SORTS:
         raise _parser.UsageError(f"--{option} is sorted by one of {', '.join(edges.EDGE_SORTS)}")
@@ -294,7 +288,7 @@ def _print_tree(capture: Capture, console: Console, args: argparse.Namespace) ->
     from textpoke.report.tree import DEEPEST, call_tree, tree, tree_records
 
     if not has_exits(capture):
-        raise _needs_exits(args, "--tree")
+        raise _parser.needs_exits(args.file, "--tree")
     if args.json:  # objects in objects: programs do not like a thousand of them
         root = call_tree(capture, min(args.depth or DEEPEST, DEEPEST))
         found = {"cut_off": capture.cut_off, "tree": tree_records(capture, root)}
@@ -317,7 +311,7 @@ def _print_counts(capture: Capture, console: Console, args: argparse.Namespace) 
         _print_times(capture, console, args)
         return
     if args.sort not in (None, "calls"):
-        raise _needs_exits(args, f"--sort {args.sort}")
+        raise _parser.needs_exits(args.file, f"--sort {args.sort}")
     counts = count(capture)
     if args.json:
         console.json(records(capture, counts, limit=args.limit))

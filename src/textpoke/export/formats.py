@@ -69,6 +69,9 @@ FORMATS = {
     )
 }
 
+OTLP = "otlp"
+"""The one that is sent to somebody and no file: `otlp.send`."""
+
 
 def by_suffix(path: str) -> Format | None:
     """The format of a file by its name, the longest suffix first; None for an unknown one."""

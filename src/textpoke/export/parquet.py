@@ -9,6 +9,7 @@ import numpy as np
 
 from textpoke.calls import UNFINISHED
 from textpoke.optional import needed
+from textpoke.report.names import encodable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -99,7 +100,7 @@ def _numbered(pa: ModuleType, names: list[str]) -> tuple[NDArray[np.int32], Arra
 
 
 def _strings(pa: ModuleType, names: Iterable[str]) -> Array:
-    return pa.array([name.encode("utf-8", "replace").decode() for name in names], pa.string())
+    return pa.array([encodable(name) for name in names], pa.string())
 
 
 def _columns(

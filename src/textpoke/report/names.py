@@ -20,6 +20,11 @@ def escape(text: str) -> str:
     return "".join(char if char.isprintable() else _escaped(char) for char in text)
 
 
+def encodable(text: str) -> str:
+    """The text without what UTF-8 cannot hold: lone surrogates become question marks."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def file_name(text: str) -> str:
     """The text as a file name that is easy to type: nothing that does not print, no directory."""
     safe = "".join(char if char.isprintable() and char != "/" else "_" for char in text)
