@@ -316,6 +316,7 @@ class TopApp(App[None]):
         """Trace the selected function, or do not."""
         chosen = self.view.selected
         if chosen >= 0:
+            self.view.hold()  # its numbers change, and so does its place
             what = f"{self.model.functions[chosen]} {'on' if on else 'off'}"
             self._begin(self._change(what, lambda: self.source.switch(chosen, on=on)))
 
@@ -324,6 +325,7 @@ class TopApp(App[None]):
         chosen = self.view.selected
         if chosen < 0:
             return
+        self.view.hold()  # it is still selected when the box is closed
         details = Details(self.model, chosen)
         self.push_screen(details)
         self.run_worker(self._look_into(chosen, details))
