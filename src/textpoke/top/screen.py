@@ -45,7 +45,9 @@ _SLICE_S = 0.1
 _FIRST_S = 0.5
 _MESSAGE_S = 5.0
 _HINTS = "q quit  ? help  / search  s sort  Enter details  d off e on  t times  Spc pause"
-_PLAIN, _DIM = Style(), Style(dim=True)
+_SEARCH_HINTS = "Enter keep  Esc end  part of module!function, or a glob"
+_PLAIN, _DIM, _SPARK = Style(), Style(dim=True), Style(color="cyan", dim=True)
+_NO_PART = slice(0, 0)
 _TITLE, _SELECTED = Style(bold=True, underline=True), Style(reverse=True)
 
 
@@ -73,12 +75,17 @@ class Rows(Widget, can_focus=True):
         function = int(view.rows[place])
         on = function not in owner.source.off
         text = cells.line(owner.table, function, owner.model.functions[function], width, on=on)
-        selected = place == view.cursor
-        return self._strip(text, _SELECTED if selected else _PLAIN if on else _DIM)
+        if place == view.cursor or not on:
+            return self._strip(text, _SELECTED if place == view.cursor else _DIM)
+        return self._strip(text, _PLAIN, width.past)
 
-    def _strip(self, text: str, style: Style) -> Strip:
+    def _strip(self, text: str, style: Style, past: slice = _NO_PART) -> Strip:
+        """A line; what `past` takes of it in another colour, so that numbers stand out."""
         whole = self.rich_style + style
-        return Strip([Segment(text, whole)]).adjust_cell_length(self.size.width, whole)
+        colour = whole if self.app.no_color else whole + _SPARK
+        parts = ((text[: past.start], whole), (text[past], colour), (text[past.stop :], whole))
+        line = Strip([Segment(part, look) for part, look in parts if part])
+        return line.adjust_cell_length(self.size.width, whole)
 
 
 class TopApp(App[None]):
@@ -97,7 +104,7 @@ class TopApp(App[None]):
 
     ENABLE_COMMAND_PALETTE = False
     CSS = """
-    #title, #facts, #state { height: 1; }
+    #title, #facts, #state { height: auto; max-height: 2; }
     #foot { height: auto; max-height: 3; }
     #title { text-style: bold; }
     #search { display: none; height: 1; border: none; padding: 0; }
@@ -177,7 +184,8 @@ class TopApp(App[None]):
         self._facts.update(plain.facts(self.table))
         self._state.update(self._state_text())
         with_message = time.monotonic() < self._message_until
-        self._foot.update(self._message if with_message else _HINTS)
+        hints = _SEARCH_HINTS if self._search.display else _HINTS
+        self._foot.update(self._message if with_message else hints)
         self._rows.refresh()
 
     def say(self, text: str) -> None:
@@ -287,6 +295,7 @@ class TopApp(App[None]):
         line = self._search
         line.display = True
         line.focus()
+        self.show()
 
     def action_all(self) -> None:
         """End the search: show all functions that were called."""
@@ -306,6 +315,7 @@ class TopApp(App[None]):
         """Keep the search, go back to the functions."""
         self._search.display = False
         self._rows.focus()
+        self.show()
 
     def action_times(self) -> None:
         """Go over from times to calls alone, or back."""
