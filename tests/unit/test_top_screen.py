@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+from textual.events import Key
 from top_samples import FakeSource, sample, until
 
 from textpoke.top.dialogs import Details, Help
@@ -103,6 +104,23 @@ def test_search_filters_while_typing_and_escape_ends_it() -> None:
         assert "malloc" in shown(app)[1]
 
     drive(act)
+
+
+def test_what_is_typed_in_one_go_is_text_from_the_slash_on() -> None:
+    source = FakeSource()
+
+    async def act(app: TopApp, pilot: Pilot[None]) -> None:
+        for key in ("slash", *"dest", "slash", "enter", "d"):  # as a slow line brings it
+            app.post_message(Key(key, {"slash": "/", "enter": "\r"}.get(key, key)))
+        await until(pilot, lambda: app._search.value == "dest/" and not app._search.display)
+        for key in ("escape", "slash", *"getc", "enter", "d"):
+            app.post_message(Key(key, {"slash": "/", "enter": "\r", "escape": None}.get(key, key)))
+        await until(pilot, lambda: source.off)
+        assert (app.view.search, app.view.selected, source.off) == ("getc", 1, {1})
+        await pilot.press("enter", "slash", "escape", "slash", *"f")
+        assert app.view.search == "f"
+
+    drive(act, source)
 
 
 def test_d_and_e_switch_the_selected_function() -> None:

@@ -13,6 +13,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.app import App
 from textual.binding import Binding
+from textual.events import Key
 from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input, Static
@@ -122,13 +123,14 @@ class TopApp(App[None]):
         Binding("s", "sort"),
         Binding("r", "backwards"),
         *(Binding(str(i), f"sort('{name}')") for i, name in enumerate(SORTS, 1)),
-        Binding("slash", "search"),
-        Binding("escape", "all"),
+        # Before the next key is sent anywhere: what is typed in one go behind a slash is text.
+        Binding("slash", "search", priority=True),
+        Binding("escape", "all", priority=True),
+        Binding("enter", "enter", priority=True),
         Binding("space", "pause"),
         Binding("t", "times"),
         Binding("d", "switch(False)"),
         Binding("e", "switch(True)"),
-        Binding("enter", "details"),
         Binding("question_mark,h", "help"),
     ]
 
@@ -250,6 +252,23 @@ class TopApp(App[None]):
             return
         self.say(what)
 
+    async def on_event(self, event: events.Event) -> None:
+        """Take text of a search at once, so that a key behind it acts on what was found."""
+        if isinstance(event, Key) and not event.is_forwarded and self._takes(event):
+            self._search.replace(event.character or "", *self._search.selection)
+            self._look_for(self._search.value)
+        else:
+            await super().on_event(event)
+
+    def _takes(self, key: Key) -> bool:
+        """Is it text of a search? The line hears a while later that it has the focus."""
+        return self.focused is self._search and key.is_printable
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """A box has its own keys."""
+        del parameters
+        return action not in ("search", "all", "enter") or len(self.screen_stack) == 1
+
     def action_leave(self) -> None:
         """Quit."""
         self.exit()
@@ -292,29 +311,34 @@ class TopApp(App[None]):
 
     def action_search(self) -> None:
         """Open the line for the search."""
-        line = self._search
-        line.display = True
-        line.focus()
+        self._search.display = True
+        self.screen.set_focus(self._search)
         self.show()
 
     def action_all(self) -> None:
         """End the search: show all functions that were called."""
-        line = self._search
-        line.value = ""
-        line.display = False
-        self._rows.focus()
+        self._search.value = ""
         self.view.look_for("")
-        self.show()
+        self._close_search()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Search while it is typed."""
-        self.view.look_for(event.value.strip())
+        self._look_for(event.value)
+
+    def _look_for(self, text: str) -> None:
+        self.view.look_for(text.strip())
         self.show()
 
-    def on_input_submitted(self) -> None:
-        """Keep the search, go back to the functions."""
+    def action_enter(self) -> None:
+        """Keep the search; where none is typed, show what is known of the selected function."""
+        if self._search.display:
+            self._close_search()
+        else:
+            self._details()
+
+    def _close_search(self) -> None:
         self._search.display = False
-        self._rows.focus()
+        self.screen.set_focus(self._rows)
         self.show()
 
     def action_times(self) -> None:
@@ -330,8 +354,7 @@ class TopApp(App[None]):
             what = f"{self.model.functions[chosen]} {'on' if on else 'off'}"
             self._begin(self._change(what, lambda: self.source.switch(chosen, on=on)))
 
-    def action_details(self) -> None:
-        """Show what is known of the selected function."""
+    def _details(self) -> None:
         chosen = self.view.selected
         if chosen < 0:
             return

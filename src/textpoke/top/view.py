@@ -80,7 +80,7 @@ class View:
         self.rows = rows[self._order(table, rows)]
         self._follow()
         self._keep_in_sight()
-        if self._at_home:
+        if self._at_home and table.seconds:  # else the order means nothing yet
             self._follows = self.selected
 
     def _follow(self) -> None:
