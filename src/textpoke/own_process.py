@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import tempfile
 import threading
@@ -19,7 +20,7 @@ from textpoke.tracer import this_process
 from textpoke.tracer_names import GRAPH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from textpoke.one_trace import Trace
@@ -69,7 +70,7 @@ class OwnTrace(OwnCalls):
     def __enter__(self) -> Self:
         import_them(self._modules)
         try:
-            with self._said("looking for functions"), contextlib.ExitStack() as stack:
+            with self._at_work("looking for functions"), contextlib.ExitStack() as stack:
                 target = stack.enter_context(
                     this_process(ring_bytes=self._ring_bytes, rings=_RINGS)
                 )
@@ -105,7 +106,7 @@ class OwnTrace(OwnCalls):
             return
         is_ours = trace.target.agent.is_ours  # else a forked child leaves: all is its parent's
         try:
-            with self._said(f"putting {self.functions:,} functions back, reading calls"):
+            with self._at_work(f"putting {self.functions:,} functions back, reading calls"):
                 self._stack.__exit__(exc_type, exc, traceback)
                 if is_ours:
                     self._take(trace.lost, self._lines)
@@ -115,10 +116,21 @@ class OwnTrace(OwnCalls):
         if self._failure is not None and exc_type is None:
             raise self._failure
 
-    def _said(self, text: str) -> contextlib.AbstractContextManager[None]:
-        """Who waits for long is told for what."""
-        self._doing = text
-        return waiting.said(lambda: self._doing, self._progress)
+    @contextlib.contextmanager
+    def _at_work(self, text: str) -> Iterator[None]:
+        """Who waits for long is told for what.
+
+        Hundreds of thousands of objects are made and none of them is garbage: looking for some
+        would take a sixth of the time, and more in a process with many objects of its own.
+        """
+        self._doing, collects = text, gc.isenabled()
+        gc.disable()
+        try:
+            with waiting.said(lambda: self._doing, self._progress):
+                yield
+        finally:
+            if collects:
+                gc.enable()
 
     def _made(self, target: Target) -> Trace:
         chosen = [p for name in self._modules for p in patterns_of(name, target.modules)]
