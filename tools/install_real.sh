@@ -36,6 +36,7 @@ packages_of() {
 	sevenzip) echo 7zip ;;
 	sqlite) echo sqlite3 ;;
 	sqlite-suite) echo libsqlite3-tcl tcl ;;
+	tmux) echo tmux ;;
 	xz) echo xz-utils ;;
 	*) fail "no program $1" ;;
 	esac

@@ -84,6 +84,7 @@ class OwnCalls:
         self._file = ""
         self._since, self._until = 0, _FOR_EVER  # of the block, in TSC ticks
         self._result: _Result | None = None
+        self._remark = ""  # on lines of Python
 
     def _look(self) -> None:
         """Read what there is while it is recorded; nothing to do afterwards."""
@@ -91,6 +92,7 @@ class OwnCalls:
     def _take(self, lost: int, notes: LineNotes | None) -> None:
         with Capture(self._file) as capture:
             noted = notes.noted() if notes else {}
+            self._remark = notes.remark if notes else ""
             self._result = _read(capture, lost, noted, (self._since, self._until))
 
     def _forget_file(self) -> None:
@@ -192,10 +194,11 @@ class OwnCalls:
         body = "".join(_html_row(row, has_lines=has_lines) for row in rows[:_SHOWN])
         more = f" The first {_SHOWN} of {len(rows)} rows." if len(rows) > _SHOWN else ""
         lost = f" <b>{self.lost:,} events lost: all numbers are too small.</b>" if self.lost else ""
+        remark = f"<p>{html.escape(self._remark)}</p>" if self._remark else ""
         cells = "".join(f"<th>{title}</th>" for title in titles)
         return (
             f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
-            f"<p>{len(self):,} calls of native functions.{more}{lost}</p>"
+            f"<p>{len(self):,} calls of native functions.{more}{lost}</p>{remark}"
         )
 
 

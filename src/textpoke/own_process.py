@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import tempfile
 import threading
 from typing import TYPE_CHECKING, Self
 
+from textpoke import waiting
 from textpoke._errors import TextpokeError
 from textpoke._native import lib
 from textpoke.own_calls import OwnCalls
@@ -18,7 +20,7 @@ from textpoke.tracer import this_process
 from textpoke.tracer_names import GRAPH
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from textpoke.one_trace import Trace
@@ -50,12 +52,14 @@ class OwnTrace(OwnCalls):
         lines: bool,
         depth: int,
         ring_bytes: int,
+        progress: Callable[[str], None] | None,
     ) -> None:
         super().__init__()
         self.functions = 0
         self._include, self._exclude, self._modules = include, exclude, modules
         self._tracer, self._depth, self._ring_bytes = tracer, depth, ring_bytes
         self._lines = LineNotes() if lines else None
+        self._progress, self._doing = progress, ""
         self._stack = contextlib.ExitStack()
         self._trace: Trace | None = None
         self._one_at_a_time = threading.Lock()
@@ -66,11 +70,13 @@ class OwnTrace(OwnCalls):
     def __enter__(self) -> Self:
         import_them(self._modules)
         try:
-            with contextlib.ExitStack() as stack:
+            with self._at_work("looking for functions"), contextlib.ExitStack() as stack:
                 target = stack.enter_context(
                     this_process(ring_bytes=self._ring_bytes, rings=_RINGS)
                 )
-                self._trace = stack.enter_context(self._made(target))
+                made = self._made(target)
+                self._doing = f"switching {len(made.chosen):,} functions on"
+                self._trace = stack.enter_context(made)
                 self._stack = stack.pop_all()
         except BaseException:
             self._forget_file()
@@ -100,14 +106,31 @@ class OwnTrace(OwnCalls):
             return
         is_ours = trace.target.agent.is_ours  # else a forked child leaves: all is its parent's
         try:
-            self._stack.__exit__(exc_type, exc, traceback)
-            if is_ours:
-                self._take(trace.lost, self._lines)
+            with self._at_work(f"putting {self.functions:,} functions back, reading calls"):
+                self._stack.__exit__(exc_type, exc, traceback)
+                if is_ours:
+                    self._take(trace.lost, self._lines)
         finally:
             if is_ours:
                 self._forget_file()
         if self._failure is not None and exc_type is None:
             raise self._failure
+
+    @contextlib.contextmanager
+    def _at_work(self, text: str) -> Iterator[None]:
+        """Who waits for long is told for what.
+
+        Hundreds of thousands of objects are made and none of them is garbage: looking for some
+        would take a sixth of the time, and more in a process with many objects of its own.
+        """
+        self._doing, collects = text, gc.isenabled()
+        gc.disable()
+        try:
+            with waiting.said(lambda: self._doing, self._progress):
+                yield
+        finally:
+            if collects:
+                gc.enable()
 
     def _made(self, target: Target) -> Trace:
         chosen = [p for name in self._modules for p in patterns_of(name, target.modules)]
@@ -153,6 +176,7 @@ def trace(
     lines: bool = False,
     depth: int = 0,
     ring_bytes: int = RING_BYTES,
+    progress: Callable[[str], None] | None = None,
 ) -> OwnTrace:
     """Trace native functions of the calling process while a `with` block runs.
 
@@ -172,6 +196,9 @@ def trace(
             lines of `modules` themselves: it is the line that called them that is told.
         depth: Calls below each other that are followed; 0 for all.
         ring_bytes: Bytes of events that a thread can record between two looks, 20 ms.
+        progress: Told by a thread of its own what is being done when that takes longer than a
+            second, as with tens of thousands of functions. None: stderr is, where it is a terminal
+            or a notebook's.
 
     Returns:
         A context manager; its results are `OwnCalls`.
@@ -190,6 +217,7 @@ def trace(
         lines=lines,
         depth=depth,
         ring_bytes=ring_bytes,
+        progress=progress or waiting.to_somebody(),
     )
 
 

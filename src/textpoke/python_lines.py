@@ -72,7 +72,7 @@ class LineNotes:
         self.skip: tuple[str, ...] = (_HERE,)
         self.why_not = ""
         self.dropped = 0
-        self._left = most
+        self._most = self._left = most
         self._notes: dict[int, _Notes] = {}
         self._own = threading.local()
         self._is_on = False
@@ -103,6 +103,18 @@ class LineNotes:
         else:
             threading.settrace(None)
         sys.settrace(None)
+
+    @property
+    def remark(self) -> str:
+        """What is missing, why, and what to do about it; "" where nothing is."""
+        if self.why_not:
+            return f"no line of Python was seen: {self.why_not}; trace without that tool"
+        if self.dropped:
+            return (
+                f"{self.dropped:,} lines of Python were not noted: more than {self._most:,} came; "
+                "calls below them stand at an earlier line; trace less at a time"
+            )
+        return ""
 
     def noted(self) -> dict[int, Noted]:
         """What was noted, by thread id of the kernel."""

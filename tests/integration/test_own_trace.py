@@ -91,6 +91,21 @@ def test_every_function_of_a_package_and_threads() -> None:
     assert all(module.endswith(".so") for module in modules)
 
 
+def test_progress_is_told_what_takes_long_and_the_collector_is_as_it_was() -> None:
+    assert run("""
+        import gc
+        from textpoke import waiting
+        waiting.said.__wrapped__.__defaults__ = (0.0,)
+        told, states = [], [gc.isenabled()]
+        for turn in range(2):
+            with textpoke.trace(modules=["numpy.random"], progress=told.append) as t:
+                states.append(gc.isenabled())
+            states.append(gc.isenabled())
+            gc.disable()
+        print(json.dumps([states, len(told), any("putting" in text for text in told)]))
+    """) == [[True, True, True, False, False], 4, True]
+
+
 def test_data_frames_and_html() -> None:
     assert run("""
         with textpoke.trace("libz!deflate", lines=True) as t:

@@ -46,6 +46,7 @@ def test_lines_come_in_order_and_a_return_is_the_callers_line_again() -> None:
     assert texts(noted) == [*lines, ("outer", 3)]
     assert not np.any(np.diff(noted.tsc.astype(np.int64)) < 0)
     assert sys.gettrace() is None
+    assert notes.remark == ""
 
 
 def test_the_function_that_begins_is_seen_too() -> None:
@@ -88,6 +89,7 @@ def test_a_debugger_keeps_its_place() -> None:
     finally:
         sys.settrace(None)
     assert "settrace is taken" in notes.why_not
+    assert notes.remark.startswith("no line of Python was seen: sys.settrace is taken")
     assert notes.noted() == {}
 
 
@@ -98,6 +100,7 @@ def test_too_many_lines_are_counted_and_left_out() -> None:
     notes.stop()
     assert sum(len(noted.tsc) for noted in notes.noted().values()) == 3
     assert notes.dropped > 5
+    assert f"{notes.dropped:,} lines of Python were not noted: more than 3 came" in notes.remark
 
 
 def test_code_that_is_skipped_stands_at_the_line_that_called_it() -> None:

@@ -6,13 +6,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from top_samples import FakeSource
+from textual.events import Key
+from top_samples import FakeSource, sample, until
 
 from textpoke.top.dialogs import Details, Help
-from textpoke.top.model import Function, Model
+from textpoke.top.model import Function, Model, Sample
 from textpoke.top.screen import Rows, TopApp
 from textpoke.top.view import View
 
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from textual.pilot import Pilot
-
-_PATIENCE_S = 30.0
 
 
 def drive(
@@ -41,13 +41,6 @@ def drive(
     return app
 
 
-async def until(pilot: Pilot[None], true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
-    while not true():
-        assert time.monotonic() < deadline
-        await pilot.pause(0.02)
-
-
 def shown(app: TopApp) -> list[str]:
     """The lines of functions, titles first."""
     rows = app.screen_stack[0].query_one(Rows)
@@ -62,7 +55,10 @@ def text(app: TopApp) -> str:
 def test_functions_that_were_called_are_shown(size: tuple[int, int]) -> None:
     async def act(app: TopApp, _pilot: Pilot[None]) -> None:
         lines = shown(app)
-        assert len(lines) == size[1] - 3 - app.query_one("#foot").size.height
+        others = (
+            app.query_one(name).size.height for name in ("#title", "#facts", "#state", "#foot")
+        )
+        assert len(lines) == size[1] - sum(others)
         assert "CALLSv" in lines[0]
         assert ["malloc" in lines[1], "getCommand" in lines[2]] == [True, True]
         assert "setCommand" in lines[3]
@@ -110,6 +106,23 @@ def test_search_filters_while_typing_and_escape_ends_it() -> None:
     drive(act)
 
 
+def test_what_is_typed_in_one_go_is_text_from_the_slash_on() -> None:
+    source = FakeSource()
+
+    async def act(app: TopApp, pilot: Pilot[None]) -> None:
+        for key in ("slash", *"dest", "slash", "enter", "d"):  # as a slow line brings it
+            app.post_message(Key(key, {"slash": "/", "enter": "\r"}.get(key, key)))
+        await until(pilot, lambda: app._search.value == "dest/" and not app._search.display)
+        for key in ("escape", "slash", *"getc", "enter", "d"):
+            app.post_message(Key(key, {"slash": "/", "enter": "\r", "escape": None}.get(key, key)))
+        await until(pilot, lambda: source.off)
+        assert (app.view.search, app.view.selected, source.off) == ("getc", 1, {1})
+        await pilot.press("enter", "slash", "escape", "slash", *"f")
+        assert app.view.search == "f"
+
+    drive(act, source)
+
+
 def test_d_and_e_switch_the_selected_function() -> None:
     source = FakeSource()
 
@@ -124,6 +137,41 @@ def test_d_and_e_switch_the_selected_function() -> None:
         foot = app.query_one("#foot")
         await until(pilot, lambda: "somebody else has changed it" in str(foot.render()))
         assert not source.off
+
+    drive(act, source)
+
+
+@dataclass
+class Switchable(FakeSource):
+    """What is off is not called."""
+
+    at: dict[int, int] = field(default_factory=dict)
+
+    def sample(self) -> Sample:
+        self.samples += 1
+        for function, calls in self.calls.items():
+            if function not in self.off:
+                self.at[function] = self.at.get(function, 0) + calls
+        return sample(time.monotonic(), self.at)
+
+
+def test_the_cursor_stays_on_the_function_that_is_switched_and_on_every_sort() -> None:
+    functions = [Function("prog", f"f{i:02}") for i in range(60)]
+    source = Switchable(functions=functions, calls={i: 1000 - i for i in range(60)})
+
+    async def act(app: TopApp, pilot: Pilot[None]) -> None:
+        assert app.view.selected == 0
+        await pilot.press("d")  # with nothing moved: as the screen begins
+        await until(pilot, lambda: app.table.rate[0] == 0)
+        assert (app.view.selected, app.view.cursor) == (0, 59)
+        assert " off " in shown(app)[-1]
+        for key in "12345678r":
+            await pilot.press(key)
+            assert app.view.selected == 0
+        await pilot.press("1", "e")
+        await until(pilot, lambda: app.table.rate[0] > 0)
+        await until(pilot, lambda: app.view.cursor == 0)
+        assert app.view.selected == 0
 
     drive(act, source)
 

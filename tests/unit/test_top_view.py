@@ -84,10 +84,50 @@ def test_the_function_that_was_chosen_stays_selected() -> None:
     found.step(sample(2.0, {0: 10, 1: 500, 2: 40}), FUNCTIONS)
     view.update(found.table, found.functions)
     assert (view.selected, view.cursor) == (1, 0)
-    view.home()
-    found.step(sample(3.0, {0: 900, 1: 501, 2: 50}), FUNCTIONS)
-    view.update(found.table, found.functions)
-    assert (view.selected, view.cursor) == (0, 0)
+
+
+def many(rates: dict[int, int]) -> tuple[Model, list[Function]]:
+    """A model of a thousand functions called ten times, but some so often."""
+    functions = [Function("big", f"f{i:05}") for i in range(1000)]
+    found = Model(1.0)
+    found.step(sample(0.0, {}), functions)
+    found.step(sample(1.0, dict.fromkeys(range(1000), 10) | rates), functions)
+    return found, functions
+
+
+@pytest.mark.parametrize("home", [False, True])
+def test_at_the_top_the_function_stays_selected_while_it_is_in_sight(home: bool) -> None:
+    found, functions = many({7: 900, 8: 800})
+    view = view_of(found, sort="calls")
+    if home:
+        view.move(50)
+        view.home()
+        view.update(found.table, functions)
+    assert view.selected == 7
+    found.step(sample(2.0, dict.fromkeys(range(1000), 20) | {7: 910, 8: 1800}), functions)
+    view.update(found.table, functions)
+    assert (view.selected, view.cursor, view.top) == (7, 1, 0)
+    view.sort_by("function")
+    view.update(found.table, functions)
+    assert (view.selected, view.cursor, view.top) == (7, 7, 0)
+    view.sort_by("function")
+    view.update(found.table, functions)
+    assert (view.selected, view.cursor, view.top) == (999, 0, 0)
+
+
+def test_a_function_that_is_held_stays_selected_out_of_sight() -> None:
+    found, functions = many({7: 900})
+    view = view_of(found, sort="calls")
+    view.hold()
+    for name in (*SORTS, *SORTS[::-1]):
+        view.sort_by(name)
+        view.update(found.table, functions)
+        assert view.selected == 7
+        assert 7 in view.shown
+    found.step(sample(2.0, dict.fromkeys(range(1000), 20) | {7: 900}), functions)
+    view.sort_by("avg")
+    view.update(found.table, functions, keep={7})
+    assert (view.selected, view.cursor) == (7, 999)  # switched off, say
 
 
 def test_the_selected_row_is_in_sight() -> None:

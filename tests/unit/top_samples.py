@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,12 +15,27 @@ from textpoke.profile_rows import BUCKETS, bucket_of
 from textpoke.top.model import Function, Model, Sample
 from textpoke.top.stretch import Neighbours, Share
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from textual.pilot import Pilot
+
+PATIENCE_S = 30.0
+
 FUNCTIONS = [
     Function("prog", "setCommand"),
     Function("prog", "getCommand"),
     Function("libc.so.6", "malloc"),
     Function("libc.so.6", "free"),
 ]
+
+
+async def until(pilot: Pilot[None], true: Callable[[], object]) -> None:
+    """Let a screen go on until something is true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        await pilot.pause(0.02)
 
 
 def sample(at_s: float, calls: dict[int, int], ticks: int = 100, **facts: float) -> Sample:
@@ -38,6 +54,97 @@ def model(calls: dict[int, int], seconds: float = 1.0) -> Model:
     found.step(sample(0.0, {}), FUNCTIONS)
     found.step(sample(seconds, calls), FUNCTIONS)
     return found
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a function does in a made-up second.
+
+    Attributes:
+        calls: In its busiest second.
+        ticks: Of most calls.
+        period: Seconds from one busiest second to the next; 0: all are the same.
+        self_percent: Of its time.
+        timed: Times are known.
+    """
+
+    calls: int
+    ticks: int
+    period: int = 0
+    self_percent: int = 100
+    timed: bool = True
+
+    def calls_before(self, second: int) -> int:
+        if not self.period:
+            return self.calls * second
+        return sum(self._calls_in(past) for past in range(second))
+
+    def _calls_in(self, second: int) -> int:
+        return self.calls * abs(2 * (second % self.period) - self.period) // self.period
+
+
+BUSY = {
+    Function("redis-server", "aeProcessEvents"): Work(1_310, 1_700_000, 23, 1),
+    Function("redis-server", "readQueryFromClient"): Work(61_200, 12_300, 17, 12),
+    Function("redis-server", "processCommand"): Work(61_200, 4_100, 17, 40),
+    Function("redis-server", "setCommand"): Work(30_600, 2_150, 17, 22),
+    Function("redis-server", "getCommand"): Work(30_599, 890, 17, 35),
+    Function("redis-server", "lookupKeyReadWithFlags"): Work(91_800, 240, 17),
+    Function("redis-server", "siphash"): Work(153_000, 44, 17),
+    Function("redis-server", "clusterCron"): Work(10, 9_400),
+    Function("redis-server", "serverCron"): Work(10, 3_100_000, 60, 3),
+    Function("libc.so.6", "malloc"): Work(1_234_567, 31, 11),
+    Function("libc.so.6", "free"): Work(1_230_001, 19, 11),
+    Function("libc.so.6", "epoll_wait"): Work(1_310, 520_000_000, 23),
+    Function("libc.so.6", "pthread_cond_wait@@GLIBC_2.3.2"): Work(1, 2_500_000_000),
+    Function(
+        "libstdc++.so.6.0.33",
+        "std::__cxx11::basic_string<char, std::char_traits<char>, "
+        "std::allocator<char> >::_M_replace(unsigned long, unsigned long, char const*, "
+        "unsigned long)",
+    ): Work(820, 150, 9),
+    Function("libjemalloc-of-a-very-long-name.so.2", "je_arena_tcache_fill_small"): Work(99, 77, 5),
+    Function("[vdso]", "__vdso_clock_gettime"): Work(700_000, 21),
+    Function("redis-server", "coroutine_entry"): Work(42, 100, 0, 100, timed=False),
+    Function("redis-server", "never_called"): Work(0, 0),
+}
+"""A server at work, with what is hard to show: long names, times from ns to s, no times."""
+
+
+@dataclass(frozen=True)
+class Day:
+    """Samples of a made-up server, second after second: always the same ones."""
+
+    work: dict[Function, Work]
+    facts: dict[str, int] = field(default_factory=dict)
+
+    def sample(self, second: int) -> Sample:
+        work = list(self.work.values())
+        calls = np.array([each.calls_before(second) for each in work], np.int64)
+        chosen = np.flatnonzero(calls)
+        buckets = np.zeros((len(chosen), BUCKETS), np.uint32)
+        timed, total, own = np.zeros((3, len(work)), np.int64)
+        for line, place in enumerate(chosen.tolist()):
+            each, count = work[place], int(calls[place])
+            if not each.timed:
+                continue
+            slow = count // 40  # so that a p99 differs from a p50
+            buckets[line, bucket_of(each.ticks)] = count - slow
+            buckets[line, bucket_of(each.ticks * 9)] += slow
+            timed[place], total[place] = count, (count + 8 * slow) * each.ticks
+            own[place] = total[place] * each.self_percent // 100
+        return Sample(
+            float(second),
+            chosen,
+            calls[chosen],
+            timed[chosen],
+            total[chosen],
+            own[chosen],
+            buckets,
+            cost_ns=61e6 * second,
+            cpu_ns=934_000_000 * second,
+            **self.facts,
+        )
 
 
 @dataclass

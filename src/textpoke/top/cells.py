@@ -42,6 +42,12 @@ class Widths:
     function: int
     module: int
 
+    @property
+    def past(self) -> slice:
+        """Where the sparkline stands in a line."""
+        begin = _NUMBER + _GAP
+        return slice(begin, begin + self.spark)
+
 
 def widths(columns: int) -> Widths:
     """Share out a screen of so many columns."""
@@ -80,9 +86,15 @@ def line(table: Table, row: int, function: Function, width: Widths, *, on: bool 
 def _names(function: str, module: str, width: Widths) -> list[str]:
     cells = [cut(function, width.function)]
     if width.module:
-        short = module if len(module) <= width.module else f"{module[: width.module - 1]}…"
-        cells = [cells[0].ljust(width.function), short]
+        cells = [cells[0].ljust(width.function), _short(module, width.module)]
     return cells
+
+
+def _short(module: str, width: int) -> str:
+    """A module without its version, as filters take it, where there is no room for it."""
+    if len(module) > width:
+        module = module.partition(".so")[0] or module
+    return module if len(module) <= width else f"{module[: width - 1]}…"
 
 
 def cut(text: str, width: int) -> str:

@@ -59,7 +59,7 @@ class Dialog(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         """The text, in a box."""
         with VerticalScroll() as box:
-            box.border_subtitle = "Esc: back"
+            box.border_subtitle = "Down: more  Esc: back"
             yield Static(self.text(), markup=False)
 
     def text(self) -> str:

@@ -13,6 +13,7 @@ from rich.segment import Segment
 from rich.style import Style
 from textual.app import App
 from textual.binding import Binding
+from textual.events import Key
 from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input, Static
@@ -45,7 +46,9 @@ _SLICE_S = 0.1
 _FIRST_S = 0.5
 _MESSAGE_S = 5.0
 _HINTS = "q quit  ? help  / search  s sort  Enter details  d off e on  t times  Spc pause"
-_PLAIN, _DIM = Style(), Style(dim=True)
+_SEARCH_HINTS = "Enter keep  Esc end  part of module!function, or a glob"
+_PLAIN, _DIM, _SPARK = Style(), Style(dim=True), Style(color="cyan", dim=True)
+_NO_PART = slice(0, 0)
 _TITLE, _SELECTED = Style(bold=True, underline=True), Style(reverse=True)
 
 
@@ -73,12 +76,17 @@ class Rows(Widget, can_focus=True):
         function = int(view.rows[place])
         on = function not in owner.source.off
         text = cells.line(owner.table, function, owner.model.functions[function], width, on=on)
-        selected = place == view.cursor
-        return self._strip(text, _SELECTED if selected else _PLAIN if on else _DIM)
+        if place == view.cursor or not on:
+            return self._strip(text, _SELECTED if place == view.cursor else _DIM)
+        return self._strip(text, _PLAIN, width.past)
 
-    def _strip(self, text: str, style: Style) -> Strip:
+    def _strip(self, text: str, style: Style, past: slice = _NO_PART) -> Strip:
+        """A line; what `past` takes of it in another colour, so that numbers stand out."""
         whole = self.rich_style + style
-        return Strip([Segment(text, whole)]).adjust_cell_length(self.size.width, whole)
+        colour = whole if self.app.no_color else whole + _SPARK
+        parts = ((text[: past.start], whole), (text[past], colour), (text[past.stop :], whole))
+        line = Strip([Segment(part, look) for part, look in parts if part])
+        return line.adjust_cell_length(self.size.width, whole)
 
 
 class TopApp(App[None]):
@@ -97,7 +105,7 @@ class TopApp(App[None]):
 
     ENABLE_COMMAND_PALETTE = False
     CSS = """
-    #title, #facts, #state { height: 1; }
+    #title, #facts, #state { height: auto; max-height: 2; }
     #foot { height: auto; max-height: 3; }
     #title { text-style: bold; }
     #search { display: none; height: 1; border: none; padding: 0; }
@@ -115,13 +123,14 @@ class TopApp(App[None]):
         Binding("s", "sort"),
         Binding("r", "backwards"),
         *(Binding(str(i), f"sort('{name}')") for i, name in enumerate(SORTS, 1)),
-        Binding("slash", "search"),
-        Binding("escape", "all"),
+        # Before the next key is sent anywhere: what is typed in one go behind a slash is text.
+        Binding("slash", "search", priority=True),
+        Binding("escape", "all", priority=True),
+        Binding("enter", "enter", priority=True),
         Binding("space", "pause"),
         Binding("t", "times"),
         Binding("d", "switch(False)"),
         Binding("e", "switch(True)"),
-        Binding("enter", "details"),
         Binding("question_mark,h", "help"),
     ]
 
@@ -177,7 +186,8 @@ class TopApp(App[None]):
         self._facts.update(plain.facts(self.table))
         self._state.update(self._state_text())
         with_message = time.monotonic() < self._message_until
-        self._foot.update(self._message if with_message else _HINTS)
+        hints = _SEARCH_HINTS if self._search.display else _HINTS
+        self._foot.update(self._message if with_message else hints)
         self._rows.refresh()
 
     def say(self, text: str) -> None:
@@ -242,6 +252,23 @@ class TopApp(App[None]):
             return
         self.say(what)
 
+    async def on_event(self, event: events.Event) -> None:
+        """Take text of a search at once, so that a key behind it acts on what was found."""
+        if isinstance(event, Key) and not event.is_forwarded and self._takes(event):
+            self._search.replace(event.character or "", *self._search.selection)
+            self._look_for(self._search.value)
+        else:
+            await super().on_event(event)
+
+    def _takes(self, key: Key) -> bool:
+        """Is it text of a search? The line hears a while later that it has the focus."""
+        return self.focused is self._search and key.is_printable
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """A box has its own keys."""
+        del parameters
+        return action not in ("search", "all", "enter") or len(self.screen_stack) == 1
+
     def action_leave(self) -> None:
         """Quit."""
         self.exit()
@@ -284,28 +311,35 @@ class TopApp(App[None]):
 
     def action_search(self) -> None:
         """Open the line for the search."""
-        line = self._search
-        line.display = True
-        line.focus()
+        self._search.display = True
+        self.screen.set_focus(self._search)
+        self.show()
 
     def action_all(self) -> None:
         """End the search: show all functions that were called."""
-        line = self._search
-        line.value = ""
-        line.display = False
-        self._rows.focus()
+        self._search.value = ""
         self.view.look_for("")
-        self.show()
+        self._close_search()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Search while it is typed."""
-        self.view.look_for(event.value.strip())
+        self._look_for(event.value)
+
+    def _look_for(self, text: str) -> None:
+        self.view.look_for(text.strip())
         self.show()
 
-    def on_input_submitted(self) -> None:
-        """Keep the search, go back to the functions."""
+    def action_enter(self) -> None:
+        """Keep the search; where none is typed, show what is known of the selected function."""
+        if self._search.display:
+            self._close_search()
+        else:
+            self._details()
+
+    def _close_search(self) -> None:
         self._search.display = False
-        self._rows.focus()
+        self.screen.set_focus(self._rows)
+        self.show()
 
     def action_times(self) -> None:
         """Go over from times to calls alone, or back."""
@@ -316,14 +350,15 @@ class TopApp(App[None]):
         """Trace the selected function, or do not."""
         chosen = self.view.selected
         if chosen >= 0:
+            self.view.hold()  # its numbers change, and so does its place
             what = f"{self.model.functions[chosen]} {'on' if on else 'off'}"
             self._begin(self._change(what, lambda: self.source.switch(chosen, on=on)))
 
-    def action_details(self) -> None:
-        """Show what is known of the selected function."""
+    def _details(self) -> None:
         chosen = self.view.selected
         if chosen < 0:
             return
+        self.view.hold()  # it is still selected when the box is closed
         details = Details(self.model, chosen)
         self.push_screen(details)
         self.run_worker(self._look_into(chosen, details))

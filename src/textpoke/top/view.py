@@ -43,7 +43,8 @@ class View:
     cursor: int = 0
     top: int = 0
     height: int = 20
-    _follows: int = -1  # the function that stays selected, wherever it goes; -1: the place stays
+    _follows: int = -1  # the function that stays selected; -1: whatever is first
+    _at_home: bool = True  # the screen stays at its top, and follows nothing out of sight
     _lower: list[str] = field(default_factory=list)
     _ranks: dict[str, NDArray[np.int64]] = field(
         default_factory=lambda: {name: np.empty(0, np.int64) for name in NAMES}
@@ -77,20 +78,32 @@ class View:
             chosen = self._matching()
         rows = np.flatnonzero(chosen)
         self.rows = rows[self._order(table, rows)]
-        if self._follows >= 0:
-            found = np.flatnonzero(self.rows == self._follows)
-            self.cursor = int(found[0]) if len(found) else self.cursor
+        self._follow()
         self._keep_in_sight()
+        if self._at_home and table.seconds:  # else the order means nothing yet
+            self._follows = self.selected
+
+    def _follow(self) -> None:
+        found = np.flatnonzero(self.rows == self._follows)
+        place = int(found[0]) if len(found) else -1
+        if self._at_home:
+            self.cursor = place if 0 <= place < self.height else 0
+        elif place >= 0:
+            self.cursor = place
 
     def move(self, rows: int) -> None:
         """Select another row; that function then stays selected."""
         self.cursor += rows
         self._keep_in_sight()
-        self._follows = self.selected
+        self.hold()
+
+    def hold(self) -> None:
+        """The function that is selected stays selected, wherever it goes."""
+        self._follows, self._at_home = self.selected, False
 
     def home(self) -> None:
-        """Select the first row, whatever function it is from now on."""
-        self.cursor, self._follows = 0, -1
+        """Select the first function; when it leaves the first screen, again the first."""
+        self.cursor, self._follows, self._at_home = 0, -1, True
         self._keep_in_sight()
 
     def end(self) -> None:
