@@ -38,7 +38,12 @@ test-c: build/sanitize/build.ninja ## the C unit tests alone
 	$(BIN)/meson test -C build/sanitize --print-errorlogs --quiet
 
 test-python: build proof-library ## the Python tests alone (make test-python ARGS='tests/unit -k name')
+ifdef ARGS
 	$(BIN)/python -m pytest -p no:cacheprovider $(ARGS)
+else
+	$(BIN)/python -m pytest -p no:cacheprovider -n auto tests/unit tests/proof
+	$(BIN)/python -m pytest -p no:cacheprovider tests/integration tests/stress
+endif
 
 test-real: build ## real programs, and Redis's and CPython's own tests under toggling (needs root and apt)
 	@test $(SUITES) = full || echo "SUITES=$(SUITES): few of Redis's own tests; left out: $(LONG), which take half an hour, and $(LARGE), which are large packages"

@@ -394,14 +394,14 @@ def test_real_thread_id(running: Callable[..., int]) -> None:
 @pytest.mark.parametrize(
     ("state", "reason", "value"),
     [
-        ("traced", "debugger", f"(pid {os.getpid()}) traces"),
+        ("traced", "debugger", "(pid {own}) traces"),
         ("seccomp", "seccomp", "mode 1 (strict)"),
     ],
 )
 def test_real_states(state: str, reason: str, value: str, running: Callable[..., int]) -> None:
     pid = running(state)
     time.sleep(0.05)  # seccomp starts after "ready"
-    assert_unsupported(reason, value, pid)
+    assert_unsupported(reason, value.format(own=os.getpid()), pid)
 
 
 def test_real_stopped_process(running: Callable[..., int]) -> None:
