@@ -96,7 +96,8 @@ def _shares(shares: Sequence[Share], width: int) -> Iterator[str]:
     if not shares:
         yield "  nothing that is traced"
     for share in shares[:_MOST_SHARES]:
-        average = share.total_ns / share.calls if share.calls else float("nan")
+        # Calls that have not ended have no time.
+        average = share.total_ns / share.calls if share.total_ns else float("nan")
         name = cells.cut(share.name, max(width - 28, 12))
         yield f"{share.calls:>10,}  {cells.time(average):>6} each  {name}"
     if len(shares) > _MOST_SHARES:
