@@ -126,3 +126,12 @@ def test_pictures_are_whole_and_shown() -> None:
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert root.findtext("{http://www.w3.org/2000/svg}title")
         assert f":file: images/{picture.name}\n" in text
+
+
+def test_every_page_is_in_the_contents() -> None:
+    index = (ROOT / "docs/index.md").read_text("utf-8")
+    trees = re.findall(r"```\{toctree\}\n(.*?)```", index, re.DOTALL)
+    entries = [line for tree in trees for line in tree.splitlines() if line and line[0] != ":"]
+    listed = {re.sub(r".*<(.*)>", r"\1", entry) for entry in entries}
+    written = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    assert {name for name in listed if "/" not in name} == written
