@@ -33,7 +33,7 @@ from textpoke.poke import MODES, Outcome, Poke, Request
 from textpoke.unload import Removal, let_frames_go, remove, remove_remains
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from textpoke.model import Mapping, Module
 
@@ -328,7 +328,8 @@ def _restore(
 
 def _put_back_what_came_back(agent: Agent, known: list[KnownSite]) -> None:
     """A debugger that had its breakpoint over our patch has put that patch back since."""
-    back = [s for s in known if not s.patched and _held(agent, s) == s.current != s.original]
+    undone = [s for s in known if not s.patched and s.current != s.original]
+    back = [site for site, held in _all_held(agent, undone) if held == site.current]
     if back:
         run_request(agent, undo_request([replace(site, patched=True) for site in back]))
 
@@ -338,7 +339,8 @@ def _check_text(agent: Agent, known: list[KnownSite], report: DetachReport) -> b
     report.text = compare_text(agent)
     # A page that differs elsewhere (relocated text, another tool) was so before us.
     report.foreign = list(report.text.differing)
-    wrong = {s.address: held for s in known if (held := _held(agent, s)) != s.original and held}
+    held_now = _all_held(agent, known)
+    wrong = {s.address: held for s, held in held_now if held and held != s.original}
     covered = [s for s in known if s.address in wrong and _is_over(s, wrong[s.address])]
     report.residue += [
         f"{address:#x} does not hold its first bytes"
@@ -355,6 +357,34 @@ def _check_text(agent: Agent, known: list[KnownSite], report: DetachReport) -> b
 
 def _is_over(site: KnownSite, held: bytes) -> bool:
     return site.current != site.original and held == b"\xcc" + site.current[1:]
+
+
+def _all_held(agent: Agent, known: Sequence[KnownSite]) -> Iterator[tuple[KnownSite, bytes]]:
+    """What each site holds now, as `_held`: sites on pages that touch are read together."""
+    for run in _runs(known):
+        start, end = run[0].address, max(s.address + len(s.original) for s in run)
+        try:
+            data = agent.read(start, end - start)
+        except TargetExited:
+            raise
+        except TextpokeError:
+            data = b""
+        for site in run:
+            at = site.address - start
+            is_there = len(data) == end - start
+            yield site, data[at : at + len(site.original)] if is_there else _held(agent, site)
+
+
+def _runs(known: Sequence[KnownSite]) -> Iterator[list[KnownSite]]:
+    run: list[KnownSite] = []
+    for site in sorted(known, key=lambda site: site.address):
+        far = run and site.address - run[-1].address > PAGE
+        if far or (run and site.address - run[0].address > _CHUNK):
+            yield run
+            run = []
+        run.append(site)
+    if run:
+        yield run
 
 
 def _held(agent: Agent, site: KnownSite) -> bytes:
