@@ -14,7 +14,7 @@
 #define LOCK_EX_NB 6
 #define LOCK_UN_NR 8
 #define EOWNERDEAD_NR 130
-#define ETIMEDOUT_NR 110
+#define EAGAIN_NR 11
 
 static int tool_is_gone(void)
 {
@@ -34,7 +34,7 @@ static int wait_for_answer(struct tp_wire *wire, uint32_t seq)
 		if (tool_is_gone())
 			return -EOWNERDEAD_NR;
 		if (tpa_ops.clock_ns(NULL) - start > LOOK_NS)
-			return -ETIMEDOUT_NR;
+			return -EAGAIN_NR; /* not -ETIMEDOUT: that is an agent that is silent */
 		sys6(__NR_futex, (long)&wire->looked_seq, FUTEX_WAIT, seen, (long)span, 0, 0);
 	}
 	return wire->look_result;

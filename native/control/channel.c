@@ -122,10 +122,13 @@ static bool answer_look(struct tp_wire *wire, struct tp_windows *windows)
 {
 	struct tp_poke *request = (struct tp_poke *)((char *)wire + TP_PAGE_BYTES);
 	uint32_t seq = __atomic_load_n(&wire->look_seq, __ATOMIC_SEQ_CST);
+	int result;
 
 	if (seq == __atomic_load_n(&wire->looked_seq, __ATOMIC_SEQ_CST))
 		return false;
-	wire->look_result = windows->count ? tp_look_at_threads(windows) : 0;
+	result = windows->count ? tp_look_at_threads(windows) : 0;
+	/* A parent in vfork does not stop. As the batch's result it would be an agent that is silent. */
+	wire->look_result = result == -ETIMEDOUT ? -EAGAIN : result;
 	for (uint64_t i = 0; windows->busy && i < windows->in->count; i++)
 		if (windows->in->busy[i])
 			request[i].outcome = TP_SITE_BUSY;

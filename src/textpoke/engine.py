@@ -157,39 +157,53 @@ def _run_choices(agent: Agent, request: Request, choices: list[Choice], how: _Ho
     done = Outcome()
     for i, choice in enumerate(choices):
         try:
-            outcome = _run_part(agent, request.part(choice.indexes), choice.mode, how)
+            part = _run_part(agent, request.part(choice.indexes), choice, how)
         except BaseException:
             if how.all_or_nothing:
                 undo = _How(False, room=how.room)  # what comes back may be several instructions
                 for earlier in choices[:i]:
                     there = [k for k in earlier.indexes if k not in done.left]
-                    _run_part(agent, request.reversed(there), earlier.mode, undo)
+                    _run_part(agent, request.reversed(there), earlier, undo)
             raise
-        left = tuple(choice.indexes[k] for k in outcome.left)
-        part = replace(outcome, choices=(choice,), left=left)
         done = done.plus(part) if i else part
     return done
 
 
-def _run_part(agent: Agent, request: Request, mode: Mode, how: _How) -> Outcome:
+def _run_part(agent: Agent, request: Request, choice: Choice, how: _How) -> Outcome:
+    """Run the batch of a choice; what it has left out is told by its positions in the whole."""
     wire, shared, layout = agent.wire, agent.shared, agent.layout
     if wire is None or shared is None or layout is None:
         raise AgentFailed("running a batch on a closed connection", errno.EBADF)
     if len(request.data) > layout.request_bytes:
         raise BatchRefused(error_text(lib.TP_ETOOMANY))
     start = lib.TP_PAGE_BYTES
-    shared[start : start + len(request.data)] = request.data
-    words = (len(request.pokes), how.flags(mode), *how.callbacks)
-    look = _Look(agent, request, leave_busy=how.leave_busy)
-    began = int(lib.tp_rdtsc())
-    code, hold_ns = _command(agent, lib.TP_CMD_BATCH, words, mode, look)
-    if agent.witnesses:
-        poked = Poked(request, began, int(lib.tp_rdtsc()), code < 0, look.left())
-        for witness in tuple(agent.witnesses):
-            witness(poked)
+    words = (len(request.pokes), how.flags(choice.mode), *how.callbacks)
+    for attempt in range(_STOPS):
+        shared[start : start + len(request.data)] = request.data
+        look = _Look(agent, request, leave_busy=how.leave_busy)
+        began = int(lib.tp_rdtsc())
+        code, hold_ns = _command(agent, lib.TP_CMD_BATCH, words, choice.mode, look)
+        if agent.witnesses:
+            poked = Poked(request, began, int(lib.tp_rdtsc()), code < 0, look.left())
+            for witness in tuple(agent.witnesses):
+                witness(poked)
+        if attempt == _STOPS - 1 or not _could_not_look(code, wire.outcome):
+            break
+        time.sleep(_STOP_PAUSE_S)
     if code < 0:
         raise _failure(agent.pid, -code, _copied(wire), request.pokes)
-    return replace(read_outcome(wire.outcome), hold_ns=hold_ns, left=look.left())
+    left = tuple(choice.indexes[k] for k in look.left())
+    return read_outcome(wire.outcome, hold_ns, (choice,), left)
+
+
+def _could_not_look(code: int, raw: Pointer) -> bool:
+    """A thread did not stop in time, as a parent does not in vfork: all is as it was before."""
+    return (
+        code == -errno.EAGAIN
+        and raw.phase < len(PHASES)
+        and PHASES[raw.phase] == "look"
+        and bool(raw.recovered)
+    )
 
 
 class _Look:
@@ -319,7 +333,7 @@ def _restore(
     code, hold_ns = _command(agent, lib.TP_CMD_RESTORE, words, choice.mode, look)
     if code < 0:
         raise _failure(agent.pid, -code, _copied(wire), ())
-    outcome = replace(read_outcome(wire.outcome), hold_ns=hold_ns, choices=(choice,))
+    outcome = read_outcome(wire.outcome, hold_ns, (choice,), ())
     return outcome, int(wire.args[0])
 
 

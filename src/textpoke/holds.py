@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import enum
 import errno
+from array import array
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from textpoke._native import ffi, lib
@@ -41,12 +43,12 @@ _WORD_BYTES = 8
 
 def words(numbers: Iterable[int]) -> bytes:
     """An array of uint64_t."""
-    return bytes(ffi.buffer(ffi.new("uint64_t[]", list(numbers))))
+    return array("Q", numbers).tobytes()
 
 
 def pairs(ranges: Iterable[tuple[int, int]]) -> bytes:
     """An array of ranges: start, end."""
-    return words(word for pair in ranges for word in pair)
+    return words(chain.from_iterable(ranges))
 
 
 def writable(maps: Iterable[Mapping]) -> list[tuple[int, int]]:

@@ -294,13 +294,26 @@ class Poked:
         return b"".join(data[start : start + RECORD.size] for start in starts)
 
 
-def read_outcome(raw: Pointer) -> Outcome:
-    """A Python copy of struct tp_outcome."""
-    numbers: dict[str, Any] = {name: int(getattr(raw, name)) for name in Outcome.__slots__[:10]}
+def read_outcome(
+    raw: Pointer, hold_ns: int, choices: tuple[Choice, ...], left: tuple[int, ...]
+) -> Outcome:
+    """A Python copy of struct tp_outcome, with what the tool knows besides (`Outcome`)."""
     return Outcome(
-        **numbers,
-        phase_ns={name: int(raw.phase_ns[i]) for i, name in enumerate(PHASES)},
-        undrained=bool(raw.undrained),
+        raw.sites,
+        raw.finished,
+        raw.syncs,
+        raw.writes,
+        raw.reads,
+        raw.pages,
+        raw.conflicts,
+        raw.traps,
+        raw.late_traps,
+        raw.total_ns,
+        dict(zip(PHASES, raw.phase_ns, strict=True)),
+        bool(raw.undrained),
+        hold_ns,
+        choices,
+        left,
     )
 
 

@@ -27,6 +27,7 @@ _PF_IO_WORKER, _PF_USER_WORKER = 0x10, 0x4000
 _GONE = (errno.ENOENT, errno.ESRCH)
 _KEPT_LINES = 4096
 _KEPT_MAPS = 4
+_READ_BYTES = 1 << 16
 _SYS_KCMP = 312
 _KCMP_VM = 1
 # Threads are read before every batch: what `thread_of` looks at, in the kernel's order.
@@ -45,8 +46,7 @@ def read_file(pid: int, name: str) -> bytes:
         AttachDenied: We may not read it.
     """
     try:
-        with open(f"{ROOT}/{pid}/{name}", "rb") as file:
-            return file.read()
+        return _content(f"{ROOT}/{pid}/{name}")
     except PermissionError as exc:
         cause = f"proc/{pid}/{name} is not readable for uid {os.geteuid()}; run textpoke as root"
         raise AttachDenied(pid, [cause]) from exc
@@ -54,6 +54,18 @@ def read_file(pid: int, name: str) -> bytes:
         if exc.errno in _GONE:
             raise NoSuchTarget(pid) from exc
         raise
+
+
+def _content(path: str) -> bytes:
+    # A hundred of these go into seven switches of a tracer: half the price of a file object.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = [os.read(fd, _READ_BYTES)]
+        while parts[-1]:
+            parts.append(os.read(fd, _READ_BYTES))
+        return b"".join(parts)
+    finally:
+        os.close(fd)
 
 
 def _read_of_memory(pid: int, name: str) -> bytes:

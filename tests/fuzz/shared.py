@@ -183,7 +183,7 @@ def fuzz_outcome(rng: random.Random) -> None:
     raw = ffi.new("struct tp_outcome *")
     data = change_words(rng, bytes(_LONG["tp_outcome"]), 16)
     ffi.memmove(raw, data, len(data))
-    poke.read_outcome(raw).as_dict()
+    poke.read_outcome(raw, 0, (), ()).as_dict()
     code = rng.choice((22, 14, lib.TP_EHANDLER, number(rng, 31)))
     error = engine._failure(1, code, raw, [poke.Poke(4096, b"\x90", b"\xcc", name="x")])
     assert str(error)
