@@ -36,6 +36,8 @@ _FNV_PRIME = 0x01000193
 _MAX_PAYLOAD_BYTES = 1 << 40
 """More than that in one block is garbage, not a capture that was cut off."""
 _MAX_PACKED_BYTES = PACKED_HEADER.size + 17 * MOST_PACKED_EVENTS
+_MAX_POKES_BYTES = 1 << 28
+"""More than four million pokes take, packed."""
 _MAX_JSON_BYTES = 64 << 20
 """Room for a million sites; parsed JSON takes up to twenty times its size in memory."""
 
@@ -58,7 +60,7 @@ HEAD_BYTES = HEADER_BYTES + PACKED_HEADER.size
 _MOST_BYTES = {
     BlockType.EVENTS: _MAX_PAYLOAD_BYTES,
     BlockType.PACKED: _MAX_PACKED_BYTES,
-    BlockType.POKES: _MAX_PAYLOAD_BYTES,
+    BlockType.POKES: _MAX_POKES_BYTES,
 }
 
 KEPT = "kept"
@@ -147,7 +149,7 @@ def parse_header(offset: int, head: bytes) -> Block | str:
             events = 0
         else:
             events, rest, zero, first_tsc, _ = PACKED_HEADER.unpack_from(head, HEADER_BYTES)
-            if not rest <= events <= MOST_PACKED_EVENTS or zero:
+            if not (events and rest <= events <= MOST_PACKED_EVENTS) or zero:
                 return f"a damaged header of packed events ({events}, {rest}, {zero})"
     start = offset + HEADER_BYTES
     return Block(

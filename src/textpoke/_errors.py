@@ -192,9 +192,11 @@ class ModuleUnavailable(SiteError, OSError):
 class UnknownFunction(SiteError, LookupError):
     """A pattern matches no site; `near` lists names that look like it."""
 
-    def __init__(self, pattern: str, near: Sequence[str] = ()) -> None:
+    def __init__(self, pattern: str, near: Sequence[str] = (), of: str = "") -> None:
         close = f"; close names: {', '.join(near)}" if near else ""
-        super().__init__(f"no function matches {pattern!r}{close}; list all: textpoke sites")
+        cure = "" if of else "; list all: textpoke sites"
+        what = f"no function that {of} matches" if of else "no function matches"
+        super().__init__(f"{what} {pattern!r}{close}{cure}")
         self.pattern = pattern
         self.near = list(near)
 

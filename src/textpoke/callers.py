@@ -95,6 +95,14 @@ class Callers:
             self._known[address] = self._find(address)
         return self._known[address]
 
+    def place(self, address: int) -> str | None:
+        """`module+0x12`, in ELF addresses; None where no module is."""
+        index = self._module_at(address)
+        if index is None:
+            return None
+        module, bias, _ = self._modules[index]
+        return f"{module}+{address - bias:#x}"
+
     def _find(self, address: int) -> str | None:
         index = self._module_at(address)
         if index is None:

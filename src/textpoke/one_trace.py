@@ -368,6 +368,7 @@ class Trace:
             self._abandon()
             raise
         self.switched_on = time.perf_counter()
+        self.note({"switched_on": int(lib.tp_rdtsc())})
         self.timings_ms = {
             "plan": (planned - started) * 1e3,
             "open": (ready - planned) * 1e3,

@@ -8,10 +8,12 @@ import html
 import linecache
 import os
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from textpoke._errors import UnknownFunction
 from textpoke.calls import all_calls
 from textpoke.capture import Capture
 from textpoke.decode import Clock
@@ -114,10 +116,17 @@ class OwnCalls:
         return len(self._found().site)
 
     def calls(self, pattern: str = "*") -> int:
-        """How many calls there were of the functions that 'GLOB' or 'MODULE!GLOB' chooses."""
+        """How many calls there were of the functions that 'GLOB' or 'MODULE!GLOB' chooses.
+
+        Raises:
+            UnknownFunction: It chooses none of those that were traced; 0 calls would be no answer.
+        """
         found = self._found()
         wanted = Pattern(pattern)
         sites = [i for i, (m, f) in enumerate(found.functions) if wanted.chooses(m, f, f)]
+        if not sites and pattern != "*":
+            names = [f"{m}!{f}" for m, f in found.functions]
+            raise UnknownFunction(pattern, get_close_matches(pattern, names), "was traced")
         return int(np.isin(found.site % len(found.functions), sites).sum())
 
     def columns(self) -> dict[str, NDArray[Any]]:

@@ -121,8 +121,12 @@ class CallsTable:
             BadQuery: DuckDB does not understand it.
         """
         sql = NAMED[query].sql if query in NAMED else query
+        if sql.strip().isidentifier():
+            raise BadQuery(query, f"no query has that name; there are {', '.join(NAMED)}")
         try:
             found = self._connection.execute(sql)
+            if found is None:
+                raise BadQuery(query, "there is no statement")
             return Rows([column[0] for column in found.description or ()], found.fetchall())
         except self._error as exc:
             raise BadQuery(query, str(exc)) from exc

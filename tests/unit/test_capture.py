@@ -274,6 +274,7 @@ def test_how_a_cut_off_capture_is_described(small: Path) -> None:
         (FILE_HEADER + block(2, b"12345"), "5 bytes are not a whole number of events"),
         (FILE_HEADER + block(7, b"12345"), "a length of 5 bytes for a block of PACKED"),
         (FILE_HEADER + block(7, b"\x01\0\0\0\x02" + b"\0" * 19), "a damaged header of packed"),
+        (FILE_HEADER + block(7, b"\0" * 24), "a damaged header of packed events (0, 0, 0)"),
         (FILE_HEADER + block(7, b"\xff\xff" + b"\0" * 22), "a damaged header of packed"),
         (FILE_HEADER + block(2, b""), "starts with EVENTS, not META"),
         (FILE_HEADER + block(1, b"{")[:47] + b"x{", "a damaged block header (check 0x"),

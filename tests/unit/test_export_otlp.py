@@ -356,7 +356,7 @@ def test_without_exits_there_are_no_spans(path: Path, capsys: pytest.CaptureFixt
     assert run(exports.function(path)) == 2
     assert capsys.readouterr().err == (
         f"textpoke: error: -f otlp needs exits, and {path} holds none: "
-        "record with -t function_graph\n"
+        "record with -t function_graph, and functions that are called\n"
     )
 
 

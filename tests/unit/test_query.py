@@ -78,6 +78,8 @@ def test_the_command(path: Path, capsys) -> None:
     assert main(["query", str(path), "SELECT 0.5 AS half, NULL AS none", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row == {"half": "0.5", "none": None}
+    assert main(["query", str(path), sql, "--json", "-n", "2"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
     assert main(["query", str(path)]) == 0
     assert "hottest" in capsys.readouterr().out
 
@@ -87,6 +89,9 @@ def test_mistakes_are_one_line(path: Path, capsys, monkeypatch) -> None:
     err = capsys.readouterr().err
     assert "nosuch" in err
     assert err.count("\n") == 1
+    for wrong, told in (("hotest", "there are hottest, slowest"), ("", "there is no statement")):
+        assert main(["query", str(path), wrong]) == 2
+        assert told in capsys.readouterr().err
     assert main(["query", __file__, "hottest"]) == 1
     assert "not a textpoke capture" in capsys.readouterr().err
     assert left(path) == []

@@ -22,6 +22,13 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
 
+def _require_streams() -> None:
+    # A shell may have closed them (`>&-`): then nobody reads what is written.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for good
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error is one line on stderr.
 
@@ -31,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from textpoke.cli import _parser
 
     words = list(sys.argv[1:] if argv is None else argv)
+    _require_streams()
     try:
         code = _parser.run(words)
         sys.stdout.flush()

@@ -8,7 +8,7 @@ import io
 import os
 from typing import TYPE_CHECKING
 
-from textpoke.cli import _parser
+from textpoke.cli import _output, _parser
 
 if TYPE_CHECKING:
     import argparse
@@ -32,14 +32,14 @@ def write_html(capture: Capture, console: Console, args: argparse.Namespace) -> 
         raise _parser.UsageError("--html and --json are two reports: choose one")
     if tracer in _TABLES:
         raise _parser.UsageError(f"--html needs events: a capture of {tracer} holds none")
+    _output.require_another(args.html, args.file)
     if os.path.lexists(args.html) and not args.force:
         raise _parser.UsageError(f"{args.html} exists: -f replaces it")
     found = times(capture) if has_exits(capture) else None
     more = [("Flame graph", _flame_graph(capture))] if found else []
-    # Before there is a file to be left half.
-    pieces = list(html(capture, count(capture), found, more=more))
-    with open(args.html, "w" if args.force else "x", encoding="utf-8") as out:
-        out.writelines(pieces)
+    with _output.opened(args.html) as out:
+        for piece in html(capture, count(capture), found, more=more):
+            out.write(piece.encode("utf-8"))
     console.say(f"written: {escape(args.html)}")
 
 

@@ -53,7 +53,10 @@ class UsageError(Exception):
 
 def needs_exits(file: str, option: str) -> UsageError:
     """What to raise where an option is given for a capture of entries alone."""
-    return UsageError(f"{option} needs exits, and {file} holds none: record with -t function_graph")
+    return UsageError(
+        f"{option} needs exits, and {file} holds none: record with -t function_graph, "
+        "and functions that are called"
+    )
 
 
 class VerbParser(argparse.ArgumentParser):

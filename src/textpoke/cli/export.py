@@ -7,12 +7,11 @@ import argparse
 import contextlib
 import os
 import sys
-import tempfile
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from textpoke._errors import CaptureWrite, OutputExists
-from textpoke.cli import _parser
+from textpoke._errors import OutputExists
+from textpoke.cli import _output, _parser
 from textpoke.cli._console import Console, escape
 from textpoke.cli._progress import of_calls
 from textpoke.export.formats import FORMATS, OTLP, Format, by_suffix
@@ -132,7 +131,7 @@ def _run_otlp(args: argparse.Namespace) -> int:
         f"{sent.spans:,} spans sent to {escape(sent.endpoint)}, "
         f"{sent.below:,} calls took less than {span_text(threshold_ns)}"
     )
-    return 0
+    return 1 if sent.rejected and not sent.spans else 0
 
 
 def _endpoint(text: str) -> str:
@@ -166,8 +165,7 @@ def _check(args: argparse.Namespace, chosen: Format, output: str) -> None:
         if not chosen.is_text and sys.stdout.isatty():
             raise _parser.UsageError(f"{chosen.name} is not for a terminal: give a file with -o")
     elif os.path.exists(output):
-        if any(os.path.samefile(output, path) for path in (args.file, args.diff) if path):
-            raise _parser.UsageError(f"{output} is the capture itself: give another name with -o")
+        _output.require_another(output, args.file, args.diff)
         if os.path.isfile(output) and not args.force:
             raise OutputExists(output)
 
@@ -199,26 +197,8 @@ def _opened(output: str) -> Iterator[BinaryIO]:
     if output == _STDOUT:
         yield sys.stdout.buffer
         return
-    is_special = os.path.exists(output) and not os.path.isfile(output)
-    try:  # a pipe, a device: never replaced
-        with open(output, "wb") if is_special else _replaced(output) as file:
-            yield file
-    except OSError as exc:
-        raise CaptureWrite(output, exc.errno or 0) from exc
-
-
-@contextlib.contextmanager
-def _replaced(output: str) -> Iterator[BinaryIO]:
-    # A file of its own until it is whole: nobody finds half of one, and none stays of a failure.
-    directory, name = os.path.split(output)
-    fd, path = tempfile.mkstemp(prefix=f".{name}.", dir=directory or ".")
-    try:
-        with open(fd, "wb", buffering=1 << 20) as file:
-            yield file
-        os.replace(path, output)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+    with _output.opened(output) as file:
+        yield file
 
 
 def _tell(capture: Capture, counts: Counts, console: Console) -> None:

@@ -28,7 +28,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         help="SQL over the table `calls`, or the name of a query; without it: list those",
     )
     parser.add_argument(
-        "-n", "--limit", type=int, default=_SHOWN, metavar="N", help="rows shown (default: 40)"
+        "-n", "--limit", type=int, metavar="N", help="rows shown (default: 40; --json: all)"
     )
     _parser.add_json(parser)
     _parser.examples(
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from textpoke.queries import NAMED, CallsTable
 
     console = Console.from_args(args)
-    if args.limit < 0:
+    if args.limit is not None and args.limit < 0:
         raise _parser.UsageError(f"-n {args.limit}: give a number of rows, 0 for all")
     if args.query is None:
         for name, query in NAMED.items():
@@ -55,11 +55,12 @@ def run(args: argparse.Namespace) -> int:
     with CallsTable(args.file, of_calls(console)) as table:
         console.end_live()
         found = table.ask(args.query)
+    shown = args.limit if args.limit is not None else 0 if args.json else _SHOWN
+    rows = found.rows[: shown or None]
     if args.json:
-        plain = (map(_plain, row) for row in found.rows)
+        plain = (map(_plain, row) for row in rows)
         console.json([dict(zip(found.names, row, strict=True)) for row in plain])
         return 0
-    rows = found.rows[: args.limit or None]
     for line in _lines(found.names, rows):
         console.out(line)
     if len(rows) < len(found.rows):

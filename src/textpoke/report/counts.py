@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from textpoke.capture import Capture
-    from textpoke.decode import Events
+    from textpoke.decode import Clock, Events
 
+_MOST_TICKS = 1 << 63
 _EARLIEST_NS, _NEVER_NS = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
@@ -156,15 +157,25 @@ def count(capture: Capture) -> Counts:
     end = capture.end
     lost = sum(thread.lost for thread in threads)
     last_ns = int(everyone.last_ns.max(initial=0))
+    length_ns = decoder.clock.end_ns if end and decoder.clock.known else last_ns
     return Counts(
         threads=threads,
         everyone=everyone,
-        duration_ns=decoder.clock.end_ns if end and decoder.clock.known else last_ns,
+        duration_ns=max(length_ns - _switched_on_ns(capture, decoder.clock), 0),
         time_known=decoder.clock.known,
         lost=max(lost, end.lost) if end else lost,
         lost_no_ring=end.lost_no_ring if end else 0,
         others=together.others,
     )
+
+
+def _switched_on_ns(capture: Capture, clock: Clock) -> int:
+    """When all functions were on: planning and patching before that belong to no rate."""
+    for fields in capture.notes:
+        tsc = fields.get("switched_on")
+        if type(tsc) is int and 0 <= tsc < _MOST_TICKS:
+            return max(int(clock.ns(np.array([tsc], np.uint64))[0]), 0)
+    return 0
 
 
 def _count_thread(tid: int, chunks: Iterable[Events], together: _Sums) -> ThreadCounts:

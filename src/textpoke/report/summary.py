@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from textpoke.calls import tracers_of
 from textpoke.report.names import escape, program_name, thread_label
+from textpoke.tracer_names import FUNCTION, NOP
 
 if TYPE_CHECKING:
     from textpoke.capture import Capture
@@ -59,6 +61,8 @@ def notes(capture: Capture, counts: Counts) -> list[str]:
         )
         full = "old events were overwritten" if capture.meta.mode == "overwrite" else "rings full"
         lines.append(f"lost: {counts.lost:,}, {full}{f' ({per_thread})' if per_thread else ''}")
+        if tracers_of(capture) - {FUNCTION, NOP}:
+            lines.append("callers and depths behind a loss may be wrong: ends of calls are missing")
     overruns = capture.end.raw.get("overruns") if capture.end else None
     if type(overruns) is int and overruns > 0:
         lines.append(
