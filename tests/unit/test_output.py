@@ -60,10 +60,12 @@ def test_closed_streams_are_no_mistake(capture: Path, closed: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_recording_is_as_long_as_its_functions_were_on(tmp_path: Path) -> None:
+def test_rates_are_of_the_time_when_functions_were_on(tmp_path: Path) -> None:
     with captures.CaptureWriter(tmp_path / "y") as writer:
         writer.meta(captures.meta())
         writer.sites([], {"switched_on": captures.START_TSC + 1_500_000_000})
         writer.end(captures.end())
     with Capture(tmp_path / "y") as opened:
-        assert count(opened).duration_ns == 1_500_000_000
+        found = count(opened)
+    assert (found.duration_ns, found.on_ns) == (2_000_000_000, 500_000_000)
+    assert found.rate(3) == 2.0

@@ -109,6 +109,7 @@ class Counts:
         everyone: The calls of all threads together.
         duration_ns: From the first clock point to END's, or to the last event if the capture
             was cut off.
+        on_ns: When all functions were on.
         time_known: False when `duration_ns` and all times are really TSC ticks.
         lost: Events lost in rings: as END says, or as the blocks say if that is more.
         lost_no_ring: Events of threads without a ring.
@@ -122,6 +123,7 @@ class Counts:
     lost: int
     lost_no_ring: int
     others: int = 0
+    on_ns: int = 0
 
     @property
     def calls(self) -> int:
@@ -139,8 +141,13 @@ class Counts:
         return self.calls + self.unknown + self.others
 
     def rate(self, calls: int) -> float:
-        """Calls per second of the recording; 0 when it has no length."""
-        return calls * 1e9 / self.duration_ns if self.duration_ns > 0 else 0.0
+        """Calls per second of the time when functions were on; 0 when it has no length."""
+        return calls * 1e9 / self.traced_ns if self.traced_ns > 0 else 0.0
+
+    @property
+    def traced_ns(self) -> int:
+        """How long they were on: planning and patching belong to no rate."""
+        return max(self.duration_ns - self.on_ns, 0)
 
 
 def count(capture: Capture) -> Counts:
@@ -161,7 +168,8 @@ def count(capture: Capture) -> Counts:
     return Counts(
         threads=threads,
         everyone=everyone,
-        duration_ns=max(length_ns - _switched_on_ns(capture, decoder.clock), 0),
+        duration_ns=length_ns,
+        on_ns=_switched_on_ns(capture, decoder.clock),
         time_known=decoder.clock.known,
         lost=max(lost, end.lost) if end else lost,
         lost_no_ring=end.lost_no_ring if end else 0,
@@ -170,7 +178,7 @@ def count(capture: Capture) -> Counts:
 
 
 def _switched_on_ns(capture: Capture, clock: Clock) -> int:
-    """When all functions were on: planning and patching before that belong to no rate."""
+    """0 where the capture does not tell."""
     for fields in capture.notes:
         tsc = fields.get("switched_on")
         if type(tsc) is int and 0 <= tsc < _MOST_TICKS:

@@ -49,7 +49,7 @@ class Measured:
     """A capture's functions by name.
 
     Attributes:
-        duration_ns: Of the recording.
+        duration_ns: Of the recording, from when all functions were on.
         time_known: False when it and all times are really TSC ticks.
         has_times: Whether calls have durations.
         traced: All functions that could have been recorded, called or not.
@@ -82,7 +82,7 @@ def measured(capture: Capture, counts: Counts) -> Measured:
     names = [(site.module, site.function) for site in capture.meta.sites]
     if capture.meta.tracer == "profile":
         return _of_profile(capture, names)
-    found = Measured(counts.duration_ns, counts.time_known, has_exits(capture), set(names))
+    found = Measured(counts.traced_ns, counts.time_known, has_exits(capture), set(names))
     names.append(UNKNOWN)  # index -1
     if not found.has_times:
         for site, calls, _, _ in counts.everyone.rows():

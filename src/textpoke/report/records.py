@@ -38,6 +38,7 @@ def records(capture: Capture, counts: Counts, *, limit: int | None = None) -> di
         "cut_off": capture.cut_off,
         "start_realtime_ns": meta.clock.realtime_ns,
         "duration_ns": counts.duration_ns,
+        "on_ns": counts.on_ns,
         "time_known": counts.time_known,
         "hold_ns": end.hold_ns if end else None,
         "events": counts.events,
