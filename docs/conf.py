@@ -9,9 +9,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tools"))
 
-import reference_pages  # noqa: E402 - found by the line above
+import reference_pages  # noqa: E402 - tools/ is no package: found by the path above
 
-import textpoke  # noqa: E402 - likewise in order
+import textpoke  # noqa: E402 - imports stay sorted behind that one
 
 project = "textpoke"
 author = "the textpoke authors"

@@ -369,9 +369,9 @@ def _all_held(agent: Agent, known: Sequence[KnownSite]) -> Iterator[tuple[KnownS
             raise
         except TextpokeError:
             data = b""
+        is_there = len(data) == end - start
         for site in run:
             at = site.address - start
-            is_there = len(data) == end - start
             yield site, data[at : at + len(site.original)] if is_there else _held(agent, site)
 
 

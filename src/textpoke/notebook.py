@@ -12,6 +12,8 @@ from textpoke.own_process import trace
 from textpoke.tracer_names import FUNCTION, GRAPH
 
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from textpoke.own_process import OwnTrace
 
 _HELP = """
@@ -23,7 +25,7 @@ Trace the native functions that this cell runs, and show which line led to which
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
         """Raise instead of ending the kernel."""
         raise ValueError(message)
 

@@ -364,11 +364,11 @@ class Trace:
             ready = time.perf_counter()
             self.merged = self.target.merge(plan, self.mode)
             self._switch()
+            self.switched_on = time.perf_counter()
+            self.note({"switched_on": int(lib.tp_rdtsc())})  # a full disk must not leave it on
         except BaseException:
             self._abandon()
             raise
-        self.switched_on = time.perf_counter()
-        self.note({"switched_on": int(lib.tp_rdtsc())})
         self.timings_ms = {
             "plan": (planned - started) * 1e3,
             "open": (ready - planned) * 1e3,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pty
@@ -32,6 +33,7 @@ from observe import (
 
 import textpoke as api
 from textpoke import pokes
+from textpoke.capture_log import CaptureLog
 from textpoke.status import read_status
 
 if TYPE_CHECKING:
@@ -191,6 +193,20 @@ def test_every_poke_is_in_the_capture(counter: subprocess.Popen[str], output: Pa
     assert {poke.address: (poke.old, poke.new) for poke in on.pokes} == back
     stamps = [ticks[0], on.from_tsc, on.to_tsc, off.from_tsc, off.to_tsc, ticks[1]]
     assert stamps == sorted(stamps)
+
+
+def test_a_disk_that_fills_right_behind_the_first_batch_leaves_nothing_on(
+    counter: subprocess.Popen[str], output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise api.CaptureWrite(os.fspath(output), errno.ENOSPC)
+
+    monkeypatch.setattr(CaptureLog, "more_sites", full)
+    with untouched(counter), api.attach(counter.pid) as target:
+        with pytest.raises(api.CaptureWrite), target.trace(output=output):
+            pytest.fail("it has begun")
+        assert patched(counter.pid) == []
+    assert not output.exists()
 
 
 def test_excluded_functions_are_not_traced(counter: subprocess.Popen[str], output: Path) -> None:

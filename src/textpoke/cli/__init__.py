@@ -26,7 +26,7 @@ def _require_streams() -> None:
     # A shell may have closed them (`>&-`): then nobody reads what is written.
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for good
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - the process keeps it
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ def is_analysed(capture: Capture, args: argparse.Namespace) -> bool:
     if args.by in _TABLES:
         return True
     if tracer in _TABLES:
-        if _has_events(capture):  # it was switched over to another tracer
+        if _events(capture):  # it was switched over to another tracer
             return not (args.tree or args.text or args.by)
         if args.tree or args.text or args.by:
             raise _parser.UsageError(
@@ -42,15 +42,14 @@ def is_analysed(capture: Capture, args: argparse.Namespace) -> bool:
     return tracer == "blk" or (tracer in _LATENCY and not args.text)
 
 
-def _has_events(capture: Capture) -> bool:
-    return any(block.events for block in capture.events)
+def _events(capture: Capture) -> int:
+    return sum(block.events for block in capture.events)
 
 
 def other_tables(capture: Capture) -> Iterator[str]:
     """Lines about what a recording has brought besides: it was switched from tracer to tracer."""
-    own = capture.meta.tracer
-    if own in _TABLES and _has_events(capture):
-        count = sum(block.events for block in capture.events)
+    own, count = capture.meta.tracer, _events(capture)
+    if own in _TABLES and count:
         yield f"and {count:,} events of other tracers: textpoke report --by function"
     for table in _TABLES:
         if table != own and capture.end is not None and capture.end.raw.get(table):
