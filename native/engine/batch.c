@@ -106,11 +106,7 @@ static int check_tail(const struct tp_batch *batch, const struct tp_poke *poke,
 	/* A thread may stand inside of the new code when a failure takes it back. */
 	bool may_go_back = batch->all_or_nothing || batch->finish;
 
-	if (batch->mode == TP_MODE_STOP || any_mix_is_right(poke))
-		return 0;
-	if (batch->mode == TP_MODE_DIRECT)
-		return -TP_EDIRECT;
-	if (poke->flags & TP_POKE_ONE)
+	if (poke->flags & TP_POKE_ONE || any_mix_is_right(poke))
 		return 0;
 	if (is_one(old, poke->len) && (is_one(new, poke->len) || !may_go_back))
 		return 0;
@@ -204,7 +200,7 @@ static bool has_wrong_int3(const struct tp_batch *batch, const struct tp_poke *p
 	return !tp_is_permanent(poke) || (poke->new_[0] == TP_INT3 && batch->mode != TP_MODE_INT3);
 }
 
-/* During the window old and new are both right; prefer what the site is turning into. */
+/* Where threads trap, old and new are both right; prefer what the site is turning into. */
 static int choose_emulation(const struct tp_batch *batch, struct tp_poke *poke,
 			    const struct tp_insn *old, const struct tp_insn *new)
 {
@@ -216,8 +212,7 @@ static int choose_emulation(const struct tp_batch *batch, struct tp_poke *poke,
 		return error;
 	if (poke->handler)
 		chosen = &handler;
-	if (has_wrong_int3(batch, poke) ||
-	    (batch->mode == TP_MODE_INT3 && chosen->kind == TP_INSN_OTHER))
+	if (has_wrong_int3(batch, poke) || chosen->kind == TP_INSN_OTHER)
 		return -TP_EEMULATE;
 	poke->emulate = tp_pack_emulate(chosen);
 	poke->target = chosen->kind == TP_INSN_RET ? chosen->pops : chosen->target;
@@ -244,17 +239,16 @@ struct decided {
 
 /*
  * Five bytes each, and one instruction each, before and after: the same NOP, or the same branch to
- * another place. What the check of the tail has found of the last one then holds here too, where
- * threads trap; direct mode asks for more.
+ * another place. What the check of the tail has found of the last one then holds here too.
  */
-static bool emulate_as_branch(const struct tp_batch *batch, struct tp_poke *poke,
-			      const struct decided *last, bool same_old, bool same_new)
+static bool emulate_as_branch(struct tp_poke *poke, const struct decided *last, bool same_old,
+			      bool same_new)
 {
 	const struct tp_poke *other = last->poke;
 	const uint8_t *chosen = last->new.kind != TP_INSN_OTHER ? poke->new_ : poke->old;
 
-	if (batch->mode == TP_MODE_DIRECT || poke->len != TP_JMP_BYTES ||
-	    last->old.length != TP_JMP_BYTES || last->new.length != TP_JMP_BYTES ||
+	if (poke->len != TP_JMP_BYTES || last->old.length != TP_JMP_BYTES ||
+	    last->new.length != TP_JMP_BYTES ||
 	    !(same_old || is_same_branch(poke->old, other->old)) ||
 	    !(same_new || is_same_branch(poke->new_, other->new_)))
 		return false;
@@ -265,20 +259,31 @@ static bool emulate_as_branch(const struct tp_batch *batch, struct tp_poke *poke
 	return true;
 }
 
+/* Of the same length and kind, and nobody sends a trapped thread on: only the bytes may differ. */
+static bool is_same_sort(const struct tp_poke *poke, const struct tp_poke *other)
+{
+	return poke->len == other->len && !(poke->handler | other->handler) &&
+	       !((poke->flags ^ other->flags) & ~TP_POKE_ALIKE);
+}
+
+static bool is_alike(const struct tp_poke *poke, const struct tp_poke *other)
+{
+	return is_same_sort(poke, other) && tp_same_field(poke->old, other->old) &&
+	       tp_same_field(poke->new_, other->new_);
+}
+
 /* Neighbours are often alike, thousands of NOPs for one: decide once for all of them. */
-static bool emulate_like(const struct tp_batch *batch, struct tp_poke *poke,
-			 const struct decided *last)
+static bool emulate_like(struct tp_poke *poke, const struct decided *last)
 {
 	const struct tp_poke *other = last->poke;
 	bool same_old, same_new;
 
-	if (!other || poke->len != other->len || (poke->handler | other->handler) ||
-	    ((poke->flags ^ other->flags) & ~TP_POKE_ALIKE))
+	if (!other || !is_same_sort(poke, other))
 		return false;
 	same_old = tp_same_field(poke->old, other->old);
 	same_new = tp_same_field(poke->new_, other->new_);
 	if (!same_old || !same_new)
-		return emulate_as_branch(batch, poke, last, same_old, same_new);
+		return emulate_as_branch(poke, last, same_old, same_new);
 	poke->flags |= TP_POKE_ALIKE;
 	poke->emulate = other->emulate;
 	poke->target = other->target;
@@ -318,6 +323,24 @@ static bool is_known(struct cursor *cursor, const struct tp_poke *poke)
 	return true;
 }
 
+/* Nobody is to be sent on, so nothing need be decoded; one store must do it in direct mode. */
+static int check_without_traps(const struct tp_batch *batch, struct cursor *cursor,
+			       struct tp_poke *poke)
+{
+	const struct tp_poke *last = cursor->last.poke;
+
+	cursor->last.poke = poke;
+	poke->emulate = TP_INSN_OTHER;
+	poke->target = 0;
+	if (last && is_alike(poke, last)) {
+		poke->flags |= TP_POKE_ALIKE;
+		return 0;
+	}
+	if (has_wrong_int3(batch, poke))
+		return -TP_EEMULATE;
+	return batch->mode == TP_MODE_STOP || any_mix_is_right(poke) ? 0 : -TP_EDIRECT;
+}
+
 static int check_poke(const struct tp_engine *engine, const struct tp_batch *batch,
 		      struct cursor *cursor, struct tp_poke *poke)
 {
@@ -338,13 +361,16 @@ static int check_poke(const struct tp_engine *engine, const struct tp_batch *bat
 	cursor->end = poke->addr + poke->len;
 	if (!is_known(cursor, poke))
 		return -TP_EKNOWN;
+	cursor->must_arm |= poke->handler && tp_is_permanent(poke);
+	if (batch->mode != TP_MODE_INT3 && !tp_heads(poke))
+		return check_without_traps(batch, cursor, poke);
 	if (tp_heads(poke)) {
 		cursor->last.poke = NULL;
 		cursor->tails_differ |= tp_tail_differs(poke) || tp_old_heads(poke);
 		cursor->must_look |= tp_old_heads(poke) != 0;
 		return choose_jmp(engine, batch, poke);
 	}
-	if (!emulate_like(batch, poke, &cursor->last)) {
+	if (!emulate_like(poke, &cursor->last)) {
 		int error;
 
 		cursor->last.old = tp_classify(poke->old, poke->len, poke->addr);
@@ -354,20 +380,18 @@ static int check_poke(const struct tp_engine *engine, const struct tp_batch *bat
 			return error;
 	}
 	cursor->last.poke = poke;
-	cursor->must_arm |= poke->handler && tp_is_permanent(poke);
 	if (!cursor->tails_differ && !(poke->flags & TP_POKE_ALIKE))
 		cursor->tails_differ = tp_tail_differs(poke);
 	return 0;
 }
 
-static struct cursor start_of(const struct tp_engine *engine)
+static struct cursor start_of(const struct tp_engine *engine, const struct tp_batch *batch)
 {
 	struct cursor cursor = { 0 };
 
-	if (engine->known) {
-		cursor.known = engine->known->entries;
-		cursor.known_end = cursor.known + engine->known->count;
-	}
+	cursor.known = tp_known_begin(engine, batch);
+	if (cursor.known)
+		cursor.known_end = engine->known->entries + engine->known->count;
 	return cursor;
 }
 
@@ -409,7 +433,7 @@ static int refuse(struct tp_batch *batch, int error, size_t blame)
 /** Sort and check; fills outcome, emulation and target of every poke. Nothing is written. */
 int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
 {
-	struct cursor cursor = start_of(engine);
+	struct cursor cursor = start_of(engine, batch);
 	size_t blame = batch->count;
 	int error;
 
@@ -420,7 +444,7 @@ int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
 	error = check_pokes(engine, batch, &cursor, &blame);
 	if (error) { /* of an unsorted batch another poke may be the first to blame */
 		tp_sort_pokes(batch->pokes, batch->count);
-		cursor = start_of(engine);
+		cursor = start_of(engine, batch);
 		error = check_pokes(engine, batch, &cursor, &blame);
 	}
 	if (error)

@@ -252,7 +252,9 @@ bool tp_is_still_ours(struct tp_batch *batch, const struct tp_pass *pass, struct
 int tp_edit_sites(struct tp_batch *batch, const struct tp_pass *pass, const struct tp_copy *copy);
 
 /* known.c */
+struct tp_known *tp_known_from(const struct tp_known_table *table, uint64_t addr);
 struct tp_known *tp_known_find(const struct tp_known_table *table, uint64_t addr);
+struct tp_known *tp_known_begin(const struct tp_engine *engine, const struct tp_batch *batch);
 const struct tp_known *tp_known_covering(const struct tp_known_table *table, uint64_t addr);
 size_t tp_known_merge(struct tp_engine *engine, const struct tp_known_table *old,
 		      const struct tp_poke *pokes, size_t count, struct tp_known *merged);

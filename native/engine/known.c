@@ -8,8 +8,8 @@
 
 #define TRAPPED (1u << TP_SITE_INT3 | 1u << TP_SITE_TAIL | 1u << TP_SITE_BUSY)
 
-/** The entry at @addr, or NULL. Safe in the trap handler. */
-struct tp_known *tp_known_find(const struct tp_known_table *table, uint64_t addr)
+/** The first entry that is not below @addr; the end of the table where there is none. */
+struct tp_known *tp_known_from(const struct tp_known_table *table, uint64_t addr)
 {
 	size_t low = 0, high = table->count;
 
@@ -21,7 +21,22 @@ struct tp_known *tp_known_find(const struct tp_known_table *table, uint64_t addr
 		else
 			high = middle;
 	}
-	return low < table->count && table->entries[low].addr == addr ? &table->entries[low] : NULL;
+	return table->entries + low;
+}
+
+/** The entry at @addr, or NULL. Safe in the trap handler. */
+struct tp_known *tp_known_find(const struct tp_known_table *table, uint64_t addr)
+{
+	struct tp_known *entry = tp_known_from(table, addr);
+
+	return entry < table->entries + table->count && entry->addr == addr ? entry : NULL;
+}
+
+/** Where a walk along a sorted batch begins: the table may be large, and the batch small. */
+struct tp_known *tp_known_begin(const struct tp_engine *engine, const struct tp_batch *batch)
+{
+	return engine->known && batch->count ? tp_known_from(engine->known, batch->pokes[0].addr) :
+					       NULL;
 }
 
 /** The entry for an int3 at @addr: a site's first byte, or an instruction within it that has had a
@@ -92,7 +107,7 @@ static bool has_old_tail(const struct tp_poke *poke)
 /** An int3 that stays is met by threads as soon as the batch has ended: they must find their way. */
 void tp_known_arm(struct tp_engine *engine, const struct tp_batch *batch)
 {
-	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
+	struct tp_known *entry = tp_known_begin(engine, batch);
 
 	for (size_t i = 0; i < batch->count; i++) {
 		const struct tp_poke *poke = &batch->pokes[i];
@@ -155,7 +170,7 @@ struct tp_known *tp_known_commit(const struct tp_batch *batch, size_t first, siz
 /** After a batch: where an int3 has gone, the handler goes. */
 void tp_known_disarm(struct tp_engine *engine, const struct tp_batch *batch)
 {
-	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
+	struct tp_known *entry = tp_known_begin(engine, batch);
 
 	for (size_t i = 0; i < batch->count; i++) {
 		const struct tp_poke *poke = &batch->pokes[i];
@@ -189,7 +204,7 @@ static void learn_site(const struct tp_poke *poke, struct tp_known *entry)
  */
 void tp_known_learn(struct tp_engine *engine, const struct tp_batch *batch)
 {
-	struct tp_known *entry = engine->known ? engine->known->entries : NULL;
+	struct tp_known *entry = tp_known_begin(engine, batch);
 
 	for (size_t i = 0; i < batch->count; i++) {
 		const struct tp_poke *poke = &batch->pokes[i];

@@ -304,7 +304,7 @@ int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch)
 		retire(engine, batch);
 	if (error &&
 	    engine->known) /* the last pass has noted what it has done: not all of that stays */
-		tp_known_commit(batch, 0, batch->count, engine->known->entries);
+		tp_known_commit(batch, 0, batch->count, tp_known_begin(engine, batch));
 	if (batch->must_arm)
 		tp_known_disarm(engine, batch);
 	count_traps(engine, outcome, 1);

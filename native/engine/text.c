@@ -315,7 +315,7 @@ int tp_run_pass(struct tp_engine *engine, struct tp_batch *batch, const struct t
 {
 	/* With nobody to call, a written site is a finished one. */
 	bool nobody = pass->call_finish && !batch->finish;
-	struct tp_known *known = engine->known ? engine->known->entries : NULL;
+	struct tp_known *known = tp_known_begin(engine, batch);
 	struct tp_pass to_the_end = *pass;
 	struct window window = { 0 };
 	int error = 0, again = 0;

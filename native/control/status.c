@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/** @file Readers of proc/PID/task/TID/status, stat and of proc/PID/maps. */
+#include "status.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define WORKERS_MASK \
+	0xfffffffffffbfeffull	      /* all but SIGKILL and SIGSTOP: no program can block more */
+#define KERNEL_WORKER (0x10 | 0x4000) /* PF_IO_WORKER | PF_USER_WORKER */
+
+static FILE *open_of_thread(pid_t pid, pid_t tid, const char *name)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/%s", pid, tid, name);
+	return fopen(path, "re");
+}
+
+/* What stands behind "@field:\t" when @line begins so, or NULL. */
+static const char *value_of(const char *line, const char *field)
+{
+	size_t length = strlen(field);
+
+	return strncmp(line, field, length) || line[length] != ':' ? NULL : line + length + 2;
+}
+
+static void take_line(struct tp_thread *thread, const char *line)
+{
+	const char *value;
+
+	if ((value = value_of(line, "Name")))
+		snprintf(thread->name, sizeof(thread->name), "%.*s", (int)strcspn(value, "\n"),
+			 value);
+	else if ((value = value_of(line, "State")))
+		thread->state = *value;
+	else if ((value = value_of(line, "TracerPid")))
+		thread->tracer = (int32_t)strtol(value, NULL, 10);
+	else if ((value = value_of(line, "SigPnd")))
+		thread->pending = strtoull(value, NULL, 16);
+	else if ((value = value_of(line, "ShdPnd")))
+		thread->shared_pending = strtoull(value, NULL, 16);
+	else if ((value = value_of(line, "SigBlk")))
+		thread->blocked = strtoull(value, NULL, 16);
+	else if ((value = value_of(line, "Seccomp")))
+		thread->seccomp = (uint32_t)strtoul(value, NULL, 10);
+}
+
+/** Read the status of one thread. Returns 0 or -errno; -ESRCH and -ENOENT: it has ended. */
+int tp_read_status(pid_t pid, pid_t tid, struct tp_thread *thread)
+{
+	FILE *file = open_of_thread(pid, tid, "status");
+	char line[256]; /* what is longer is a list of groups: its rest begins like no field */
+	int error;
+
+	*thread = (struct tp_thread){ .tid = tid };
+	if (!file)
+		return -errno;
+	errno = 0;
+	while (fgets(line, sizeof(line), file))
+		take_line(thread, line);
+	error = thread->state ? 0 : errno ? -errno : -ESRCH;
+	fclose(file);
+	return error;
+}
+
+/** A thread of the kernel's own (io_uring's), which never runs the program's code? */
+bool tp_is_kernel_worker(pid_t pid, pid_t tid)
+{
+	FILE *file = open_of_thread(pid, tid, "stat");
+	const char *behind_name = NULL;
+	unsigned int flags = 0;
+	char text[512];
+
+	if (file && fgets(text, sizeof(text), file))
+		behind_name = strrchr(text, ')');
+	if (file)
+		fclose(file);
+	return behind_name && sscanf(behind_name + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 &&
+	       flags & KERNEL_WORKER;
+}
+
+/** The next thread of an open task directory: its id, 0 at the end, or -errno. */
+pid_t tp_next_thread(DIR *tasks)
+{
+	struct dirent *entry;
+
+	do {
+		errno = 0;
+		entry = readdir(tasks);
+	} while (entry && atoi(entry->d_name) <= 0);
+	return entry ? atoi(entry->d_name) : -errno;
+}
+
+static int by_tid(const void *a, const void *b)
+{
+	const struct tp_thread *x = a, *y = b;
+
+	return x->tid < y->tid ? -1 : x->tid > y->tid;
+}
+
+/**
+ * All threads of a process but the kernel's workers, by id. Returns how many, of which at most
+ * @room are filled in, or -errno: -ESRCH when it is gone.
+ */
+int64_t tp_read_threads(pid_t pid, struct tp_thread *threads, uint64_t room)
+{
+	struct tp_thread thread;
+	uint64_t count = 0;
+	int error = 0;
+	char path[32];
+	DIR *tasks;
+	pid_t tid;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	tasks = opendir(path);
+	if (!tasks)
+		return errno == ENOENT ? -ESRCH : -errno;
+	while ((tid = tp_next_thread(tasks)) > 0) {
+		error = tp_read_status(pid, tid, &thread);
+		if (error == -ESRCH || error == -ENOENT)
+			continue; /* it has ended meanwhile */
+		if (error)
+			break;
+		if (thread.blocked == WORKERS_MASK && tp_is_kernel_worker(pid, tid))
+			continue;
+		if (count < room)
+			threads[count] = thread;
+		count++;
+	}
+	closedir(tasks);
+	if (tid > 0 || (tid < 0 && tid != -ENOENT))
+		return tid > 0 ? error : tid;
+	if (threads)
+		qsort(threads, count < room ? count : room, sizeof(*threads), by_tid);
+	return count ? (int64_t)count : -ESRCH;
+}
+
+/* Room for one more. */
+static bool grow(struct tp_stacks *stacks, uint64_t *room)
+{
+	uint64_t *grown;
+
+	if (stacks->count < *room)
+		return true;
+	grown = realloc(stacks->pairs, 2 * (*room + 64) * sizeof(*grown));
+	if (!grown)
+		return false;
+	stacks->pairs = grown;
+	*room += 64;
+	return true;
+}
+
+/* The line is "start-end perms ...", in hexadecimal; a rest of a long one is not. */
+static bool is_writable(const char *line, uint64_t *start, uint64_t *end)
+{
+	char *at;
+
+	*start = strtoull(line, &at, 16);
+	if (at == line || *at != '-')
+		return false;
+	*end = strtoull(at + 1, &at, 16);
+	return at[0] == ' ' && at[1] && at[2] == 'w';
+}
+
+static int read_stacks_of(pid_t pid, pid_t tid, struct tp_stacks *stacks)
+{
+	FILE *maps = open_of_thread(pid, tid, "maps");
+	uint64_t room = 0, start, end;
+	char line[512];
+	int error = 0;
+
+	if (!maps)
+		return -errno;
+	while (!error && fgets(line, sizeof(line), maps)) {
+		if (!is_writable(line, &start, &end))
+			continue;
+		if (!grow(stacks, &room)) {
+			error = -ENOMEM;
+			break;
+		}
+		stacks->pairs[2 * stacks->count] = start;
+		stacks->pairs[2 * stacks->count++ + 1] = end;
+	}
+	fclose(maps);
+	return error;
+}
+
+/**
+ * Where stacks may be, as the kernel lists it. A first thread that has exited has no memory any
+ * more; one of the others has. Returns 0 or -errno.
+ */
+int tp_read_stacks(pid_t pid, struct tp_stacks *stacks)
+{
+	char path[32];
+	DIR *tasks;
+	int error;
+	pid_t tid;
+
+	*stacks = (struct tp_stacks){ 0 };
+	error = read_stacks_of(pid, pid, stacks);
+	if (error || stacks->count)
+		return error;
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	tasks = opendir(path);
+	while (tasks && !stacks->count && (tid = tp_next_thread(tasks)) > 0)
+		read_stacks_of(pid, tid, stacks); /* it may end meanwhile: the next one will do */
+	if (tasks)
+		closedir(tasks);
+	return 0;
+}
+
+void tp_free_stacks(struct tp_stacks *stacks)
+{
+	free(stacks->pairs);
+	*stacks = (struct tp_stacks){ 0 };
+}

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/** @file What proc tells of threads and mappings, read on the way to a hold: without allocation. */
+#ifndef TP_STATUS_H
+#define TP_STATUS_H
+
+#include <dirent.h>
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "textpoke.h"
+
+/** The writable mappings, where stacks may be: pairs start, end, sorted. */
+struct tp_stacks {
+	uint64_t *pairs;
+	uint64_t count;
+};
+
+pid_t tp_next_thread(DIR *tasks);
+bool tp_is_kernel_worker(pid_t pid, pid_t tid);
+int tp_read_stacks(pid_t pid, struct tp_stacks *stacks);
+void tp_free_stacks(struct tp_stacks *stacks);
+
+#endif
