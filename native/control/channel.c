@@ -149,8 +149,11 @@ int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int
 	       int pid, int tid)
 {
 	struct tp_windows none = { 0 };
+	bool hurried = tp_hurry(); /* else the answer waits for the time slices of others */
+	int result = run_command(wire, command, args, timeout_ms, pid, tid, &none);
 
-	return run_command(wire, command, args, timeout_ms, pid, tid, &none);
+	tp_relax(hurried);
+	return result;
 }
 
 /** The same for a batch during which the agent may ask where the threads are. */

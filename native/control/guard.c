@@ -17,6 +17,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "held.h"
+
 #define STACK_BYTES (1 << 20)
 
 struct job {
@@ -49,6 +51,25 @@ static int wait_for(pid_t child)
 	return 0;
 }
 
+/* Kept for the next time: its pages need no fault again. */
+static char *spare_stack;
+
+static char *take_stack(void)
+{
+	char *stack = __atomic_exchange_n(&spare_stack, NULL, __ATOMIC_ACQ_REL);
+
+	return stack ? stack :
+		       mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+}
+
+static void give_back_stack(char *stack)
+{
+	stack = __atomic_exchange_n(&spare_stack, stack, __ATOMIC_ACQ_REL);
+	if (stack)
+		munmap(stack, STACK_BYTES);
+}
+
 /**
  * Run @work in a process that outlives us. Where there can be none, or the kernel lets only ourselves
  * trace the target (Yama scope 1, a child of ours), run it here.
@@ -56,17 +77,20 @@ static int wait_for(pid_t child)
 int tp_guarded(int (*work)(const void *in, void *out), const void *in, void *out)
 {
 	struct job job = { .work = work, .in = in, .out = out };
-	char *stack = mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+	char *stack = take_stack();
+	bool hurried;
 	int result;
 	pid_t child;
 
 	if (stack == MAP_FAILED)
 		return work(in, out);
+	/* Both: threads are held from its first moment on, and its end is the end of our batch. */
+	hurried = tp_hurry();
 	child = clone(guard, stack + STACK_BYTES, CLONE_VM | SIGCHLD, &job);
 	result = child < 0 ? -EPERM : wait_for(child);
+	tp_relax(hurried);
 	if (!result)
 		result = __atomic_load_n(&job.done, __ATOMIC_ACQUIRE) ? job.result : -ECHILD;
-	munmap(stack, STACK_BYTES);
+	give_back_stack(stack);
 	return result == -EPERM ? work(in, out) : result;
 }

@@ -9,6 +9,8 @@
 #include <sys/types.h>
 #include <sys/user.h>
 
+#include "textpoke.h"
+
 /** struct sched_attr of the kernel, first version: glibc 2.36 does not declare it. */
 struct tp_scheduling {
 	uint32_t size;
@@ -25,6 +27,7 @@ struct tp_held {
 	pid_t pid;
 	pid_t tid;
 	int patience_ms; /* to wait for a stop; 0: the usual */
+	bool asked;	 /* to stop: tp_await_stop() has not been called yet */
 	bool stopped;
 	bool in_syscall_stop; /* regs are not the thread's own any more */
 	bool fixed_eintr;
@@ -42,13 +45,12 @@ struct tp_held {
 };
 
 uint64_t tp_now_ns(void);
-bool tp_hurry(void);
-void tp_relax(bool hurried);
 int tp_stop_thread(struct tp_held *held);
+int tp_ask_to_stop(struct tp_held *held);
+int tp_await_stop(struct tp_held *held);
 int tp_wait_stop(struct tp_held *held, int *status);
 int tp_save_thread(struct tp_held *held);
 int tp_block_signals(struct tp_held *held);
 int tp_check_memory(const struct tp_held *held, int mem_fd, uint64_t syscall_at);
-uint64_t tp_status_mask(pid_t pid, pid_t tid, const char *field);
 
 #endif

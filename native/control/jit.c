@@ -42,6 +42,8 @@ bool tp_may_write_entry(const struct tp_held *held, uint64_t entry, const uint64
 			uint64_t stack_count, uint64_t *at)
 {
 	struct entry_search search = { entry, 0 };
+	const struct tp_stack_scan scan = { stacks,	stack_count,	  0,
+					    UINT64_MAX, word_points_into, &search };
 	uint64_t words[sizeof(held->saved) / sizeof(uint64_t)];
 
 	memcpy(words, &held->saved, sizeof(words));
@@ -51,10 +53,8 @@ bool tp_may_write_entry(const struct tp_held *held, uint64_t entry, const uint64
 			return true;
 		}
 	/* Apart: what stands below the stack pointer may not be mapped. */
-	if (!tp_scan_stack(held->tid, held->saved.rsp, stacks, stack_count, word_points_into,
-			   &search) &&
-	    !tp_scan_stack(held->tid, held->saved.rsp - RED_ZONE, stacks, stack_count,
-			   word_points_into, &search))
+	if (!tp_scan_stack(held->tid, held->saved.rsp, &scan) &&
+	    !tp_scan_stack(held->tid, held->saved.rsp - RED_ZONE, &scan))
 		return false;
 	*at = search.found;
 	return true;

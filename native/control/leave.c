@@ -15,10 +15,9 @@
 
 #include "guard.h"
 #include "jit.h"
+#include "look.h"
 #include "textpoke.h"
 #include "world.h"
-
-#define SIGTRAP_BIT (1ull << (SIGTRAP - 1))
 
 struct kernel_sigaction {
 	uint64_t handler;
@@ -85,20 +84,21 @@ static bool word_is_ours(void *ctx, uint64_t at, uint64_t word)
 static enum tp_busy why_busy(const struct tp_leave *in, const struct tp_held *held, uint64_t *at)
 {
 	struct range_search search = { in, held->tid, 0 };
+	const struct tp_stack_scan scan = { in->stacks, in->stack_count, 0,
+					    UINT64_MAX, word_is_ours,	 &search };
 	uint64_t rip = held->saved.rip;
 	int64_t i = tp_floor_index(in->sites, 1, in->site_count, rip - 1);
 
 	*at = rip;
 	if (in_ranges(in->ranges, in->range_count, rip))
 		return TP_BUSY_RIP;
-	if (tp_status_mask(held->pid, held->tid, "SigPnd:") & SIGTRAP_BIT)
+	if (tp_has_trapped(held))
 		return TP_BUSY_PENDING;
 	/* At site + 1 with a NOP or a finished int3 before it: only the pending trap tells, and a
 	 * thread that is just there by itself moves on. Wait for it either way. */
 	if (i >= 0 && in->sites[i] == rip - 1 && held->saved.orig_rax == (unsigned long long)-1)
 		return TP_BUSY_SITE;
-	if (tp_scan_stack(held->tid, held->saved.rsp, in->stacks, in->stack_count, word_is_ours,
-			  &search)) {
+	if (tp_scan_stack(held->tid, held->saved.rsp, &scan)) {
 		*at = search.found;
 		return TP_BUSY_STACK;
 	}
@@ -125,7 +125,9 @@ static int find_busy(const struct tp_leave *in, const struct tp_world *world, st
 /* A thread that has put itself under seccomp since we came could be killed for our calls. */
 static bool is_filtered(const struct tp_held *held)
 {
-	return tp_status_mask(held->pid, held->tid, "Seccomp:") != 0;
+	struct tp_thread thread;
+
+	return !tp_read_status(held->pid, held->tid, &thread) && thread.seccomp;
 }
 
 static int borrow(struct tp_world *world, struct tp_held **held)
@@ -398,14 +400,20 @@ static bool mark_interior(void *ctx, uint64_t at, uint64_t word)
 
 struct look {
 	pid_t pid;
-	const uint64_t *stacks;
-	uint64_t stack_count;
+	const struct tp_stacks *stacks;
 };
 
 static int look_inside(const void *request, void *result)
 {
 	const struct look *in = request;
 	struct interior_search *search = result;
+	const struct tp_stack_scan scan = { .pairs = in->stacks->pairs,
+					    .count = in->stacks->count,
+					    .low = search->addresses[0],
+					    .high = search->addresses[search->count - 1] +
+						    search->bytes,
+					    .visit = mark_interior,
+					    .ctx = search };
 	struct tp_world world = { .pid = in->pid };
 	int error = tp_stop_world(&world);
 
@@ -413,10 +421,21 @@ static int look_inside(const void *request, void *result)
 		if (!world.threads[i].stopped)
 			continue;
 		mark_interior(search, 0, world.threads[i].saved.rip);
-		tp_scan_stack(world.threads[i].tid, world.threads[i].saved.rsp, in->stacks,
-			      in->stack_count, mark_interior, search);
+		tp_scan_stack(world.threads[i].tid, world.threads[i].saved.rsp, &scan);
 	}
 	tp_release_world(&world);
+	return error;
+}
+
+static int with_stacks(pid_t pid, int (*work)(const void *in, void *out), void *search)
+{
+	struct tp_stacks stacks;
+	const struct look in = { pid, &stacks };
+	int error = tp_read_stacks(pid, &stacks);
+
+	if (!error)
+		error = tp_guarded(work, &in, search);
+	tp_free_stacks(&stacks);
 	return error;
 }
 
@@ -424,13 +443,12 @@ static int look_inside(const void *request, void *result)
  * Which of the sites (sorted addresses of @site_bytes bytes) hold a thread in their interior, by
  * any thread's rip or by a word on its stack (a signal frame)? Sets @inside. Threads run again.
  */
-int tp_look_inside(pid_t pid, const uint64_t *addresses, uint64_t count, const uint64_t *stacks,
-		   uint64_t stack_count, uint64_t site_bytes, uint8_t *inside)
+int tp_look_inside(pid_t pid, const uint64_t *addresses, uint64_t count, uint64_t site_bytes,
+		   uint8_t *inside)
 {
-	const struct look in = { pid, stacks, stack_count };
 	struct interior_search search = { addresses, count, site_bytes, inside };
 
-	return tp_guarded(look_inside, &in, &search);
+	return count ? with_stacks(pid, look_inside, &search) : 0;
 }
 
 struct way_search {
@@ -467,6 +485,12 @@ static int look_in_ranges(const void *request, void *result)
 {
 	const struct look *in = request;
 	struct way_search *search = result;
+	const struct tp_stack_scan scan = { .pairs = in->stacks->pairs,
+					    .count = in->stacks->count,
+					    .low = search->ranges[0],
+					    .high = search->ranges[2 * search->count - 1],
+					    .visit = mark_frame,
+					    .ctx = search };
 	struct tp_world world = { .pid = in->pid };
 	int error = tp_stop_world(&world);
 
@@ -479,8 +503,7 @@ static int look_in_ranges(const void *request, void *result)
 		if (at >= 0)
 			search->inside[at] = 1;
 		search->tid = thread->tid;
-		tp_scan_stack(thread->tid, thread->saved.rsp, in->stacks, in->stack_count,
-			      mark_frame, search);
+		tp_scan_stack(thread->tid, thread->saved.rsp, &scan);
 	}
 	tp_release_world(&world);
 	return error;
@@ -491,10 +514,9 @@ static int look_in_ranges(const void *request, void *result)
  * frame on its stack? Return addresses are not looked for. Sets @inside. Threads run again.
  */
 int tp_look_in_ranges(pid_t pid, pid_t agent_tid, const uint64_t *ranges, uint64_t count,
-		      const uint64_t *stacks, uint64_t stack_count, uint8_t *inside)
+		      uint8_t *inside)
 {
-	const struct look in = { pid, stacks, stack_count };
 	struct way_search search = { agent_tid, 0, ranges, count, inside };
 
-	return tp_guarded(look_in_ranges, &in, &search);
+	return count ? with_stacks(pid, look_in_ranges, &search) : 0;
 }

@@ -31,13 +31,21 @@ static int by_address(const void *a, const void *b)
 	return x->addr < y->addr ? -1 : x->addr > y->addr;
 }
 
+static bool is_sorted(const struct tp_windows *windows)
+{
+	for (uint64_t i = 1; i < windows->count; i++)
+		if (windows->windows[i - 1].addr > windows->windows[i].addr)
+			return false;
+	return true;
+}
+
 /** Sort out the sites of several instructions. Returns 0 or -ENOMEM. */
 int tp_windows_init(struct tp_windows *windows, const struct tp_look *in)
 {
 	*windows = (struct tp_windows){ .in = in };
 	if (!in || !in->count)
 		return 0;
-	windows->windows = calloc(in->count, sizeof(*windows->windows));
+	windows->windows = malloc(in->count * sizeof(*windows->windows));
 	if (!windows->windows)
 		return -ENOMEM;
 	memset(in->busy, 0, in->count);
@@ -45,7 +53,8 @@ int tp_windows_init(struct tp_windows *windows, const struct tp_look *in)
 		if (heads_of(&in->pokes[i]))
 			windows->windows[windows->count++] =
 				(struct tp_window){ in->pokes[i].addr, &in->pokes[i], i };
-	qsort(windows->windows, windows->count, sizeof(*windows->windows), by_address);
+	if (!is_sorted(windows))
+		qsort(windows->windows, windows->count, sizeof(*windows->windows), by_address);
 	return 0;
 }
 
@@ -61,7 +70,6 @@ static const struct tp_window *window_of(const struct tp_windows *windows, uint6
 {
 	int64_t i;
 
-	/* Few of the words on a stack come near. */
 	if (address <= windows->windows[0].addr ||
 	    address > windows->windows[windows->count - 1].addr + JMP_BYTES)
 		return NULL;
@@ -120,13 +128,18 @@ static bool mark_word(void *ctx, uint64_t at, uint64_t word)
 }
 
 /** Mark the windows that a word on the stack of a stopped thread points into. */
-void tp_mark_stack(struct tp_windows *windows, const struct tp_held *held, const uint64_t *stacks,
-		   uint64_t stack_count)
+void tp_mark_stack(struct tp_windows *windows, const struct tp_held *held,
+		   const struct tp_stacks *stacks)
 {
 	struct stack stack = { windows, held->tid };
+	struct tp_stack_scan scan = { stacks->pairs, stacks->count, .visit = mark_word,
+				      .ctx = &stack };
 
-	if (windows->count)
-		tp_scan_stack(held->tid, held->saved.rsp, stacks, stack_count, mark_word, &stack);
+	if (!windows->count)
+		return;
+	scan.low = windows->windows[0].addr;
+	scan.high = windows->windows[windows->count - 1].addr + JMP_BYTES;
+	tp_scan_stack(held->tid, held->saved.rsp, &scan);
 }
 
 /** Where a stopped thread with this rip may go on instead: in the copy. 0: it is outside. */
@@ -140,36 +153,6 @@ uint64_t tp_copy_at(const struct tp_windows *windows, uint64_t rip)
 	memcpy(&displacement, window->poke->new_ + 1, sizeof(displacement));
 	return window->addr + JMP_BYTES + (uint64_t)(int64_t)displacement +
 	       window->poke->new_[11 + rip - window->addr];
-}
-
-/* Pairs start, end of the writable mappings, sorted as the kernel lists them. */
-static int read_stacks(pid_t pid, uint64_t **stacks, uint64_t *count)
-{
-	uint64_t room = 0, start, end;
-	char path[32], line[512], perms[5];
-	FILE *maps;
-
-	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
-	maps = fopen(path, "re");
-	if (!maps)
-		return -errno;
-	while (fgets(line, sizeof(line), maps)) {
-		if (sscanf(line, "%lx-%lx %4s", &start, &end, perms) != 3 || perms[1] != 'w')
-			continue;
-		if (*count == room) {
-			uint64_t *grown = realloc(*stacks, 2 * (room + 64) * sizeof(**stacks));
-
-			if (!grown)
-				break;
-			*stacks = grown;
-			room += 64;
-		}
-		(*stacks)[2 * *count] = start;
-		(*stacks)[2 * (*count)++ + 1] = end;
-	}
-	start = (uint64_t)feof(maps);
-	fclose(maps);
-	return start ? 0 : -ENOMEM;
 }
 
 struct looked {
@@ -203,11 +186,12 @@ static bool is_noted(const struct looked *looked, pid_t tid)
 /** Is a stopped thread about to take a SIGTRAP? Then its rip is the handler's business. */
 bool tp_has_trapped(const struct tp_held *held)
 {
-	return tp_status_mask(held->pid, held->tid, "SigPnd:") & SIGTRAP_BIT;
+	struct tp_thread thread;
+
+	return !tp_read_status(held->pid, held->tid, &thread) && thread.pending & SIGTRAP_BIT;
 }
 
-static int look_at(struct tp_windows *windows, pid_t tid, const uint64_t *stacks,
-		   uint64_t stack_count)
+static int look_at(struct tp_windows *windows, pid_t tid, const struct tp_stacks *stacks)
 {
 	struct tp_held held = { .pid = windows->in->pid, .tid = tid, .patience_ms = PATIENCE_MS };
 	int error = tp_stop_thread(&held);
@@ -219,7 +203,7 @@ static int look_at(struct tp_windows *windows, pid_t tid, const uint64_t *stacks
 	if (!error) {
 		mark_rip(windows, held.saved.rip,
 			 window_of(windows, held.saved.rip) && tp_has_trapped(&held));
-		tp_mark_stack(windows, &held, stacks, stack_count);
+		tp_mark_stack(windows, &held, stacks);
 	}
 	if (held.stopped)
 		tp_release(&held);
@@ -228,7 +212,7 @@ static int look_at(struct tp_windows *windows, pid_t tid, const uint64_t *stacks
 
 /* Who is born after the int3s is born outside; the list may lack one while others come and go. */
 static int look_at_new(struct tp_windows *windows, DIR *tasks, struct looked *looked,
-		       const uint64_t *stacks, uint64_t stack_count)
+		       const struct tp_stacks *stacks)
 {
 	int seen = 0, error = 0;
 	pid_t tid = 0;
@@ -238,7 +222,7 @@ static int look_at_new(struct tp_windows *windows, DIR *tasks, struct looked *lo
 		if (tid == windows->in->agent_tid || is_noted(looked, tid))
 			continue;
 		seen = note(looked, tid);
-		error = seen < 0 ? seen : look_at(windows, tid, stacks, stack_count);
+		error = seen < 0 ? seen : look_at(windows, tid, stacks);
 	}
 	return error ? error : tid < 0 ? tid : seen;
 }
@@ -247,7 +231,7 @@ static int look(const void *request, void *result)
 {
 	struct tp_windows *windows = result;
 	struct looked looked = { 0 };
-	uint64_t *stacks = NULL, stack_count = 0;
+	struct tp_stacks stacks = { 0 };
 	bool hurried = tp_hurry();
 	char path[32];
 	DIR *tasks;
@@ -255,16 +239,16 @@ static int look(const void *request, void *result)
 
 	snprintf(path, sizeof(path), "/proc/%d/task", windows->in->pid);
 	tasks = opendir(path);
-	seen = tasks ? read_stacks(windows->in->pid, &stacks, &stack_count) : -errno;
+	seen = tasks ? tp_read_stacks(windows->in->pid, &stacks) : -errno;
 	if (!seen)
 		do
-			seen = look_at_new(windows, tasks, &looked, stacks, stack_count);
+			seen = look_at_new(windows, tasks, &looked, &stacks);
 		while (seen > 0);
 	tp_relax(hurried);
 	if (tasks)
 		closedir(tasks);
 	free(looked.tids);
-	free(stacks);
+	tp_free_stacks(&stacks);
 	return seen;
 }
 

@@ -24,8 +24,8 @@ struct tp_windows {
 int tp_windows_init(struct tp_windows *windows, const struct tp_look *in);
 void tp_windows_deinit(struct tp_windows *windows);
 uint64_t tp_copy_at(const struct tp_windows *windows, uint64_t rip);
-void tp_mark_stack(struct tp_windows *windows, const struct tp_held *held, const uint64_t *stacks,
-		   uint64_t stack_count);
+void tp_mark_stack(struct tp_windows *windows, const struct tp_held *held,
+		   const struct tp_stacks *stacks);
 bool tp_has_trapped(const struct tp_held *held);
 int tp_look_at_threads(struct tp_windows *windows);
 

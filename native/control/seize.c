@@ -22,12 +22,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "textpoke.h"
+#include "status.h"
 
 #define STOP_TIMEOUT_MS 5000
 #define USER_CS_64 0x33
-#define KERNEL_WORKER (0x10 | 0x4000) /* PF_IO_WORKER | PF_USER_WORKER */
-#define RESET_ON_FORK 1		      /* SCHED_FLAG_RESET_ON_FORK */
+#define RESET_ON_FORK 1 /* SCHED_FLAG_RESET_ON_FORK */
 #define PTRACE_GETSIGMASK_NR 0x420a
 #define PTRACE_SETSIGMASK_NR 0x420b
 
@@ -122,13 +121,15 @@ static int last_processor(pid_t pid, pid_t tid)
 	return processor;
 }
 
-/** Where we may: keep others from running in our place while threads of the target are stopped. */
+/**
+ * Where we may: keep others from running in our place, while threads of the target are stopped or
+ * wait for us in some other way. It holds for a guard that we make meanwhile, too.
+ */
 bool tp_hurry(void)
 {
 	const struct sched_param lowest = { .sched_priority = 1 };
 
-	return sched_getscheduler(0) == SCHED_OTHER &&
-	       !sched_setscheduler(0, SCHED_FIFO | SCHED_RESET_ON_FORK, &lowest);
+	return sched_getscheduler(0) == SCHED_OTHER && !sched_setscheduler(0, SCHED_FIFO, &lowest);
 }
 
 /** Undo a tp_hurry() that returned true. */
@@ -194,20 +195,10 @@ static void drop(struct tp_held *held)
  * code (io_uring's). */
 static bool need_not_stop(pid_t pid, pid_t tid)
 {
-	char path[64], text[512];
-	const char *state = NULL;
-	unsigned int flags = 0;
-	FILE *file;
+	struct tp_thread thread;
 
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
-	file = fopen(path, "re");
-	if (file && fgets(text, sizeof(text), file))
-		state = strrchr(text, ')');
-	if (file)
-		fclose(file);
-	if (!state || state[2] == 'Z' || state[2] == 'X')
-		return true;
-	return sscanf(state + 3, " %*d %*d %*d %*d %*d %u", &flags) == 1 && flags & KERNEL_WORKER;
+	return tp_read_status(pid, tid, &thread) || thread.state == 'Z' || thread.state == 'X' ||
+	       tp_is_kernel_worker(pid, tid);
 }
 
 static uint64_t patience_ns(const struct tp_held *held)
@@ -237,7 +228,7 @@ static int run_to_event_stop(struct tp_held *held, int status)
 	return error;
 }
 
-static int seize_and_stop(struct tp_held *held)
+static int seize(const struct tp_held *held)
 {
 	int error;
 
@@ -245,37 +236,42 @@ static int seize_and_stop(struct tp_held *held)
 		error = -errno;
 		return error == -EPERM && need_not_stop(held->pid, held->tid) ? -ESRCH : error;
 	}
-	return run_to_event_stop(held, 0);
+	return ptrace(PTRACE_INTERRUPT, held->tid, 0, 0) ? -errno : 0;
 }
 
-/** Seize held->tid and stop it. */
-int tp_stop_thread(struct tp_held *held)
+/** Seize held->tid and ask it to stop; where that succeeds, tp_await_stop() comes next. */
+int tp_ask_to_stop(struct tp_held *held)
 {
 	int error;
 
 	lift(held);
 	held->since_ns = tp_now_ns();
-	error = seize_and_stop(held);
+	error = seize(held);
+	held->asked = !error;
 	if (error)
 		drop(held);
 	return error;
 }
 
-/** A set of signals from the thread's status file, e.g. "SigPnd:"; 0 when unreadable. */
-uint64_t tp_status_mask(pid_t pid, pid_t tid, const char *field)
+/** Wait for a thread that was asked. Returns 0, -ESRCH when it has ended, or -ETIMEDOUT. */
+int tp_await_stop(struct tp_held *held)
 {
-	char path[64], line[256];
-	uint64_t mask = 0;
-	FILE *file;
+	int status, error = tp_wait_stop(held, &status);
 
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/status", pid, tid);
-	file = fopen(path, "re");
-	while (file && fgets(line, sizeof(line), file))
-		if (!strncmp(line, field, strlen(field)))
-			mask = strtoull(line + strlen(field), NULL, 16);
-	if (file)
-		fclose(file);
-	return mask;
+	held->asked = false;
+	if (!error && !is_event_stop(status))
+		error = run_to_event_stop(held, status);
+	if (error)
+		drop(held);
+	return error;
+}
+
+/** Seize held->tid and stop it. */
+int tp_stop_thread(struct tp_held *held)
+{
+	int error = tp_ask_to_stop(held);
+
+	return error ? error : tp_await_stop(held);
 }
 
 /*
@@ -285,14 +281,13 @@ uint64_t tp_status_mask(pid_t pid, pid_t tid, const char *field)
  */
 static void fix_eintr(struct tp_held *held)
 {
-	uint64_t pending;
+	struct tp_thread thread;
 
 	if ((int64_t)held->saved.rax != -EINTR || (int64_t)held->saved.orig_rax < 0 ||
 	    held->saved.orig_rax == SYS_connect)
 		return;
-	pending = tp_status_mask(held->pid, held->tid, "SigPnd:") |
-		  tp_status_mask(held->pid, held->tid, "ShdPnd:");
-	if (pending & ~tp_status_mask(held->pid, held->tid, "SigBlk:"))
+	(void)tp_read_status(held->pid, held->tid, &thread); /* unreadable: nothing is pending */
+	if ((thread.pending | thread.shared_pending) & ~thread.blocked)
 		return;
 	held->saved.rax = held->saved.orig_rax;
 	held->saved.orig_rax = (unsigned long long)-1;

@@ -25,6 +25,7 @@ struct inside {
 struct request {
 	const struct tp_stop *in;
 	struct tp_windows *windows;
+	const struct tp_stacks *stacks;
 };
 
 /* Index of the site that has @address in its interior, or -1. */
@@ -47,13 +48,29 @@ static bool word_is_inside(void *ctx, uint64_t at, uint64_t word)
 	return true;
 }
 
+/* Does a word on its stack point into a site? */
+static bool is_on_stack(const struct tp_stacks *stacks, const struct tp_held *held,
+			struct inside *inside)
+{
+	const struct tp_stop *in = inside->in;
+	struct tp_stack_scan scan = { .pairs = stacks->pairs,
+				      .count = stacks->count,
+				      .low = in->sites[0],
+				      .high = in->sites[2 * in->site_count - 1],
+				      .visit = word_is_inside,
+				      .ctx = inside };
+
+	return tp_scan_stack(held->tid, held->saved.rsp, &scan);
+}
+
 /* From inside a run of NOPs to its end: they have no effect. From the middle of code that gives way
  * to a JMP to its copy. Who has trapped at an int3 of the batch before stays: the handler knows the
  * trap by its rip. A saved rip on a stack (a signal frame) cannot be told from data: then
  * nothing may be written now. */
-static int move_out(const struct tp_stop *in, struct tp_windows *windows, struct tp_held *held,
-		    uint64_t *at)
+static int move_out(const struct request *request, struct tp_held *held, uint64_t *at)
 {
+	const struct tp_stop *in = request->in;
+	struct tp_windows *windows = request->windows;
 	struct inside inside = { in, 0 };
 	uint64_t copy = tp_copy_at(windows, held->saved.rip);
 	int64_t i = copy ? -1 : interior_of(in, held->saved.rip);
@@ -62,7 +79,7 @@ static int move_out(const struct tp_stop *in, struct tp_windows *windows, struct
 		*at = held->saved.rip;
 		return -EAGAIN;
 	}
-	tp_mark_stack(windows, held, in->stacks, in->stack_count);
+	tp_mark_stack(windows, held, request->stacks);
 	if (copy)
 		held->saved.rip = copy;
 	if (i >= 0 && !in->all_nops) {
@@ -71,22 +88,23 @@ static int move_out(const struct tp_stop *in, struct tp_windows *windows, struct
 	}
 	if (i >= 0)
 		held->saved.rip = in->sites[2 * i + 1];
-	if (!in->site_count || !tp_scan_stack(held->tid, held->saved.rsp, in->stacks,
-					      in->stack_count, word_is_inside, &inside))
+	if (!in->site_count || !is_on_stack(request->stacks, held, &inside))
 		return 0;
 	*at = inside.found;
 	return -EAGAIN;
 }
 
-static int move_all_out(const struct tp_stop *in, struct tp_windows *windows,
-			struct tp_world *world, struct tp_stopped *out)
+static int move_all_out(const struct request *request, struct tp_world *world,
+			struct tp_stopped *out)
 {
+	const struct tp_stop *in = request->in;
+	const struct tp_windows *windows = request->windows;
 	bool any = in->site_count || windows->count;
 	int error = 0;
 
 	for (size_t i = 0; any && !error && i < world->count; i++)
 		if (world->threads[i].stopped) {
-			error = move_out(in, windows, &world->threads[i], &out->inside_at);
+			error = move_out(request, &world->threads[i], &out->inside_at);
 			out->inside_tid = world->threads[i].tid;
 		}
 	out->busy = windows->busy;
@@ -103,10 +121,10 @@ static void leave_out(const struct tp_stop *in, const struct tp_windows *windows
 			request[i].flags |= TP_POKE_NO_OLD | TP_POKE_NO_NEW;
 }
 
-static int stop(const void *request, void *result)
+static int stop(const void *argument, void *result)
 {
-	const struct tp_stop *in = ((const struct request *)request)->in;
-	struct tp_windows *windows = ((const struct request *)request)->windows;
+	const struct request *request = argument;
+	const struct tp_stop *in = request->in;
 	struct tp_stopped *out = result;
 	struct tp_world world = { .pid = in->pid,
 				  .spared = in->agent_tid,
@@ -117,9 +135,9 @@ static int stop(const void *request, void *result)
 	error = tp_stop_world(&world);
 	out->threads = world.count;
 	if (!error)
-		error = move_all_out(in, windows, &world, out);
+		error = move_all_out(request, &world, out);
 	if (!error) {
-		leave_out(in, windows);
+		leave_out(in, request->windows);
 		out->ran = 1;
 		out->result = tp_command(in->wire, in->command, in->args, in->timeout_ms, in->pid,
 					 in->agent_tid);
@@ -137,11 +155,15 @@ static int stop(const void *request, void *result)
 int tp_stop_and_run(const struct tp_stop *in, struct tp_stopped *out)
 {
 	struct tp_windows windows;
-	struct request request = { in, &windows };
+	struct tp_stacks stacks = { 0 };
+	struct request request = { in, &windows, &stacks };
 	int error = tp_windows_init(&windows, in->look.count ? &in->look : NULL);
 
+	if (!error && (in->site_count || windows.count)) /* before the hold: it takes a while */
+		error = tp_read_stacks(in->pid, &stacks);
 	if (!error)
 		error = tp_guarded(stop, &request, out);
+	tp_free_stacks(&stacks);
 	tp_windows_deinit(&windows);
 	return error;
 }

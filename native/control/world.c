@@ -2,7 +2,6 @@
 /** @file Stop all threads of a target, look where they are, let them go. */
 #include "world.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,44 +56,52 @@ void tp_release_world(struct tp_world *world)
 	world->count = world->room = 0;
 }
 
-/** The next thread of an open task directory: its id, 0 at the end, or -errno. */
-pid_t tp_next_thread(DIR *tasks)
+/* Returns 0, or an error; a thread that has ended is none. */
+static int ask_new_threads(struct tp_world *world, DIR *tasks)
 {
-	struct dirent *entry;
-
-	do {
-		errno = 0;
-		entry = readdir(tasks);
-	} while (entry && atoi(entry->d_name) <= 0);
-	return entry ? atoi(entry->d_name) : -errno;
-}
-
-/* One pass over the task list; returns how many threads it stopped. */
-static int stop_new_threads(struct tp_world *world, DIR *tasks)
-{
-	int stopped = 0;
-	pid_t tid;
+	int error = 0;
+	pid_t tid = 0;
 
 	rewinddir(tasks);
-	while ((tid = tp_next_thread(tasks)) > 0) {
+	while (!error && (tid = tp_next_thread(tasks)) > 0) {
 		struct tp_held *held;
-		int error;
 
 		if (tid == world->spared || is_held(world, tid))
 			continue;
 		held = add_thread(world, tid);
-		if (!held)
-			return -ENOMEM;
-		error = tp_stop_thread(held);
-		if (!error)
-			error = tp_save_thread(held);
-		if (error == -EAGAIN || error == -ENOEXEC)
-			error = 0; /* stopped all the same; not one to borrow */
-		if (error && error != -ESRCH)
-			return error;
-		stopped++;
+		error = held ? tp_ask_to_stop(held) : -ENOMEM;
+		if (error == -ESRCH)
+			error = 0;
 	}
-	return tid ? tid : stopped;
+	return error ? error : tid;
+}
+
+static int await(struct tp_held *held)
+{
+	int error = tp_await_stop(held);
+
+	if (!error)
+		error = tp_save_thread(held);
+	/* Stopped all the same; not one to borrow. Or it has ended. */
+	return error == -EAGAIN || error == -ENOEXEC || error == -ESRCH ? 0 : error;
+}
+
+/*
+ * One pass over the task list; returns how many threads were new. All are asked before the first is
+ * waited for: they stop at the same time, and not one after a wake-up of the other. Who was asked is
+ * waited for whatever happens to the others, so that it can be let go.
+ */
+static int stop_new_threads(struct tp_world *world, DIR *tasks)
+{
+	size_t first = world->count;
+	int error = ask_new_threads(world, tasks);
+
+	for (size_t i = first; i < world->count; i++) {
+		int failed = world->threads[i].asked ? await(&world->threads[i]) : 0;
+
+		error = error ? error : failed;
+	}
+	return error ? error : (int)(world->count - first);
 }
 
 /** Stop every thread of world->pid but world->spared; those that are born meanwhile too. */
@@ -176,8 +183,7 @@ bool tp_is_saved_rip(pid_t tid, uint64_t at, uint64_t *restorer)
 /* Where scanning goes on: a frame on an alternate stack tells where its thread was before. */
 struct stacks {
 	pid_t tid;
-	const uint64_t *pairs;
-	uint64_t count;
+	const struct tp_stack_scan *scan;
 	uint64_t ranges[MOST_STACKS][2]; /* scanned, or to be */
 	size_t begun;
 	size_t known;
@@ -189,14 +195,15 @@ struct stacks {
  */
 static uint64_t end_of_stack(const struct stacks *stacks, uint64_t rsp)
 {
-	int64_t i = tp_floor_index(stacks->pairs, 2, stacks->count, rsp);
+	const uint64_t *pairs = stacks->scan->pairs;
+	int64_t i = tp_floor_index(pairs, 2, stacks->scan->count, rsp);
 	uint64_t end;
 
-	if (i < 0 || rsp >= stacks->pairs[2 * i + 1])
+	if (i < 0 || rsp >= pairs[2 * i + 1])
 		return rsp + STACK_LIMIT;
-	end = stacks->pairs[2 * i + 1];
-	while ((uint64_t)++i < stacks->count && stacks->pairs[2 * i] == end)
-		end = stacks->pairs[2 * i + 1];
+	end = pairs[2 * i + 1];
+	while ((uint64_t)++i < stacks->scan->count && pairs[2 * i] == end)
+		end = pairs[2 * i + 1];
 	return end - rsp < STACK_LIMIT ? end : rsp + STACK_LIMIT;
 }
 
@@ -211,13 +218,30 @@ static void add_stack(struct stacks *stacks, uint64_t rsp)
 	stacks->ranges[stacks->known++][1] = end_of_stack(stacks, rsp);
 }
 
-static bool scan_range(struct stacks *stacks, const uint64_t range[2], tp_word_fn *visit, void *ctx)
+/* @words are at @at, with one before them and two behind. True: the search is over. */
+static bool scan_words(struct stacks *stacks, uint64_t at, const uint64_t *words, size_t count)
 {
-	uint64_t words[BEFORE + CHUNK_WORDS + 2 * BEHIND] = { 0 };
+	const struct tp_stack_scan *scan = stacks->scan;
+	uint64_t span = scan->high - scan->low;
+
+	for (size_t i = 0; i < count; i++) {
+		if (is_saved_rip(words + i))
+			add_stack(stacks, words[(ptrdiff_t)i - 1]);
+		if (words[i] - scan->low <= span &&
+		    scan->visit(scan->ctx, at + i * sizeof(*words), words[i]))
+			return true;
+	}
+	return false;
+}
+
+static bool scan_range(struct stacks *stacks, const uint64_t range[2])
+{
+	uint64_t words[BEFORE + CHUNK_WORDS + 2 * BEHIND];
 	uint64_t at = range[0] & ~7ull, end = range[1];
 	bool found = false;
 	size_t count;
 
+	words[0] = 0;
 	for (; at < end; at += count * sizeof(*words)) {
 		size_t left = (end - at) / sizeof(*words);
 		size_t want = left < CHUNK_WORDS + BEHIND ? left : CHUNK_WORDS + BEHIND;
@@ -230,14 +254,8 @@ static bool scan_range(struct stacks *stacks, const uint64_t range[2], tp_word_f
 		}
 		count = got < want || got < CHUNK_WORDS ? got : CHUNK_WORDS;
 		memset(words + BEFORE + got, 0, sizeof(words) - (BEFORE + got) * sizeof(*words));
-		for (size_t i = 0; i < count; i++) {
-			const uint64_t *word = words + BEFORE + i;
-
-			if (is_saved_rip(word))
-				add_stack(stacks, word[-1]);
-			if (visit(ctx, at + i * sizeof(*words), *word))
-				return true;
-		}
+		if (scan_words(stacks, at, words + BEFORE, count))
+			return true;
 		if (got < want)
 			break;
 		words[0] = words[count];
@@ -247,14 +265,13 @@ static bool scan_range(struct stacks *stacks, const uint64_t range[2], tp_word_f
 
 /** Every aligned word from @rsp to the end of its mapping, and of the stacks that it was on before
  * a signal took it to this one. Not the red zone: what a thread will return to stands above. */
-bool tp_scan_stack(pid_t tid, uint64_t rsp, const uint64_t *pairs, uint64_t count,
-		   tp_word_fn *visit, void *ctx)
+bool tp_scan_stack(pid_t tid, uint64_t rsp, const struct tp_stack_scan *scan)
 {
-	struct stacks stacks = { .tid = tid, .pairs = pairs, .count = count };
+	struct stacks stacks = { .tid = tid, .scan = scan };
 
 	add_stack(&stacks, rsp);
 	while (stacks.begun < stacks.known)
-		if (scan_range(&stacks, stacks.ranges[stacks.begun++], visit, ctx))
+		if (scan_range(&stacks, stacks.ranges[stacks.begun++]))
 			return true;
 	return false;
 }

@@ -3,10 +3,10 @@
 #ifndef TP_WORLD_H
 #define TP_WORLD_H
 
-#include <dirent.h>
 #include <stddef.h>
 
 #include "held.h"
+#include "status.h"
 
 struct tp_world {
 	pid_t pid;
@@ -22,12 +22,20 @@ struct tp_world {
 /* Returns true to end the search. */
 typedef bool tp_word_fn(void *ctx, uint64_t at, uint64_t word);
 
-pid_t tp_next_thread(DIR *tasks);
+/** What to look for on the stacks of stopped threads. */
+struct tp_stack_scan {
+	const uint64_t *pairs; /* start, end of writable mappings, sorted */
+	uint64_t count;
+	uint64_t low; /* words of [low, high] are shown to @visit; most of a stack is none */
+	uint64_t high;
+	tp_word_fn *visit;
+	void *ctx;
+};
+
 int tp_stop_world(struct tp_world *world);
 void tp_release_world(struct tp_world *world);
 int64_t tp_floor_index(const uint64_t *sorted, uint64_t stride, uint64_t count, uint64_t value);
 bool tp_is_saved_rip(pid_t tid, uint64_t at, uint64_t *restorer);
-bool tp_scan_stack(pid_t tid, uint64_t rsp, const uint64_t *pairs, uint64_t count,
-		   tp_word_fn *visit, void *ctx);
+bool tp_scan_stack(pid_t tid, uint64_t rsp, const struct tp_stack_scan *scan);
 
 #endif

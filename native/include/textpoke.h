@@ -8,6 +8,10 @@
 #ifndef TEXTPOKE_H
 #define TEXTPOKE_H
 
+#ifndef TP_CDEF
+#include <stdbool.h>
+#endif
+
 #include "errors.h"
 #include "wire.h"
 
@@ -41,6 +45,8 @@ struct tp_held;
 
 struct tp_held *tp_held_create(void);
 void tp_held_destroy(struct tp_held *held);
+bool tp_hurry(void);
+void tp_relax(bool hurried);
 int tp_seize(struct tp_held *held, int pid, int tid);
 int tp_launch(struct tp_held *held, const char *path, char *const argv[], char *const envp[]);
 int tp_run_to_start(struct tp_held *held, uint64_t loaded_at, uint64_t state_at);
@@ -51,6 +57,23 @@ int tp_inject_thread(int pid, int tid, const struct tp_inject *in, struct tp_inj
 int tp_inject_self(const struct tp_inject *in, struct tp_injected *out);
 int64_t tp_remote_syscall(struct tp_held *held, uint64_t syscall_at, long nr, const uint64_t *args);
 int tp_release(struct tp_held *held);
+
+/* status.c */
+
+/** What proc/PID/task/TID/status says of a thread; sets of signals have a bit each. */
+struct tp_thread {
+	int32_t tid;
+	int32_t tracer; /* process id, or 0 */
+	uint64_t blocked;
+	uint64_t pending;	 /* for this thread */
+	uint64_t shared_pending; /* for any */
+	uint32_t seccomp;	 /* its mode */
+	char state;
+	char name[67]; /* as proc escapes it */
+};
+
+int tp_read_status(int pid, int tid, struct tp_thread *thread);
+int64_t tp_read_threads(int pid, struct tp_thread *threads, uint64_t room);
 
 /* ask.c */
 int tp_ask(int socket_fd, int pidfd, const void *request, uint64_t request_bytes, void *answer,
@@ -126,9 +149,7 @@ struct tp_stop {
 	uint64_t args[4];
 	const uint64_t *sites; /* pairs start, end, sorted: nobody may be in their interior */
 	uint64_t site_count;
-	uint32_t all_nops;	/* a thread inside one of them may be moved to its end */
-	const uint64_t *stacks; /* pairs start, end of writable mappings, sorted */
-	uint64_t stack_count;
+	uint32_t all_nops;   /* a thread inside one of them may be moved to its end */
 	struct tp_look look; /* the batch: a thread inside goes on in the copy */
 	int leave_busy; /* leave out sites that a signal frame points into; else nothing is written */
 };
@@ -166,10 +187,10 @@ enum tp_busy {
 int tp_stop_and_run(const struct tp_stop *in, struct tp_stopped *out);
 int tp_leave(const struct tp_leave *in, struct tp_left *out);
 int tp_link_jit(const struct tp_jit_link *in);
-int tp_look_inside(int pid, const uint64_t *addresses, uint64_t count, const uint64_t *stacks,
-		   uint64_t stack_count, uint64_t site_bytes, uint8_t *inside);
+int tp_look_inside(int pid, const uint64_t *addresses, uint64_t count, uint64_t site_bytes,
+		   uint8_t *inside);
 int tp_look_in_ranges(int pid, int agent_tid, const uint64_t *ranges, uint64_t count,
-		      const uint64_t *stacks, uint64_t stack_count, uint8_t *inside);
+		      uint8_t *inside);
 
 /* pack.c, unpack.c: events as a capture holds them */
 enum {

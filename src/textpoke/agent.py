@@ -31,10 +31,11 @@ from textpoke.agent_image import load_image
 from textpoke.proc import living_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from textpoke._native import Pointer
     from textpoke.helper import Helper
+    from textpoke.model import Mapping
     from textpoke.poke import Poked
     from textpoke.wire import Layout
 
@@ -66,6 +67,15 @@ class Timings:
     hold_ns: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """Why the program may block SIGTRAP in its own code, and the files that say so."""
+
+    maps: Sequence[Mapping]  # as they were at the last look
+    files: frozenset[tuple[str, int]]
+    why: str
+
+
 @dataclass(slots=True)
 class AgentInfo:
     """An agent that is in a process: its thread (0 when gone) and where its image lies."""
@@ -92,9 +102,11 @@ class Agent:
     held: Pointer | None = None
     shared_fd: int = -1
     runtimes: list[tuple[int, int]] | None = None  # text of libc and ld.so
-    masking: tuple[frozenset[tuple[str, int]], str] | None = None  # by mapped files: `masks`
-    obstacle: str = ""  # to traps, at the last batch: `modes`
+    masking: Masking | None = None  # of the program: `masks`
+    obstacle: str = ""  # to traps, at the last look: `modes`
+    no_traps: tuple[str, float] = ("", 0.0)  # why not, and until when nobody looks again: `modes`
     layout: Layout | None = None
+    known_restorer: int = 0  # see `restorer`
     silent: bool = False
     helper: Helper | None = None  # stops the threads of the own process for us
     owner: int = field(default_factory=os.getpid)
@@ -132,6 +144,11 @@ class Agent:
         """A fresh copy of the head of the agent's image (struct tp_image), checked."""
         data = self.read(self.image_at, ffi.sizeof("struct tp_image"))
         return wire.read_image(data, self.base)
+
+    def restorer(self) -> int:
+        """Where a frame of our handler returns to: it tells that from others on a stack."""
+        self.known_restorer = self.known_restorer or int(self.image().restorer)
+        return self.known_restorer
 
     def require_alive(self, action: str) -> None:
         """Raise TargetExited when the process has ended, or the agent with it (exec)."""
@@ -257,6 +274,16 @@ class Agent:
             if fd >= 0:
                 os.close(fd)
         self.mem_fd = self.pidfd = self.lock_fd = self.shared_fd = -1
+
+
+@contextlib.contextmanager
+def hurried() -> Iterator[None]:
+    """Be scheduled before others for a moment, where we may: for a switch that takes one."""
+    hurries = lib.tp_hurry()
+    try:
+        yield
+    finally:
+        lib.tp_relax(hurries)
 
 
 def checked_answer(result: int) -> int:

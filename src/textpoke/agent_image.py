@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from textpoke._native import ffi
+from textpoke._native import ffi, lib
 
 if TYPE_CHECKING:
     from textpoke import cfi
@@ -95,6 +95,11 @@ class AgentImage:
         filled.other = base + other if other else 0
         filled.argument = probe.argument
         return bytes(code) + bytes(ffi.buffer(filled))
+
+    @functools.cached_property
+    def probe_bytes(self) -> tuple[int, ...]:
+        """How long the code of a probe is, by kind."""
+        return tuple(len(self.probe(0, Probe(kind), 0)) for kind in range(lib.TP_PROBES))
 
     def returns(self, heads: int, frames: int) -> bytes:
         """The code that stands before the trampolines of redirected returns."""

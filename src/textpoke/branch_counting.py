@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from textpoke.tracer import Target
 
     Mask = NDArray[np.bool_]
-    _Span = tuple[int, int, NDArray[np.int64], NDArray[np.int64]]
+    _Rows = NDArray[np.int64] | slice
+    _Span = tuple[int, int, _Rows, _Rows]
     """Start, end, the rows whose counters are there, and which of the counters each has."""
 
 FORMAT_VERSION = 1
@@ -78,6 +79,7 @@ class BranchCounting:
         self._at = self._site_at = np.zeros(0, np.int64)
         self._zero = self._last = _NO_COUNTS
         self._on = self._was_on = _NO_MASK
+        self._is_on = False  # any of them
         self._spans: list[_Span] = []
         self._masks: dict[int, Mask] = {}
         self._lines: dict[int, tuple[str, int]] = {}
@@ -136,7 +138,7 @@ class BranchCounting:
 
         Gives a list for those that could not be switched on, and why.
         """
-        if wanted is None and not self._on.any():
+        if wanted is None and not self._is_on:
             yield []  # it is not about branches
             return
         after = self._mask(wanted)
@@ -152,16 +154,17 @@ class BranchCounting:
             if refused:
                 now = after & ~np.isin(self._site_at, [site.address for site, _ in refused])
         finally:
-            if before.any():  # else nothing was counted yet
+            if self._is_on:  # else nothing was counted yet
                 self.look()
-            self._on = now
+            self._on, self._is_on = now, bool(now.any())
             self._was_on = self._was_on | now
             self._turned()
 
     def look(self) -> None:
         """Read the counters, if they can be read; what was read last is kept otherwise."""
         with contextlib.suppress(*_GONE):
-            self._last = np.where(self._on[:, None], self._read(), self._last)
+            now = self._read()
+            self._last = now if self._on.all() else np.where(self._on[:, None], now, self._last)
 
     def begin_anew(self) -> None:
         """Forget what was counted."""
@@ -309,7 +312,7 @@ class BranchCounting:
         of = self._target
         of.counting_turns += 1
         self._turn = of.counting_turns
-        if self._on.any():
+        if self._is_on:
             of.counting.add(id(self))
         else:
             of.counting.discard(id(self))
@@ -375,8 +378,16 @@ def _spans(at: NDArray[np.int64]) -> list[_Span]:
     for start, last in zip(firsts, lasts, strict=True):
         here = np.flatnonzero((at >= start) & (at <= last))
         index = (at[here] - start) // COUNTER_BYTES
-        found.append((start, last + COUNTER_BYTES, here, index))
+        found.append((start, last + COUNTER_BYTES, _rows(here), _rows(index)))
     return found
+
+
+def _rows(numbers: NDArray[np.int64]) -> _Rows:
+    """A slice where they follow each other, which they mostly do: that is copied at once."""
+    first, end = int(numbers[0]), int(numbers[0]) + len(numbers)
+    if np.array_equal(numbers, np.arange(first, end)):
+        return slice(first, end)
+    return numbers
 
 
 def _is_in(branch: Branch, module: Module) -> bool:

@@ -51,6 +51,7 @@ class Captures:
             What cannot be captured where, and why, a line each.
         """
         self._asked = {site.address for site in sites}
+        self._uploaded.clear()  # another trace may have had these rings since
         if not specs:
             return []
         found = target.captures(specs, sites)
@@ -112,9 +113,15 @@ class Captures:
             for address, program in self.programs(tracer).items()
             if address in plans
         }
-        if programs and self._uploaded.get(rings.number) != programs:
-            capturing.upload(rings, programs)
-            self._uploaded[rings.number] = programs
+        there = self._uploaded.get(rings.number, {})
+        if programs.items() <= there.items():
+            return
+        # What other tracers' probes need stays, so that switching back and forth gives it once.
+        together = {**there, **programs}
+        if not (there.items() <= together.items() and capturing.fits(rings, together)):
+            together = programs
+        capturing.upload(rings, together)
+        self._uploaded[rings.number] = together
 
     def notes(self, tracer: str, plans: Iterable[SitePlan], options: Options) -> dict[str, object]:
         """Fields of META, or of a SITES block, about sites."""

@@ -53,6 +53,12 @@ def layouts_of(
     return found
 
 
+def fits(rings: RingSet, programs: Mapping[int, CaptureProgram]) -> bool:
+    """Is there room to give the agent all these at once?"""
+    layout = rings.agent.layout
+    return layout is not None and len(_table(programs.items())) <= layout.request_bytes
+
+
 def upload(rings: RingSet, programs: Mapping[int, CaptureProgram]) -> None:
     """Give the agent the programs for the probes of one set of rings, by return address.
 

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
-from textpoke import helper, modes, target
+from textpoke import helper, modes
 from textpoke._errors import (
     AgentFailed,
     AgentTimeout,
@@ -21,7 +21,7 @@ from textpoke._errors import (
 )
 from textpoke._native import ffi, lib
 from textpoke.agent import checked_answer, error_text, outlast_masking
-from textpoke.holds import Work, pairs, writable
+from textpoke.holds import Work
 from textpoke.model import Site
 from textpoke.modes import Choice, Mode
 from textpoke.poke import PHASES, RECORD, Outcome, Poke, Poked, Request, name_of, read_outcome
@@ -214,12 +214,12 @@ class _Look:
         self.leave_busy = leave_busy
         self.request = request
         self.pokes = request.data if request.looks else b""
-        self.restorer = agent.image().restorer if self.pokes else 0
+        self.restorer = agent.restorer() if self.pokes else 0
         self.busy = b""
 
     def left(self) -> tuple[int, ...]:
         """Positions of the sites that were left out."""
-        if not self.leave_busy or not any(self.busy):
+        if not self.leave_busy or not self.busy.strip(b"\0"):
             return ()
         return tuple(i for i, busy in enumerate(self.busy) if busy)
 
@@ -227,7 +227,7 @@ class _Look:
         """Run a command of the agent and look at all threads when it asks; returns its result."""
         raw = self._raw(command, words, timeout_ms)
         code, self.busy = helper.perform(
-            self.agent, Work.LOOK, bytes(ffi.buffer(raw)), b"", b"", self.pokes
+            self.agent, Work.LOOK, bytes(ffi.buffer(raw)), b"", self.pokes
         )
         return code
 
@@ -236,10 +236,9 @@ class _Look:
     ) -> tuple[int, Pointer]:
         """Run a command while all threads but the agent's are held; a code, struct tp_stopped."""
         agent, request = self.agent, self.request
-        stacks = writable(target.read_maps(agent.pid))
         raw = self._raw(command, words, _STOPPED_TIMEOUT_MS)
         raw.all_nops, raw.leave_busy = request.all_nops, self.leave_busy and not patient
-        parts = bytes(ffi.buffer(raw)), request.window_words, pairs(stacks), self.pokes
+        parts = bytes(ffi.buffer(raw)), request.window_words, self.pokes
         code, found = helper.perform(agent, Work.STOP, *parts)
         out = ffi.new("struct tp_stopped *")
         ffi.memmove(out, found, ffi.sizeof("struct tp_stopped"))
@@ -275,6 +274,8 @@ def run_stopped(agent: Agent, command: int, words: Sequence[int], look: _Look) -
         if error not in (-errno.EAGAIN, -errno.ETIMEDOUT, -errno.ESRCH):
             break
         time.sleep(_STOP_PAUSE_S)
+    if error == -errno.EPERM:
+        modes.why_no_traps(agent)  # raises when it is a debugger that holds the thread
     if error == -errno.EAGAIN and out.busy:
         what = f"waiting until no signal handler returns into one of {out.busy} sites"
     elif error == -errno.EAGAIN:

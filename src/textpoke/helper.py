@@ -180,7 +180,7 @@ def _without_helper(agent: Agent, work: Work, parts: Sequence[bytes]) -> tuple[i
             agent.silent = True
             raise AgentTimeout("a command of a helper process that has ended", _ALONE_S)
         time.sleep(0.002)
-    pokes, page = parts[3], lib.TP_PAGE_BYTES
+    pokes, page = parts[-1], lib.TP_PAGE_BYTES  # the last of STOP and LOOK
     held = shared[page : page + len(pokes)]
     left = bytes(
         held[at + _OUTCOME_AT] == lib.TP_SITE_LEFT or held[at + _FLAGS_AT] != pokes[at + _FLAGS_AT]

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 class Work(enum.IntEnum):
     """What can be asked for; the comment names the byte strings that it takes."""
 
-    STOP = 1  # struct tp_stop, windows, stacks, pokes
+    STOP = 1  # struct tp_stop, windows, pokes
     LOOK = 2  # the same
-    INSIDE = 3  # bytes of a site, addresses, stacks
+    INSIDE = 3  # bytes of a site, addresses
     LEAVE = 4  # struct tp_leave, ranges, sites, stacks, known sites
-    RANGES = 5  # ranges, stacks
+    RANGES = 5  # ranges
 
 
 POKE_BYTES = ffi.sizeof("struct tp_poke")
-PARTS = {Work.STOP: 4, Work.LOOK: 4, Work.INSIDE: 3, Work.LEAVE: 5, Work.RANGES: 2}
+PARTS = {Work.STOP: 3, Work.LOOK: 3, Work.INSIDE: 2, Work.LEAVE: 5, Work.RANGES: 1}
 """How many byte strings each takes."""
 _WORD_BYTES = 8
 
@@ -59,9 +59,9 @@ def writable(maps: Iterable[Mapping]) -> list[tuple[int, int]]:
 def answer_bytes(work: Work, parts: Sequence[bytes]) -> int:
     """Size of the byte string that `perform` returns for these."""
     if work is Work.STOP:
-        return ffi.sizeof("struct tp_stopped") + len(parts[3]) // POKE_BYTES
+        return ffi.sizeof("struct tp_stopped") + len(parts[2]) // POKE_BYTES
     if work is Work.LOOK:
-        return len(parts[3]) // POKE_BYTES
+        return len(parts[2]) // POKE_BYTES
     if work is Work.INSIDE:
         return len(parts[1]) // _WORD_BYTES
     if work is Work.RANGES:
@@ -83,9 +83,7 @@ def perform(agent: Agent, work: Work, parts: Sequence[bytes]) -> tuple[int, byte
     return _CALLS[work](agent, *parts)
 
 
-def stop(
-    agent: Agent, raw: bytes, windows: bytes, stacks: bytes, pokes: bytes
-) -> tuple[int, bytes]:
+def stop(agent: Agent, raw: bytes, windows: bytes, pokes: bytes) -> tuple[int, bytes]:
     """Run a command with every thread but the agent's held (tp_stop_and_run).
 
     Returns its code; struct tp_stopped and a byte for each poke, non-zero where a thread is inside.
@@ -93,18 +91,15 @@ def stop(
     if agent.wire is None:
         return -errno.EBADF, b""
     request, keep = _stop_of(agent, raw, pokes)
-    keep += [_array("uint64_t[]", windows), _array("uint64_t[]", stacks)]
+    keep.append(_array("uint64_t[]", windows))
     request.wire = agent.wire
-    request.sites, request.site_count = keep[-2], len(windows) // (2 * _WORD_BYTES)
-    request.stacks, request.stack_count = keep[-1], len(stacks) // (2 * _WORD_BYTES)
+    request.sites, request.site_count = keep[-1], len(windows) // (2 * _WORD_BYTES)
     out = ffi.new("struct tp_stopped *")
     error = int(lib.tp_stop_and_run(request, out))
     return error, bytes(ffi.buffer(out)) + _bytes_of(keep[0], len(pokes) // POKE_BYTES)
 
 
-def look(
-    agent: Agent, raw: bytes, _windows: bytes, _stacks: bytes, pokes: bytes
-) -> tuple[int, bytes]:
+def look(agent: Agent, raw: bytes, _windows: bytes, pokes: bytes) -> tuple[int, bytes]:
     """Run a command and look at all threads when the agent asks (tp_command_looking).
 
     Returns the command's result; a byte for each poke, as `stop`.
@@ -122,7 +117,7 @@ def look(
     return int(result), _bytes_of(keep[0], len(pokes) // POKE_BYTES)
 
 
-def inside(agent: Agent, size: bytes, addresses: bytes, stacks: bytes) -> tuple[int, bytes]:
+def inside(agent: Agent, size: bytes, addresses: bytes) -> tuple[int, bytes]:
     """Which sites have a thread in their interior (tp_look_inside)? Returns a byte for each."""
     count = len(addresses) // _WORD_BYTES
     found = ffi.new("uint8_t[]", count or 1)
@@ -130,15 +125,13 @@ def inside(agent: Agent, size: bytes, addresses: bytes, stacks: bytes) -> tuple[
         agent.pid,
         _array("uint64_t[]", addresses),
         count,
-        _array("uint64_t[]", stacks),
-        len(stacks) // (2 * _WORD_BYTES),
         int.from_bytes(size, "little"),
         found,
     )
     return int(error), _bytes_of(found, count)
 
 
-def ranges(agent: Agent, pairs_in: bytes, stacks: bytes) -> tuple[int, bytes]:
+def ranges(agent: Agent, pairs_in: bytes) -> tuple[int, bytes]:
     """Which ranges have a thread in them (tp_look_in_ranges)? Returns a byte for each."""
     count = len(pairs_in) // (2 * _WORD_BYTES)
     found = ffi.new("uint8_t[]", count or 1)
@@ -147,8 +140,6 @@ def ranges(agent: Agent, pairs_in: bytes, stacks: bytes) -> tuple[int, bytes]:
         agent.tid,
         _array("uint64_t[]", pairs_in),
         count,
-        _array("uint64_t[]", stacks),
-        len(stacks) // (2 * _WORD_BYTES),
         found,
     )
     return int(error), _bytes_of(found, count)

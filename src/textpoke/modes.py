@@ -12,14 +12,15 @@ from __future__ import annotations
 import enum
 import functools
 import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from textpoke import helper, masks
 from textpoke._errors import NoSuchTarget, TargetExited, UnsupportedTarget
 from textpoke._native import lib
-from textpoke.agent import outlast_masking
-from textpoke.proc import name_of, read_threads
+from textpoke.agent import Masking, outlast_masking
+from textpoke.proc import name_of, read_mappings, read_thread, read_threads
 from textpoke.target import read_maps
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _SIGTRAP = 1 << 4
 _NOP_BYTES = frozenset(b"\x66\x90")
 _AUTO_PATIENCE_S = 0.02
+_NO_TRAPS_S = 1.0
 
 
 class Mode(enum.StrEnum):
@@ -129,11 +131,7 @@ def why_no_traps(agent: Agent) -> str:
     except NoSuchTarget as exc:
         raise TargetExited(agent.pid, "a batch") from exc
     for thread in threads:
-        require_unfiltered(agent, thread)
-        if thread.tracer_pid and agent.held is None:
-            debugger = f"{name_of(thread.tracer_pid)} (pid {thread.tracer_pid})"
-            detail = f"{debugger} traces thread {thread.tid} ({thread.name}), let it detach first"
-            raise UnsupportedTarget(agent.pid, "debugger", detail)
+        _require_usual(agent, thread)
     for thread in threads:
         blocked = thread.sig_blocked
         if agent.held is not None and thread.tid == agent.pid:
@@ -141,6 +139,15 @@ def why_no_traps(agent: Agent) -> str:
         if blocked & _SIGTRAP and thread.tid != agent.tid and thread.state not in "ZX":
             return f"thread {thread.tid} ({thread.name}) blocks SIGTRAP"
     return ""
+
+
+def _require_usual(agent: Agent, thread: Thread) -> None:
+    """Raise UnsupportedTarget ("debugger", "seccomp") for what came over a thread since."""
+    require_unfiltered(agent, thread)
+    if thread.tracer_pid and agent.held is None:
+        debugger = f"{name_of(thread.tracer_pid)} (pid {thread.tracer_pid})"
+        detail = f"{debugger} traces thread {thread.tid} ({thread.name}), let it detach first"
+        raise UnsupportedTarget(agent.pid, "debugger", detail)
 
 
 def require_unfiltered(agent: Agent, thread: Thread) -> None:
@@ -205,8 +212,7 @@ def choose(
         require_holds(agent)
     if wanted is not Mode.AUTO:
         return [Choice(wanted, "asked for", everything)]
-    obstacle = _lasting_obstacle(agent)  # always: it also refuses a debugger
-    no_traps = no_traps or obstacle or why_masking(agent)
+    no_traps = _why_no_traps(agent) or no_traps
     if no_traps:
         return _without_traps(agent, everything, places, no_traps)
     masked = _runtime_sites(agent, places)
@@ -236,6 +242,21 @@ def choose_one(agent: Agent, places: Places, *, no_traps: str = "") -> Choice:
     return Choice(Mode.STOP, why, everything)
 
 
+def _why_no_traps(agent: Agent) -> str:
+    """Why no batch may trap, also if it had to last for a while; "" when any may."""
+    why, until = agent.no_traps
+    if why and time.monotonic() < until:  # the other modes are right at any moment
+        try:
+            for tid in {agent.pid, agent.tid}:  # a debugger takes the first one, if not all
+                _require_usual(agent, read_thread(agent.pid, tid))
+        except NoSuchTarget as exc:
+            raise TargetExited(agent.pid, "a batch") from exc
+        return why
+    why = _lasting_obstacle(agent) or why_masking(agent)
+    agent.no_traps = why, time.monotonic() + _NO_TRAPS_S
+    return why
+
+
 def _lasting_obstacle(agent: Agent) -> str:
     why = ""
 
@@ -259,10 +280,13 @@ def _lasting_obstacle(agent: Agent) -> str:
 
 def why_masking(agent: Agent) -> str:
     """Why the program may block SIGTRAP in its own code; looked up again when its files change."""
-    files = frozenset((m.path, m.inode) for m in read_maps(agent.pid) if m.inode and "x" in m.perms)
-    if agent.masking is None or agent.masking[0] != files:
-        agent.masking = (files, masks.why_masking(agent.pid))
-    return agent.masking[1]
+    maps, known = read_mappings(agent.pid), agent.masking
+    if known is None or known.maps is not maps:
+        files = frozenset((m.path, m.inode) for m in maps if m.inode and "x" in m.perms)
+        is_known = known is not None and known.files == files
+        why = known.why if known and is_known else masks.why_masking(agent.pid)
+        agent.masking = known = Masking(maps, files, why)
+    return known.why
 
 
 def _without_traps(agent: Agent, indexes: Sequence[int], places: Places, why: str) -> list[Choice]:

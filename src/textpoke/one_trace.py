@@ -26,6 +26,7 @@ from textpoke._errors import (
 )
 from textpoke._native import lib
 from textpoke._version import __version__
+from textpoke.agent import hurried
 from textpoke.capture_log import CaptureLog, clock_point
 from textpoke.captures import Captures
 from textpoke.modes import Mode
@@ -221,8 +222,10 @@ class Trace:
         if not self.is_on:
             return
         began = int(lib.tp_rdtsc())
+        knows = self.target.records.knows(self.name, self._wants.get(name))
         try:
-            self._switch()
+            with hurried() if knows else nullcontext():
+                self._switch()
         except BaseException:
             self._tracer = before
             raise

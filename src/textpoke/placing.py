@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from textpoke import branch_stubs, modes, stubs, target
 from textpoke._errors import AgentFailed, NotPatchable, TargetExited, UnsupportedTarget
-from textpoke._native import lib
 from textpoke.agent_image import Probe, load_image
 from textpoke.engine import run_request
 from textpoke.hooks import Copies
@@ -215,8 +214,7 @@ class Placing:
 
     def _probe_ranges(self) -> list[tuple[int, int]]:
         """All code that sites call: whoever is there may come back to a stub."""
-        base = self._agent.base
-        kinds = {kind: len(self._code(Probe(kind), 0, 0)) for kind in range(lib.TP_PROBES)}
+        base, kinds = self._agent.base, load_image().probe_bytes
         default = kinds[self._default.kind]
         found = [(at, at + default) for at in self.planner.thunks]
         found += [(at, at + kinds[kind]) for at, kind in self.copies.placed]

@@ -7,15 +7,17 @@ import contextlib
 import errno
 import functools
 import os
-import re
 import struct
 from typing import TYPE_CHECKING
 
 from textpoke._errors import AttachDenied, NoSuchTarget
+from textpoke._native import ffi, lib
 from textpoke.model import Mapping, Thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from textpoke._native import Pointer
 
 ROOT = "/proc"
 AT_HWCAP2 = 26
@@ -30,12 +32,7 @@ _KEPT_MAPS = 4
 _READ_BYTES = 1 << 16
 _SYS_KCMP = 312
 _KCMP_VM = 1
-# Threads are read before every batch: what `thread_of` looks at, in the kernel's order.
-_OF_THREAD = re.compile(
-    rb"Name:\t(.*?)\n.*?\nState:\t(\S).*?\nTracerPid:\t(\d+)\n.*?\nSigPnd:\t(\w+)\n"
-    rb".*?\nSigBlk:\t(\w+)\n(?:.*?\nSeccomp:\t(\d+))?",
-    re.DOTALL,
-)
+_ROOM_FOR_THREADS = 64
 
 
 def read_file(pid: int, name: str) -> bytes:
@@ -48,16 +45,19 @@ def read_file(pid: int, name: str) -> bytes:
     try:
         return _content(f"{ROOT}/{pid}/{name}")
     except PermissionError as exc:
-        cause = f"proc/{pid}/{name} is not readable for uid {os.geteuid()}; run textpoke as root"
-        raise AttachDenied(pid, [cause]) from exc
+        raise AttachDenied(pid, [_unreadable(pid, name)]) from exc
     except OSError as exc:
         if exc.errno in _GONE:
             raise NoSuchTarget(pid) from exc
         raise
 
 
+def _unreadable(pid: int, name: str) -> str:
+    return f"proc/{pid}/{name} is not readable for uid {os.geteuid()}; run textpoke as root"
+
+
 def _content(path: str) -> bytes:
-    # A hundred of these go into seven switches of a tracer: half the price of a file object.
+    # Maps are read before every batch: this is half the price of a file object.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = [os.read(fd, _READ_BYTES)]
@@ -86,7 +86,12 @@ def read_maps(pid: int) -> list[Mapping]:
         NoSuchTarget: No such process.
         AttachDenied: Another user's process.
     """
-    return list(_mappings(_read_of_memory(pid, "maps")))
+    return list(read_mappings(pid))
+
+
+def read_mappings(pid: int) -> tuple[Mapping, ...]:
+    """The same as one object, again and again while nothing changes. Raises as `read_maps`."""
+    return _mappings(_read_of_memory(pid, "maps"))
 
 
 # A batch looks at the maps more than once, and they are mostly the same.
@@ -111,7 +116,29 @@ def read_threads(pid: int) -> list[Thread]:
     Raises:
         NoSuchTarget: No such process.
     """
-    return [_thread(tid, content) for tid, content in _statuses(pid)]
+    found = ffi.new("struct tp_thread[]", _ROOM_FOR_THREADS)
+    while True:
+        count = _checked(pid, int(lib.tp_read_threads(pid, found, len(found))))
+        if count <= len(found):
+            return [_thread(found[i]) for i in range(count)]
+        found = ffi.new("struct tp_thread[]", 2 * count)  # more may come meanwhile
+
+
+def read_thread(pid: int, tid: int) -> Thread:
+    """Return one thread of a process. Raises as `read_threads`, also when the thread is gone."""
+    found = ffi.new("struct tp_thread *")
+    _checked(pid, int(lib.tp_read_status(pid, tid, found)))
+    return _thread(found)
+
+
+def _checked(pid: int, result: int) -> int:
+    if -result in _GONE:
+        raise NoSuchTarget(pid)
+    if result == -errno.EACCES:
+        raise AttachDenied(pid, [_unreadable(pid, "task")])
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), f"{ROOT}/{pid}/task")
+    return result
 
 
 def read_statuses(pid: int) -> list[tuple[int, dict[str, str]]]:
@@ -140,19 +167,15 @@ def _statuses(pid: int) -> list[tuple[int, bytes]]:
     return statuses
 
 
-def _thread(tid: int, content: bytes) -> Thread:
-    found = _OF_THREAD.match(content)
-    if not found:
-        return thread_of(tid, _fields(content))
-    name, state, tracer, pending, blocked, seccomp = found.groups(b"0")
+def _thread(found: Pointer) -> Thread:
     return Thread(
-        tid,
-        name.decode("utf-8", "backslashreplace").strip(),
-        state.decode("ascii"),
-        int(blocked, 16),
-        int(pending, 16),
-        int(tracer),
-        int(seccomp),
+        found.tid,
+        ffi.string(found.name).decode("utf-8", "backslashreplace").strip(),
+        found.state.decode("ascii"),
+        found.blocked,
+        found.pending,
+        found.tracer,
+        found.seccomp,
     )
 
 

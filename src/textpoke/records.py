@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     Chain = tuple[Probe, ...]
     _InPlace = dict[int, tuple[Chain, int, SitePlan]]
-    _After = tuple[_InPlace, dict[int, int]]
+    _After = tuple[_InPlace, Mapping[int, int]]
     PlaceCopies = Callable[[Sequence[tuple[SitePlan, Chain]]], list[int]]
     Outlast = Callable[[Sequence[SitePlan]], None]
 
@@ -242,8 +242,9 @@ class Records:
         self._default = (default,)
         self._users: dict[str, Wants] = {}
         self._in_place: _InPlace = {}  # by site: chain and lead; see _changed()
-        self._is_shared = False  # a change that was kept knows it by
-        self._leads: dict[int, int] = {}  # by hook: of sites that are off, too
+        self._led: Mapping[int, int] = {}  # by hook: of sites that are off, too; see _leads
+        self._led_since: list[Mapping[int, int]] = []
+        self._is_shared = False  # a change that was kept knows both by
         self._state = 0
         self._states: dict[object, int] = {}  # numbers of states that may be met again
         # A change that was made before, from the same state, needs no new batch to be packed.
@@ -308,7 +309,7 @@ class Records:
             self._new_state()
             return
         if change.state:  # it was made before, and perhaps will be again
-            change.after = change.after or (self._in_place, dict(self._leads))
+            change.after = change.after or (self._in_place, self._leads)
             self._is_shared = True
         change.state = change.state or self._number()
         self._state = change.state
@@ -322,6 +323,10 @@ class Records:
             there = (w.planned for w in before.values())
             self._crossing[key] = bool(_on_bytes_of(there, (w.planned for w in wanted.values())))
         return self._crossing[key]
+
+    def knows(self, user: str, wanted: Wants | None) -> bool:
+        """True when this change was made before: it takes a moment then, and not a second."""
+        return wanted is not None and (self._state, user, wanted.number) in self._kept
 
     @property
     def count(self) -> int:
@@ -348,7 +353,7 @@ class Records:
 
     def forget_leads(self) -> None:
         """All code of ours was planned anew."""
-        self._leads.clear()
+        self._led, self._led_since = {}, []
         self._new_state()
 
     def _new_state(self) -> None:
@@ -470,7 +475,7 @@ class Records:
                 guards=how.guards,
             )
             done.ahead = outcome if done.ahead is None else done.ahead.plus(outcome)
-            self._leads.update(change.leads_ahead)
+            self._led_since.append(change.leads_ahead)
         if not change.goes_off:
             complete = self._switch_on(change, how, done)
         else:
@@ -498,7 +503,7 @@ class Records:
         for part in cells.singly() if self.one_by_one else (cells,):
             for run in part.runs:
                 self._agent.store_words(run.start, run.old, run.new)
-                self._leads.update(run.leads)
+                self._led_since.append(run.leads)
 
     def _switch_on(self, change: _Change, how: _How, done: Switched) -> bool:
         if not change.usual.steps:
@@ -626,13 +631,23 @@ class Records:
             self._in_place, self._is_shared = dict(self._in_place), False
         return self._in_place
 
+    @property
+    def _leads(self) -> Mapping[int, int]:
+        """Where hooks lead; what came since is put in only when somebody asks."""
+        if self._led_since:
+            led = dict(self._led)  # a change that was kept may know the old one
+            for leads in self._led_since:
+                led.update(leads)
+            self._led, self._led_since = led, []
+        return self._led
+
     def _come_back_to(self, after: _After) -> None:
         """It is as it was when a kept change was made the last time."""
-        self._in_place, self._leads = after[0], dict(after[1])
-        self._is_shared = True
+        self._in_place, self._led = after
+        self._led_since, self._is_shared = [], True
 
     def _note(self, steps: Iterable[_Step]) -> None:
-        there = self._changed()
+        there, leads = self._changed(), dict[int, int]()
         for step in steps:
             address = step.planned.site.address
             if not step.chain:
@@ -640,9 +655,11 @@ class Records:
                 continue
             elsewhere = step.poke.address != address  # a pad, or a stub
             if elsewhere:
-                self._leads[step.poke.address] = step.lead
+                leads[step.poke.address] = step.lead
             if not elsewhere or address in there:
                 there[address] = step.chain, step.lead, step.planned
+        if leads:
+            self._led_since.append(leads)
 
     def _read_back(self, steps: Iterable[_Step]) -> None:
         """Note what the target's memory says."""

@@ -11,7 +11,7 @@ from textpoke import elf, proc
 from textpoke._errors import BadElf, ModuleUnavailable
 from textpoke.checks import check_attach, require_attachable, require_own_memory
 from textpoke.model import Mapping, Module
-from textpoke.proc import read_maps, read_threads
+from textpoke.proc import read_mappings, read_maps, read_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_attach",
     "open_module",
+    "read_mappings",
     "read_maps",
     "read_modules",
     "read_threads",

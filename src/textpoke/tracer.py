@@ -76,6 +76,7 @@ class Target:
         self.exe = _exe(self.pid)
         self.command_line = _command_line(self.pid)
         self._modules: list[Module] | None = None
+        self._maps: Sequence[Mapping] = ()  # at the last look
         self._files: list[Mapping] = []  # what was mapped when the modules were read
         self._finders = {
             (everything, traps): process_sites.of_process(
@@ -115,7 +116,11 @@ class Target:
     @property
     def modules(self) -> list[Module]:
         """The main program and every shared object that is mapped now."""
-        files = [m for m in target.read_maps(self.pid) if m.inode and "x" in m.perms]
+        maps = target.read_mappings(self.pid)
+        if self._modules is not None and maps is self._maps:
+            return self._modules
+        self._maps = maps
+        files = [m for m in maps if m.inode and "x" in m.perms]
         if self._modules is None or files != self._files:
             if self._modules is not None:
                 self._forget_replaced(files)

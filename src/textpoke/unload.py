@@ -267,8 +267,7 @@ def ranges_in_use(agent: Agent, ranges: Sequence[tuple[int, int]]) -> bool:
     Raises:
         AgentFailed: The threads could not be stopped.
     """
-    stacks = pairs(writable(target.read_maps(agent.pid)))
-    error, inside = helper.perform(agent, Work.RANGES, pairs(sorted(ranges)), stacks)
+    error, inside = helper.perform(agent, Work.RANGES, pairs(sorted(ranges)))
     if error:
         agent.require_alive("a look at its threads")
         raise AgentFailed("looking where the target's threads are", -error)
@@ -283,8 +282,7 @@ def interior_sites(agent: Agent, addresses: list[int], size: int) -> set[int]:
     Raises:
         AgentFailed: The threads could not be stopped.
     """
-    stacks = pairs(writable(target.read_maps(agent.pid)))
-    parts = (size.to_bytes(8, "little"), words(addresses), stacks)
+    parts = (size.to_bytes(8, "little"), words(addresses))
     error, inside = helper.perform(agent, Work.INSIDE, *parts)
     if error:
         agent.require_alive("a look at its threads")

@@ -186,6 +186,39 @@ def test_back_and_forth_is_the_same_each_time(target: Target, kept: Records) -> 
     assert all(len(found) == 1 for found in states.values())
 
 
+def test_a_change_is_known_once_it_was_made(target: Target, kept: Records) -> None:
+    graph = wants(GRAPH)
+    assert not kept.knows("a", None)
+    for _ in range(2):
+        assert not kept.knows("b", graph)
+        before = kept.knows("a", graph)
+        kept.switch("a", graph)
+        kept.switch("a", Wants())
+    assert not before
+    assert on(target) == [False] * COUNT
+
+
+def test_a_change_that_was_made_often_and_fails_leaves_what_is_known_right(
+    target: Target, kept: Records
+) -> None:
+    function, graph, nothing = wants(DEFAULT), wants(GRAPH), Wants()
+    for _ in range(3):
+        for wanted in (function, nothing, graph, nothing):
+            kept.switch("a", wanted)
+    assert kept.knows("a", function)
+    target.script = [AgentFailed("a test", 5)]  # behind the cells, which lead to it by now
+    with pytest.raises(AgentFailed):
+        kept.switch("a", function)
+    assert cells(target) == [ISLAND] * COUNT
+    assert on(target) == [False] * COUNT
+    for _ in range(2):
+        kept.switch("a", graph)
+        assert cells(target) == [ISLAND + 0x2000] * COUNT
+        assert on(target) == [True] * COUNT
+        kept.switch("a", nothing)
+    assert on(target) == [False] * COUNT
+
+
 def test_one_by_one_is_a_store_for_each(target: Target, kept: Records) -> None:
     kept.switch("a", wants(DEFAULT))
     kept.switch("a", wants(GRAPH))

@@ -69,6 +69,28 @@ def test_threads_carry_names_and_masks(compile_target: Compile, start_target: St
     assert {t.state for t in (plain, masked)} == {"S"}
 
 
+def test_more_threads_than_there_is_room_for_at_first() -> None:
+    script = (
+        "import threading, time\n"
+        "for _ in range(150): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        tids = [thread.tid for thread in read_threads(process.pid)]
+        assert len(set(tids)) == 151
+        assert tids == sorted(tids)
+        assert proc.read_thread(process.pid, tids[-1]).tid == tids[-1]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    with pytest.raises(NoSuchTarget):
+        proc.read_thread(process.pid, tids[-1])
+
+
 @pytest.mark.parametrize("read", [read_maps, read_threads, read_modules])
 def test_no_such_process(read: Callable[[int], object]) -> None:
     with pytest.raises(NoSuchTarget) as caught:
