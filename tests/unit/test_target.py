@@ -72,7 +72,8 @@ def test_threads_carry_names_and_masks(compile_target: Compile, start_target: St
 def test_more_threads_than_there_is_room_for_at_first() -> None:
     script = (
         "import threading, time\n"
-        "for _ in range(150): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "for _ in range(150):\n"
+        "    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
         "print('ready', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
