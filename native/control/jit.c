@@ -53,8 +53,8 @@ bool tp_may_write_entry(const struct tp_held *held, uint64_t entry, const uint64
 			return true;
 		}
 	/* Apart: what stands below the stack pointer may not be mapped. */
-	if (!tp_scan_stack(held->tid, held->saved.rsp, &scan) &&
-	    !tp_scan_stack(held->tid, held->saved.rsp - RED_ZONE, &scan))
+	if (!tp_scan_stack(held, held->saved.rsp, &scan) &&
+	    !tp_scan_stack(held, held->saved.rsp - RED_ZONE, &scan))
 		return false;
 	*at = search.found;
 	return true;

@@ -98,7 +98,7 @@ static enum tp_busy why_busy(const struct tp_leave *in, const struct tp_held *he
 	 * thread that is just there by itself moves on. Wait for it either way. */
 	if (i >= 0 && in->sites[i] == rip - 1 && held->saved.orig_rax == (unsigned long long)-1)
 		return TP_BUSY_SITE;
-	if (tp_scan_stack(held->tid, held->saved.rsp, &scan)) {
+	if (tp_scan_stack(held, held->saved.rsp, &scan)) {
 		*at = search.found;
 		return TP_BUSY_STACK;
 	}
@@ -421,7 +421,7 @@ static int look_inside(const void *request, void *result)
 		if (!world.threads[i].stopped)
 			continue;
 		mark_interior(search, 0, world.threads[i].saved.rip);
-		tp_scan_stack(world.threads[i].tid, world.threads[i].saved.rsp, &scan);
+		tp_scan_stack(&world.threads[i], world.threads[i].saved.rsp, &scan);
 	}
 	tp_release_world(&world);
 	return error;
@@ -503,7 +503,7 @@ static int look_in_ranges(const void *request, void *result)
 		if (at >= 0)
 			search->inside[at] = 1;
 		search->tid = thread->tid;
-		tp_scan_stack(thread->tid, thread->saved.rsp, &scan);
+		tp_scan_stack(thread, thread->saved.rsp, &scan);
 	}
 	tp_release_world(&world);
 	return error;

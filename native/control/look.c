@@ -139,7 +139,7 @@ void tp_mark_stack(struct tp_windows *windows, const struct tp_held *held,
 		return;
 	scan.low = windows->windows[0].addr;
 	scan.high = windows->windows[windows->count - 1].addr + JMP_BYTES;
-	tp_scan_stack(held->tid, held->saved.rsp, &scan);
+	tp_scan_stack(held, held->saved.rsp, &scan);
 }
 
 /** Where a stopped thread with this rip may go on instead: in the copy. 0: it is outside. */

@@ -60,7 +60,7 @@ static bool is_on_stack(const struct tp_stacks *stacks, const struct tp_held *he
 				      .visit = word_is_inside,
 				      .ctx = inside };
 
-	return tp_scan_stack(held->tid, held->saved.rsp, &scan);
+	return tp_scan_stack(held, held->saved.rsp, &scan);
 }
 
 /* From inside a run of NOPs to its end: they have no effect. From the middle of code that gives way

@@ -182,18 +182,16 @@ bool tp_is_saved_rip(pid_t tid, uint64_t at, uint64_t *restorer)
 
 /* Where scanning goes on: a frame on an alternate stack tells where its thread was before. */
 struct stacks {
-	pid_t tid;
+	const struct tp_held *held;
 	const struct tp_stack_scan *scan;
 	uint64_t ranges[MOST_STACKS][2]; /* scanned, or to be */
 	size_t begun;
 	size_t known;
 };
 
-/*
- * To the end of the mapping that holds @rsp, and of those that touch it. The list is older than the stop:
- * a stack that has grown since, or was made, is scanned as far as it can be read.
- */
-static uint64_t end_of_stack(const struct stacks *stacks, uint64_t rsp)
+/* To the end of the mapping that holds @rsp, and of those that touch it. The list is older than the stop:
+ * a stack that has grown since, or was made, is scanned as far as it can be read. */
+static uint64_t end_of_memory(const struct stacks *stacks, uint64_t rsp)
 {
 	const uint64_t *pairs = stacks->scan->pairs;
 	int64_t i = tp_floor_index(pairs, 2, stacks->scan->count, rsp);
@@ -205,6 +203,18 @@ static uint64_t end_of_stack(const struct stacks *stacks, uint64_t rsp)
 	while ((uint64_t)++i < stacks->scan->count && pairs[2 * i] == end)
 		end = pairs[2 * i + 1];
 	return end - rsp < STACK_LIMIT ? end : rsp + STACK_LIMIT;
+}
+
+/*
+ * Not past the thread's control block, where its fs base points: libcs put it at the upper end of
+ * the stack that they make, and no other stack holds it. What follows it in memory is other threads'.
+ */
+static uint64_t end_of_stack(const struct stacks *stacks, uint64_t rsp)
+{
+	uint64_t end = end_of_memory(stacks, rsp), block = stacks->held->saved.fs_base;
+
+	return block > rsp && block < end && end - block > TP_PAGE_BYTES ? block + TP_PAGE_BYTES :
+									   end;
 }
 
 static void add_stack(struct stacks *stacks, uint64_t rsp)
@@ -245,7 +255,7 @@ static bool scan_range(struct stacks *stacks, const uint64_t range[2])
 	for (; at < end; at += count * sizeof(*words)) {
 		size_t left = (end - at) / sizeof(*words);
 		size_t want = left < CHUNK_WORDS + BEHIND ? left : CHUNK_WORDS + BEHIND;
-		size_t got = read_words(stacks->tid, at, words + BEFORE, want);
+		size_t got = read_words(stacks->held->tid, at, words + BEFORE, want);
 
 		found = found || got;
 		if (!found) { /* rsp may be below what its stack has grown to so far */
@@ -265,9 +275,9 @@ static bool scan_range(struct stacks *stacks, const uint64_t range[2])
 
 /** Every aligned word from @rsp to the end of its mapping, and of the stacks that it was on before
  * a signal took it to this one. Not the red zone: what a thread will return to stands above. */
-bool tp_scan_stack(pid_t tid, uint64_t rsp, const struct tp_stack_scan *scan)
+bool tp_scan_stack(const struct tp_held *held, uint64_t rsp, const struct tp_stack_scan *scan)
 {
-	struct stacks stacks = { .tid = tid, .scan = scan };
+	struct stacks stacks = { .held = held, .scan = scan };
 
 	add_stack(&stacks, rsp);
 	while (stacks.begun < stacks.known)

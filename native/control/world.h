@@ -36,6 +36,6 @@ int tp_stop_world(struct tp_world *world);
 void tp_release_world(struct tp_world *world);
 int64_t tp_floor_index(const uint64_t *sorted, uint64_t stride, uint64_t count, uint64_t value);
 bool tp_is_saved_rip(pid_t tid, uint64_t at, uint64_t *restorer);
-bool tp_scan_stack(pid_t tid, uint64_t rsp, const struct tp_stack_scan *scan);
+bool tp_scan_stack(const struct tp_held *held, uint64_t rsp, const struct tp_stack_scan *scan);
 
 #endif

@@ -45,6 +45,7 @@ class Redirection:
         self._records = records
         self._wants = Wants()
         self._has_stacks = False
+        self._ready_for: Sequence[Module] | None = None  # the very list: another one is looked at
         self._seen: set[tuple[str, int, int]] = set()
         self._names: dict[int, str] = {}  # of functions that need a guard, by entry
         self.unguarded: list[tuple[Site, str]] = []
@@ -56,6 +57,8 @@ class Redirection:
             UnsupportedTarget: ("returns") No return of this process can be redirected.
             BatchRefused, BatchFailed: A guard could not be written; none was.
         """
+        if modules is self._ready_for:
+            return
         fresh = [module for module in modules if module.key not in self._seen]
         why = returns.why_no_returns(self._agent.pid, fresh) if fresh else ""
         if why:
@@ -65,6 +68,7 @@ class Redirection:
         why = returns.why_unguarded(self._names, self._guarded())
         if why:
             raise UnsupportedTarget(self._agent.pid, "returns", why)
+        self._ready_for = modules
 
     def _guarded(self) -> set[int]:
         """Entries of the functions that have their guard."""
