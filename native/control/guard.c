@@ -51,6 +51,14 @@ static int wait_for(pid_t child)
 	return 0;
 }
 
+static pid_t tool; /* whose memory the guard shares */
+
+/** Are we the guard, whose end lets every thread go? */
+bool tp_is_guard(void)
+{
+	return tool && getpid() != tool;
+}
+
 /* Kept for the next time: its pages need no fault again. */
 static char *spare_stack;
 
@@ -82,6 +90,7 @@ int tp_guarded(int (*work)(const void *in, void *out), const void *in, void *out
 	int result;
 	pid_t child;
 
+	tool = getpid();
 	if (stack == MAP_FAILED)
 		return work(in, out);
 	/* Both: threads are held from its first moment on, and its end is the end of our batch. */

@@ -28,6 +28,7 @@ struct tp_held {
 	pid_t tid;
 	int patience_ms; /* to wait for a stop; 0: the usual */
 	bool asked;	 /* to stop: tp_await_stop() has not been called yet */
+	bool late;	 /* it did not stop in time: tp_release_late() */
 	bool stopped;
 	bool in_syscall_stop; /* regs are not the thread's own any more */
 	bool fixed_eintr;
@@ -48,6 +49,7 @@ uint64_t tp_now_ns(void);
 int tp_stop_thread(struct tp_held *held);
 int tp_ask_to_stop(struct tp_held *held);
 int tp_await_stop(struct tp_held *held);
+void tp_release_late(struct tp_held *held);
 int tp_wait_stop(struct tp_held *held, int *status);
 int tp_save_thread(struct tp_held *held);
 int tp_block_signals(struct tp_held *held);

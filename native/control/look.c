@@ -207,6 +207,7 @@ static int look_at(struct tp_windows *windows, pid_t tid, const struct tp_stacks
 	}
 	if (held.stopped)
 		tp_release(&held);
+	tp_release_late(&held);
 	return error == -ESRCH ? 0 : error;
 }
 

@@ -22,6 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "guard.h"
 #include "status.h"
 
 #define STOP_TIMEOUT_MS 5000
@@ -261,9 +262,24 @@ int tp_await_stop(struct tp_held *held)
 	held->asked = false;
 	if (!error && !is_event_stop(status))
 		error = run_to_event_stop(held, status);
+	held->late = error == -ETIMEDOUT;
 	if (error)
 		drop(held);
 	return error;
+}
+
+/**
+ * A thread that did not stop in time (a parent in vfork) stops later. The end of a guard lets it go
+ * then; where there is no guard nobody else does, and it would stand still for ever.
+ */
+void tp_release_late(struct tp_held *held)
+{
+	int status;
+
+	if (held->late && !tp_is_guard() && waitpid(held->tid, &status, __WALL) == held->tid &&
+	    WIFSTOPPED(status))
+		ptrace(PTRACE_DETACH, held->tid, 0, is_event_stop(status) ? 0 : WSTOPSIG(status));
+	held->late = false;
 }
 
 /** Seize held->tid and stop it. */

@@ -50,6 +50,8 @@ void tp_release_world(struct tp_world *world)
 	for (size_t i = 0; i < world->count; i++)
 		if (world->threads[i].stopped)
 			tp_release(&world->threads[i]);
+	for (size_t i = 0; i < world->count; i++) /* last: it may take a while */
+		tp_release_late(&world->threads[i]);
 	tp_relax(world->hurried);
 	free(world->threads);
 	world->threads = NULL;
@@ -97,8 +99,13 @@ static int stop_new_threads(struct tp_world *world, DIR *tasks)
 	int error = ask_new_threads(world, tasks);
 
 	for (size_t i = first; i < world->count; i++) {
-		int failed = world->threads[i].asked ? await(&world->threads[i]) : 0;
+		int failed;
 
+		if (!world->threads[i].asked)
+			continue;
+		if (error) /* it is over: many parents in vfork must not make it last */
+			world->threads[i].patience_ms = 1;
+		failed = await(&world->threads[i]);
 		error = error ? error : failed;
 	}
 	return error ? error : (int)(world->count - first);

@@ -279,11 +279,12 @@ class Agent:
 @contextlib.contextmanager
 def hurried() -> Iterator[None]:
     """Be scheduled before others for a moment, where we may: for a switch that takes one."""
-    hurries = lib.tp_hurry()
-    try:
+    usual = os.sched_getscheduler(0) == os.SCHED_OTHER
+    try:  # an interrupt may come at any moment
+        lib.tp_hurry()
         yield
     finally:
-        lib.tp_relax(hurries)
+        lib.tp_relax(usual)
 
 
 def checked_answer(result: int) -> int:

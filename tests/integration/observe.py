@@ -264,3 +264,15 @@ def recording(*words: object, stdin: str = "") -> Iterator[Recording]:
         finally:
             process.kill()
             process.communicate()
+
+
+def only_child(pid: int) -> int:
+    """The child of a process, as soon as it has one."""
+    deadline_s = time.monotonic() + 20
+    while True:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            words = file.read().split()
+        if words:
+            return int(words[0])
+        assert time.monotonic() < deadline_s, "no child"
+        time.sleep(0.001)

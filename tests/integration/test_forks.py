@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import programs
@@ -18,6 +17,7 @@ from observe import (
     ask,
     hear,
     maps,
+    only_child,
     status,
     tell,
     text_equals_files,
@@ -105,17 +105,6 @@ def test_a_child_of_a_patched_program_is_cleaned_or_traced(
         ask(parent, "work 100")
     assert status(child)["State"][0] in "RS"
     os.kill(child, signal.SIGKILL)
-
-
-def only_child(pid: int) -> int:
-    deadline_s = time.monotonic() + 20
-    while True:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            words = file.read().split()
-        if words:
-            return int(words[0])
-        assert time.monotonic() < deadline_s, "no child"
-        time.sleep(0.001)
 
 
 def test_a_child_in_its_parents_memory_is_refused(forks: subprocess.Popen[str]) -> None:
