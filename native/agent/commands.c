@@ -84,6 +84,26 @@ static void end_job(struct job *job)
 		tpa_note_region((uint64_t)job, job->bytes);
 }
 
+/* Both are sorted: one walk along the table, from the first site of the batch on. */
+static int all_known(const struct job *job)
+{
+	const struct tp_known *entry = tp_known_begin(&tpa.engine, &job->batch);
+	const struct tp_known *end = entry ? known_block->entries + known_block->table.count : NULL;
+
+	for (uint64_t i = 0; i < job->batch.count; i++) {
+		const struct tp_poke *poke = &job->pokes[i];
+
+		if (poke->flags & (TP_POKE_NO_OLD | TP_POKE_NO_NEW))
+			continue;
+		while (entry < end && entry->addr < poke->addr)
+			entry++;
+		if (entry == end || entry->addr != poke->addr || entry->len < poke->len ||
+		    tp_heads(poke) & ~(unsigned int)entry->heads)
+			return 0;
+	}
+	return 1;
+}
+
 static void publish_known(struct table_block *fresh)
 {
 	struct table_block *old = known_block;
@@ -106,8 +126,11 @@ static int learn_sites(const struct job *job)
 {
 	uint64_t room = job->batch.count + (known_block ? known_block->table.count : 0);
 	uint64_t bytes = PAGE_UP(sizeof(struct table_block) + room * sizeof(struct tp_known));
-	struct table_block *fresh = tpa_map_private(bytes);
+	struct table_block *fresh;
 
+	if (all_known(job))
+		return 0;
+	fresh = tpa_map_private(bytes);
 	if (!fresh)
 		return -ENOMEM;
 	fresh->bytes = bytes;
@@ -130,29 +153,6 @@ static void mark_guards(const struct job *job)
 	}
 }
 
-static int run_known(struct job *job)
-{
-	int error;
-
-	tpa_image.known_generation++;
-	error = tp_run_batch(&tpa.engine, &job->batch);
-	tpa_image.known_generation++;
-	tpa_image.broken = tpa.engine.broken;
-	return error;
-}
-
-static int prepare_guards(struct job *job)
-{
-	int error;
-
-	tp_sort_pokes(job->pokes, job->batch.count);
-	error = learn_sites(job);
-	if (!error)
-		mark_guards(job);
-	return error;
-}
-
-/* Nearly always all sites are known: the engine's own check tells, without another walk. */
 static int run_job(struct job *job)
 {
 	int error;
@@ -163,13 +163,17 @@ static int run_job(struct job *job)
 		return -TP_EHANDLER;
 	if (job->batch.mode == TP_MODE_INT3 && tpa_a_handler_forbids_traps(job->room))
 		return -TP_EMASKING;
-	error = job->guards ? prepare_guards(job) : 0;
-	if (!error)
-		error = run_known(job);
-	if (error != -TP_EKNOWN)
+	tp_sort_pokes(job->pokes, job->batch.count);
+	error = learn_sites(job);
+	if (error)
 		return error;
-	error = learn_sites(job); /* refused: nothing was written, and by now it is sorted */
-	return error ? error : run_known(job);
+	if (job->guards)
+		mark_guards(job);
+	tpa_image.known_generation++;
+	error = tp_run_batch(&tpa.engine, &job->batch);
+	tpa_image.known_generation++;
+	tpa_image.broken = tpa.engine.broken;
+	return error;
 }
 
 static void add_outcome(struct tp_outcome *sum, const struct tp_outcome *one)

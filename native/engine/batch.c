@@ -330,6 +330,7 @@ static int check_without_traps(const struct tp_batch *batch, struct cursor *curs
 	const struct tp_poke *last = cursor->last.poke;
 
 	cursor->last.poke = poke;
+	cursor->must_arm |= poke->handler && tp_is_permanent(poke);
 	poke->emulate = TP_INSN_OTHER;
 	poke->target = 0;
 	if (last && is_alike(poke, last)) {
@@ -361,15 +362,14 @@ static int check_poke(const struct tp_engine *engine, const struct tp_batch *bat
 	cursor->end = poke->addr + poke->len;
 	if (!is_known(cursor, poke))
 		return -TP_EKNOWN;
-	cursor->must_arm |= poke->handler && tp_is_permanent(poke);
-	if (batch->mode != TP_MODE_INT3 && !tp_heads(poke))
-		return check_without_traps(batch, cursor, poke);
 	if (tp_heads(poke)) {
 		cursor->last.poke = NULL;
 		cursor->tails_differ |= tp_tail_differs(poke) || tp_old_heads(poke);
 		cursor->must_look |= tp_old_heads(poke) != 0;
 		return choose_jmp(engine, batch, poke);
 	}
+	if (batch->mode != TP_MODE_INT3)
+		return check_without_traps(batch, cursor, poke);
 	if (!emulate_like(poke, &cursor->last)) {
 		int error;
 
@@ -380,6 +380,7 @@ static int check_poke(const struct tp_engine *engine, const struct tp_batch *bat
 			return error;
 	}
 	cursor->last.poke = poke;
+	cursor->must_arm |= poke->handler && tp_is_permanent(poke);
 	if (!cursor->tails_differ && !(poke->flags & TP_POKE_ALIKE))
 		cursor->tails_differ = tp_tail_differs(poke);
 	return 0;
