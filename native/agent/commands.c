@@ -91,7 +91,7 @@ static int all_known(const struct job *job)
 	const struct tp_known *end = entry ? known_block->entries + known_block->table.count : NULL;
 
 	for (uint64_t i = 0; i < job->batch.count; i++) {
-		const struct tp_poke *poke = &job->pokes[i];
+		const struct tp_poke *poke = &job->batch.pokes[i];
 
 		if (poke->flags & (TP_POKE_NO_OLD | TP_POKE_NO_NEW))
 			continue;
@@ -136,7 +136,7 @@ static int learn_sites(const struct job *job)
 	fresh->bytes = bytes;
 	fresh->table.entries = fresh->entries;
 	fresh->table.count = tp_known_merge(&tpa.engine, known_block ? &known_block->table : NULL,
-					    job->pokes, job->batch.count, fresh->entries);
+					    job->batch.pokes, job->batch.count, fresh->entries);
 	publish_known(fresh);
 	return 0;
 }
@@ -147,7 +147,7 @@ static void mark_guards(const struct job *job)
 	struct tp_known *entry = known_block->entries;
 
 	for (uint64_t i = 0; i < job->batch.count; i++) {
-		while (entry->addr != job->pokes[i].addr)
+		while (entry->addr != job->batch.pokes[i].addr)
 			entry++;
 		entry->guard = 1;
 	}
@@ -163,7 +163,7 @@ static int run_job(struct job *job)
 		return -TP_EHANDLER;
 	if (job->batch.mode == TP_MODE_INT3 && tpa_a_handler_forbids_traps(job->room))
 		return -TP_EMASKING;
-	tp_sort_pokes(job->pokes, job->batch.count);
+	tp_sort_pokes(job->batch.pokes, job->batch.count);
 	error = learn_sites(job);
 	if (error)
 		return error;
