@@ -127,6 +127,27 @@ def test_one_by_one_costs_a_protocol_run_a_site(pokes: Pokes) -> None:
     assert (batch.outcome.syncs, batch.outcome.writes) == (3 * FUNCTIONS, 3 * FUNCTIONS)
 
 
+def test_sites_that_are_known_are_not_learned_again(pokes: Pokes) -> None:
+    """A run of the engine changes the table's generation twice; a new table would do so, too."""
+    sites, agent = pokes.target.sites("f*"), pokes.target.agent
+
+    def turn(chosen: list[Site], *, on: bool, one_by_one: bool) -> int:
+        before = agent.image().known_generation
+        with pokes.target.batch(one_by_one=one_by_one) as batch:
+            for site in chosen:
+                jump = pokes.jump(sites.index(site))
+                new, old = (jump, site.old) if on else (site.old, jump)
+                batch.queue(site, new=new, old=old)
+        return int(agent.image().known_generation - before)
+
+    assert turn(sites[2:], on=True, one_by_one=False) == 4
+    assert turn(sites[2:], on=False, one_by_one=True) == 2 * (FUNCTIONS - 2)
+    assert turn(sites[4:6], on=True, one_by_one=False) == 2  # from the midst of the table
+    assert turn(sites[:1], on=True, one_by_one=False) == 4  # before its first
+    assert turn([sites[0], *sites[4:6]], on=False, one_by_one=True) == 6
+    assert pokes.results() == OLD
+
+
 def test_an_exception_in_the_block_drops_the_batch(pokes: Pokes) -> None:
     batch = pokes.target.batch()
 
