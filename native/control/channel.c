@@ -149,11 +149,8 @@ int tp_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int
 	       int pid, int tid)
 {
 	struct tp_windows none = { 0 };
-	bool hurried = tp_hurry(); /* else the answer waits for the time slices of others */
-	int result = run_command(wire, command, args, timeout_ms, pid, tid, &none);
 
-	tp_relax(hurried);
-	return result;
+	return run_command(wire, command, args, timeout_ms, pid, tid, &none);
 }
 
 /** The same for a batch during which the agent may ask where the threads are. */
@@ -162,18 +159,16 @@ int tp_command_looking(struct tp_wire *wire, uint32_t command, const uint64_t *a
 {
 	struct tp_windows windows;
 	int result = tp_windows_init(&windows, look);
-	bool hurried = tp_hurry(); /* while the agent waits for a look, threads run into int3s */
 
 	if (!result)
 		result = run_command(wire, command, args, timeout_ms, look->pid, look->agent_tid,
 				     &windows);
-	tp_relax(hurried);
 	tp_windows_deinit(&windows);
 	return result;
 }
 
-static int run_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
-		       int pid, int tid, struct tp_windows *windows)
+static int post_and_wait(struct tp_wire *wire, uint32_t command, const uint64_t *args,
+			 int timeout_ms, int pid, int tid, struct tp_windows *windows)
 {
 	uint32_t seq = __atomic_load_n(&wire->command_seq, __ATOMIC_SEQ_CST) + 1;
 	uint64_t start = tp_now_ns();
@@ -203,4 +198,16 @@ static int run_command(struct tp_wire *wire, uint32_t command, const uint64_t *a
 		if (!is_idle(pid, tid))
 			busy = tp_now_ns();
 	}
+}
+
+/* In a hurry: the answer would wait for the time slices of others, and while the agent waits for a look
+ * threads run into int3s. */
+static int run_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
+		       int pid, int tid, struct tp_windows *windows)
+{
+	bool hurried = tp_hurry();
+	int result = post_and_wait(wire, command, args, timeout_ms, pid, tid, windows);
+
+	tp_relax(hurried);
+	return result;
 }

@@ -207,7 +207,6 @@ static int look_at(struct tp_windows *windows, pid_t tid, const struct tp_stacks
 	}
 	if (held.stopped)
 		tp_release(&held);
-	tp_release_late(&held);
 	return error == -ESRCH ? 0 : error;
 }
 
@@ -234,12 +233,9 @@ static int look(const void *request, void *result)
 	struct looked looked = { 0 };
 	struct tp_stacks stacks = { 0 };
 	bool hurried = tp_hurry();
-	char path[32];
-	DIR *tasks;
+	DIR *tasks = tp_open_tasks(windows->in->pid);
 	int seen;
 
-	snprintf(path, sizeof(path), "/proc/%d/task", windows->in->pid);
-	tasks = opendir(path);
 	seen = tasks ? tp_read_stacks(windows->in->pid, &stacks) : -errno;
 	if (!seen)
 		do

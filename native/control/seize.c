@@ -287,7 +287,10 @@ int tp_stop_thread(struct tp_held *held)
 {
 	int error = tp_ask_to_stop(held);
 
-	return error ? error : tp_await_stop(held);
+	if (!error)
+		error = tp_await_stop(held);
+	tp_release_late(held);
+	return error;
 }
 
 /*

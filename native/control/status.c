@@ -82,6 +82,15 @@ bool tp_is_kernel_worker(pid_t pid, pid_t tid)
 	       flags & KERNEL_WORKER;
 }
 
+/** The list of a process's threads; NULL and errno when there is none. */
+DIR *tp_open_tasks(pid_t pid)
+{
+	char path[32];
+
+	snprintf(path, sizeof(path), "/proc/%d/task", pid);
+	return opendir(path);
+}
+
 /** The next thread of an open task directory: its id, 0 at the end, or -errno. */
 pid_t tp_next_thread(DIR *tasks)
 {
@@ -109,13 +118,10 @@ int64_t tp_read_threads(pid_t pid, struct tp_thread *threads, uint64_t room)
 {
 	struct tp_thread thread;
 	uint64_t count = 0;
+	DIR *tasks = tp_open_tasks(pid);
 	int error = 0;
-	char path[32];
-	DIR *tasks;
 	pid_t tid;
 
-	snprintf(path, sizeof(path), "/proc/%d/task", pid);
-	tasks = opendir(path);
 	if (!tasks)
 		return errno == ENOENT ? -ESRCH : -errno;
 	while ((tid = tp_next_thread(tasks)) > 0) {
@@ -194,7 +200,6 @@ static int read_stacks_of(pid_t pid, pid_t tid, struct tp_stacks *stacks)
  */
 int tp_read_stacks(pid_t pid, struct tp_stacks *stacks)
 {
-	char path[32];
 	DIR *tasks;
 	int error;
 	pid_t tid;
@@ -203,8 +208,7 @@ int tp_read_stacks(pid_t pid, struct tp_stacks *stacks)
 	error = read_stacks_of(pid, pid, stacks);
 	if (error || stacks->count)
 		return error;
-	snprintf(path, sizeof(path), "/proc/%d/task", pid);
-	tasks = opendir(path);
+	tasks = tp_open_tasks(pid);
 	while (tasks && !stacks->count && (tid = tp_next_thread(tasks)) > 0)
 		read_stacks_of(pid, tid, stacks); /* it may end meanwhile: the next one will do */
 	if (tasks)

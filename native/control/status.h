@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/** @file What proc tells of threads and mappings, read on the way to a hold: without allocation. */
+/** @file What proc tells of threads and mappings, read on the way to a hold. */
 #ifndef TP_STATUS_H
 #define TP_STATUS_H
 
@@ -15,6 +15,7 @@ struct tp_stacks {
 	uint64_t count;
 };
 
+DIR *tp_open_tasks(pid_t pid);
 pid_t tp_next_thread(DIR *tasks);
 bool tp_is_kernel_worker(pid_t pid, pid_t tid);
 int tp_read_stacks(pid_t pid, struct tp_stacks *stacks);

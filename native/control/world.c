@@ -114,14 +114,12 @@ static int stop_new_threads(struct tp_world *world, DIR *tasks)
 /** Stop every thread of world->pid but world->spared; those that are born meanwhile too. */
 int tp_stop_world(struct tp_world *world)
 {
-	char path[32];
 	DIR *tasks;
 	int stopped;
 
 	world->hurried = tp_hurry();
 	world->since_ns = tp_now_ns();
-	snprintf(path, sizeof(path), "/proc/%d/task", world->pid);
-	tasks = opendir(path);
+	tasks = tp_open_tasks(world->pid);
 	if (!tasks)
 		return -errno;
 	do

@@ -56,7 +56,9 @@ def layouts_of(
 def fits(rings: RingSet, programs: Mapping[int, CaptureProgram]) -> bool:
     """Is there room to give the agent all these at once?"""
     layout = rings.agent.layout
-    return layout is not None and len(_table(programs.items())) <= layout.request_bytes
+    ops = sum(len(p.entry_ops) + len(p.exit_ops) for p in programs.values())
+    size = _HEAD.size + len(programs) * _SITE.size + ops
+    return layout is not None and size <= layout.request_bytes
 
 
 def upload(rings: RingSet, programs: Mapping[int, CaptureProgram]) -> None:
@@ -68,9 +70,9 @@ def upload(rings: RingSet, programs: Mapping[int, CaptureProgram]) -> None:
     agent = rings.agent
     if agent.shared is None or agent.layout is None:
         raise AgentFailed("giving the agent what to capture on a closed connection", errno.EBADF)
-    table = _table(sorted(programs.items()))
-    if len(table) > agent.layout.request_bytes:
+    if not fits(rings, programs):
         raise AgentFailed("giving the agent what to capture: too many functions", errno.E2BIG)
+    table = _table(sorted(programs.items()))
     start = lib.TP_PAGE_BYTES
     agent.shared[start : start + len(table)] = table
     action = "giving the agent what to capture"

@@ -212,7 +212,8 @@ def choose(
         require_holds(agent)
     if wanted is not Mode.AUTO:
         return [Choice(wanted, "asked for", everything)]
-    no_traps = _why_no_traps(agent) or no_traps
+    obstacle = _why_no_traps(agent)  # always: it also refuses a debugger
+    no_traps = no_traps or obstacle
     if no_traps:
         return _without_traps(agent, everything, places, no_traps)
     masked = _runtime_sites(agent, places)

@@ -44,7 +44,6 @@ class Redirection:
         self._placing = placing
         self._records = records
         self._wants = Wants()
-        self._has_stacks = False
         self._ready_for: Sequence[Module] | None = None  # the very list: another one is looked at
         self._seen: set[tuple[str, int, int]] = set()
         self._names: dict[int, str] = {}  # of functions that need a guard, by entry
@@ -77,11 +76,8 @@ class Redirection:
 
     def _make_stacks(self, modules: Sequence[Module]) -> None:
         agent = self._agent
-        if self._has_stacks:
-            return
         head, layout = agent.image(), agent.layout
-        self._has_stacks = bool(head.shadow_count)
-        if self._has_stacks or layout is None or agent.wire is None:
+        if head.shadow_count or layout is None or agent.wire is None:
             return
         count = min(layout.ring_count, _MOST_STACKS)
         before = load_image().returns_bytes
@@ -96,7 +92,6 @@ class Redirection:
         lib.tp_make_returns(code, entries, before)
         first = load_image().returns(heads, frames).ljust(before, b"\xcc")
         agent.fill_code([(start, first + bytes(ffi.buffer(code)))])
-        self._has_stacks = True
 
     def _guard(self, fresh: Sequence[Module], finder: Finder, mode: Mode) -> None:
         addresses = returns.guards(self._agent.pid, fresh)
