@@ -33,6 +33,8 @@ struct table_block {
 
 static struct table_block *known_block;
 static struct job *spare_job; /* the last job's memory: its pages need no fault again */
+static struct job
+	*prepared_job; /* waits for TP_CMD_WRITE, which is the next command or never comes */
 
 /** Memory that lives until the detach: the tool unmaps what stands in this list. */
 int tpa_note_region(uint64_t start, uint64_t bytes)
@@ -153,7 +155,7 @@ static void mark_guards(const struct job *job)
 	}
 }
 
-static int run_job(struct job *job)
+static int prepare_job(struct job *job)
 {
 	int error;
 
@@ -165,15 +167,27 @@ static int run_job(struct job *job)
 		return -TP_EMASKING;
 	tp_sort_pokes(job->batch.pokes, job->batch.count);
 	error = learn_sites(job);
-	if (error)
-		return error;
+	return error ? error : tp_prepare_batch(&tpa.engine, &job->batch);
+}
+
+static int write_job(struct job *job)
+{
+	int error;
+
 	if (job->guards)
 		mark_guards(job);
 	tpa_image.known_generation++;
-	error = tp_run_batch(&tpa.engine, &job->batch);
+	error = tp_write_batch(&tpa.engine, &job->batch);
 	tpa_image.known_generation++;
 	tpa_image.broken = tpa.engine.broken;
 	return error;
+}
+
+static int run_job(struct job *job)
+{
+	int error = prepare_job(job);
+
+	return error ? error : write_job(job);
 }
 
 static void add_outcome(struct tp_outcome *sum, const struct tp_outcome *one)
@@ -233,9 +247,20 @@ static void report_job(struct tp_wire *wire, struct tp_poke *request, const stru
 	}
 }
 
+static struct tp_poke *request_of(struct tp_wire *wire)
+{
+	return (struct tp_poke *)((char *)wire + TP_PAGE_BYTES);
+}
+
+static int end_batch(struct tp_wire *wire, struct job *job, int error)
+{
+	report_job(wire, request_of(wire), job);
+	end_job(job);
+	return error;
+}
+
 static int run_batch(struct tp_wire *wire, const uint64_t args[4])
 {
-	struct tp_poke *request = (struct tp_poke *)((char *)wire + TP_PAGE_BYTES);
 	uint64_t count = args[0];
 	struct job *job;
 	int error;
@@ -245,7 +270,7 @@ static int run_batch(struct tp_wire *wire, const uint64_t args[4])
 	job = new_job(count);
 	if (!job)
 		return -ENOMEM;
-	tpa_copy(job->pokes, request, count * sizeof(struct tp_poke));
+	tpa_copy(job->pokes, request_of(wire), count * sizeof(struct tp_poke));
 	job->batch.all_or_nothing = args[1] & TP_BATCH_ALL_OR_NOTHING;
 	job->batch.leave_busy = args[1] & TP_BATCH_LEAVE_BUSY;
 	job->batch.mode = (enum tp_mode)(args[1] >> TP_BATCH_MODE_SHIFT & 0xff);
@@ -253,10 +278,48 @@ static int run_batch(struct tp_wire *wire, const uint64_t args[4])
 	job->guards = (args[1] & TP_BATCH_GUARDS) != 0;
 	job->batch.is_handled = (bool (*)(uint64_t))args[2];
 	job->batch.finish = (int (*)(const struct tp_poke *, void *))args[3];
-	error = args[1] & TP_BATCH_ONE_BY_ONE ? run_one_by_one(job) : run_job(job);
-	report_job(wire, request, job);
-	end_job(job);
-	return error;
+	if (!(args[1] & TP_BATCH_PREPARE)) {
+		error = args[1] & TP_BATCH_ONE_BY_ONE ? run_one_by_one(job) : run_job(job);
+		return end_batch(wire, job, error);
+	}
+	error = prepare_job(job);
+	if (error)
+		return end_batch(wire, job, error);
+	prepared_job = job;
+	return 0;
+}
+
+/* The tool has seen threads inside of some sites since. */
+static void leave_out(struct job *job, const struct tp_poke *request)
+{
+	const uint8_t null = TP_POKE_NO_OLD | TP_POKE_NO_NEW;
+
+	for (uint64_t i = 0; i < job->batch.count; i++) {
+		struct tp_poke *poke = &job->pokes[i];
+
+		if (poke->index < job->batch.count && (request[poke->index].flags & null) == null)
+			tp_leave_out(&job->batch, poke);
+	}
+}
+
+static int write_prepared(struct tp_wire *wire, const uint64_t args[4])
+{
+	struct job *job = prepared_job;
+
+	prepared_job = NULL;
+	if (!job)
+		return -TP_ECOMMAND;
+	if (args[0])
+		leave_out(job, request_of(wire));
+	return end_batch(wire, job, write_job(job));
+}
+
+/* Whoever prepared it has gone another way: what it was checked against may change now. */
+static void forget_prepared(void)
+{
+	if (prepared_job)
+		end_job(prepared_job);
+	prepared_job = NULL;
 }
 
 static struct tp_poke undo_of(const struct tp_known *entry, uint32_t index)
@@ -311,6 +374,7 @@ int tpa_undo(uint32_t modes, enum tp_mode how, uint64_t flags, uint64_t *strange
 {
 	uint64_t most = *strangers;
 
+	forget_prepared();
 	for (*strangers = 0;;) {
 		struct job *job = undo_job(modes, (flags & TP_BATCH_GUARDS) != 0);
 		int error;
@@ -450,10 +514,14 @@ static int quit(void)
 /** Run the command that the tool has posted. Returns its result. */
 int tpa_run_command(struct tp_wire *wire)
 {
+	const uint32_t command = wire->command;
 	uint64_t args[4];
 
 	tpa_copy(args, wire->args, sizeof(args));
-	switch (wire->command) {
+	if (command == TP_CMD_WRITE)
+		return write_prepared(wire, args);
+	forget_prepared();
+	switch (command) {
 	case TP_CMD_FDS:
 		return take_fds(args);
 	case TP_CMD_MAP:

@@ -121,6 +121,15 @@ static void leave_out(const struct tp_stop *in, const struct tp_windows *windows
 			request[i].flags |= TP_POKE_NO_OLD | TP_POKE_NO_NEW;
 }
 
+/* The command itself, or the rest of it where the first half was done before the hold. */
+static int run_held(const struct tp_stop *in, uint64_t busy)
+{
+	const uint64_t rest[4] = { busy };
+
+	return tp_command(in->wire, in->prepare ? TP_CMD_WRITE : in->command,
+			  in->prepare ? rest : in->args, in->timeout_ms, in->pid, in->agent_tid);
+}
+
 static int stop(const void *argument, void *result)
 {
 	const struct request *request = argument;
@@ -129,21 +138,43 @@ static int stop(const void *argument, void *result)
 	struct tp_world world = { .pid = in->pid,
 				  .spared = in->agent_tid,
 				  .patience_ms = PATIENCE_MS };
-	int error;
+	int error = tp_stop_world(&world);
 
-	memset(out, 0, sizeof(*out));
-	error = tp_stop_world(&world);
 	out->threads = world.count;
 	if (!error)
 		error = move_all_out(request, &world, out);
 	if (!error) {
 		leave_out(in, request->windows);
 		out->ran = 1;
-		out->result = tp_command(in->wire, in->command, in->args, in->timeout_ms, in->pid,
-					 in->agent_tid);
+		out->result = run_held(in, request->windows->busy);
 	}
 	tp_release_world(&world);
 	out->hold_ns = tp_now_ns() - world.since_ns;
+	return error;
+}
+
+/* What needs no hold: copying, checking and verifying a batch takes as long as writing it. */
+static int prepare(const struct tp_stop *in)
+{
+	const uint64_t args[4] = { in->args[0], in->args[1] | TP_BATCH_PREPARE, in->args[2],
+				   in->args[3] };
+
+	return tp_command(in->wire, in->command, args, in->timeout_ms, in->pid, in->agent_tid);
+}
+
+/* Everything that a hold needs, so that it is short. */
+static int hold(struct request *request, struct tp_stopped *out)
+{
+	const struct tp_stop *in = request->in;
+	struct tp_stacks stacks = { 0 };
+	int error = 0;
+
+	request->stacks = &stacks;
+	if (in->site_count || request->windows->count)
+		error = tp_read_stacks(in->pid, &stacks);
+	if (!error)
+		error = tp_guarded(stop, request, out);
+	tp_free_stacks(&stacks);
 	return error;
 }
 
@@ -155,15 +186,16 @@ static int stop(const void *argument, void *result)
 int tp_stop_and_run(const struct tp_stop *in, struct tp_stopped *out)
 {
 	struct tp_windows windows;
-	struct tp_stacks stacks = { 0 };
-	struct request request = { in, &windows, &stacks };
+	struct request request = { .in = in, .windows = &windows };
 	int error = tp_windows_init(&windows, in->look.count ? &in->look : NULL);
 
-	if (!error && (in->site_count || windows.count)) /* before the hold: it takes a while */
-		error = tp_read_stacks(in->pid, &stacks);
-	if (!error)
-		error = tp_guarded(stop, &request, out);
-	tp_free_stacks(&stacks);
+	memset(out, 0, sizeof(*out));
+	if (!error && in->prepare)
+		out->result = prepare(in);
+	if (!error && out->result < 0)
+		out->ran = 1;
+	else if (!error)
+		error = hold(&request, out);
 	tp_windows_deinit(&windows);
 	return error;
 }

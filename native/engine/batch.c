@@ -458,3 +458,13 @@ int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch)
 	batch->is_mixed = cursor.turns > batch->count / SITES_A_TURN;
 	return 0;
 }
+
+/** Of a prepared batch: @poke is not to be written after all. It becomes a record that is there already. */
+void tp_leave_out(struct tp_batch *batch, struct tp_poke *poke)
+{
+	if (poke->outcome == TP_SITE_SKIPPED)
+		return;
+	poke->flags |= TP_POKE_NO_OLD | TP_POKE_NO_NEW;
+	poke->outcome = TP_SITE_SKIPPED;
+	batch->skipped++;
+}

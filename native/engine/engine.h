@@ -206,9 +206,12 @@ static inline unsigned int tp_copy_offset(const struct tp_poke *poke, unsigned i
 void tp_sort_pokes(struct tp_poke *pokes, size_t count);
 bool tp_tail_differs(const struct tp_poke *poke);
 int tp_check_batch(struct tp_engine *engine, struct tp_batch *batch);
+void tp_leave_out(struct tp_batch *batch, struct tp_poke *poke);
 int tp_fail(struct tp_batch *batch, enum tp_phase phase, int code, size_t i);
 
 /* patch.c */
+int tp_prepare_batch(struct tp_engine *engine, struct tp_batch *batch);
+int tp_write_batch(struct tp_engine *engine, struct tp_batch *batch);
 int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch);
 
 /* text.c */

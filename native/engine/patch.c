@@ -272,24 +272,28 @@ static void retire(struct tp_engine *engine, struct tp_batch *batch)
 	batch->outcome->undrained = !tp_drain(engine, DRAIN_NS);
 }
 
-/**
- * Run one batch: all of its sites or, after a failure, what the seed's contract leaves behind.
- *
- * Returns 0 or the negative code that batch->outcome also holds. The memory of @batch and its
- * pokes may be reused unless outcome->undrained or engine->broken is set.
- */
-int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch)
+/** Sort, check and verify; nothing is written. Returns 0 or the negative code of a refusal. */
+int tp_prepare_batch(struct tp_engine *engine, struct tp_batch *batch)
+{
+	uint64_t start = now(engine);
+	int error;
+
+	*batch->outcome = (struct tp_outcome){ .sites = batch->count };
+	error = tp_check_batch(engine, batch);
+	if (!error)
+		error = run_phase(engine, batch, &verify);
+	if (!error)
+		batch->outcome->total_ns = now(engine) - start;
+	return error;
+}
+
+/** Write a prepared batch. Each site is looked at again just before. As tp_run_batch(). */
+int tp_write_batch(struct tp_engine *engine, struct tp_batch *batch)
 {
 	uint64_t start = now(engine);
 	struct tp_outcome *outcome = batch->outcome;
 	int error;
 
-	*outcome = (struct tp_outcome){ .sites = batch->count };
-	error = tp_check_batch(engine, batch);
-	if (!error)
-		error = run_phase(engine, batch, &verify);
-	if (error)
-		return error;
 	if (batch->must_learn)
 		tp_known_learn(engine, batch);
 	if (batch->must_arm)
@@ -308,6 +312,19 @@ int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch)
 	if (batch->must_arm)
 		tp_known_disarm(engine, batch);
 	count_traps(engine, outcome, 1);
-	outcome->total_ns = now(engine) - start;
+	outcome->total_ns += now(engine) - start;
 	return error;
+}
+
+/**
+ * Run one batch: all of its sites or, after a failure, what the seed's contract leaves behind.
+ *
+ * Returns 0 or the negative code that batch->outcome also holds. The memory of @batch and its
+ * pokes may be reused unless outcome->undrained or engine->broken is set.
+ */
+int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch)
+{
+	int error = tp_prepare_batch(engine, batch);
+
+	return error ? error : tp_write_batch(engine, batch);
 }

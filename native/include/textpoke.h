@@ -152,6 +152,7 @@ struct tp_stop {
 	uint32_t all_nops;   /* a thread inside one of them may be moved to its end */
 	struct tp_look look; /* the batch: a thread inside goes on in the copy */
 	int leave_busy; /* leave out sites that a signal frame points into; else nothing is written */
+	int prepare;	/* the command is a batch: have it prepared before anybody is held */
 };
 
 struct tp_stopped {

@@ -15,7 +15,7 @@
 #define TP_WIRE_MAGIC 0x454b4f5054584554ull /* "TEXTPOKE" */
 
 enum {
-	TP_WIRE_VERSION = 4,
+	TP_WIRE_VERSION = 5,
 	TP_PAGE_BYTES = 4096,
 	TP_MAX_INSN = 15,
 	TP_INT3 = 0xcc,
@@ -143,6 +143,7 @@ enum tp_command {
 	TP_CMD_FDS, /* take the files from the socket, or open them here; arg0 = 1: they were sent; arg1 = 1: the tool counts users as the target does; arg2: the agent's thread id as the sent directory has it */
 	TP_CMD_MAP, /* map arg1 bytes of private memory at arg0; arg2 = enum tp_map_kind */
 	TP_CMD_BATCH, /* run arg0 pokes of the request area; arg1 = enum tp_batch_flags; arg2 = is_handled, arg3 = finish */
+	TP_CMD_WRITE, /* write the batch that TP_BATCH_PREPARE has kept; arg0: that many of its records are to be left out, marked in the request area */
 	TP_CMD_RESTORE, /* put every known site back; arg0 = strangers to leave out at most, arg1 = enum tp_mode, arg2 = TP_BATCH_ROOM or 0, arg3 = TP_BATCH_GUARDS: all but the guards */
 	TP_CMD_KEEP,	/* arg0: 1 = keep everything when the tool is gone, 0 = then turn it off */
 	TP_CMD_RECORD, /* arg0: 1 = thunks write events, 0 = they return at once; arg1 = events that may wait in a ring; arg2 = set */
@@ -161,7 +162,9 @@ enum tp_batch_flags {
 	TP_BATCH_LEAVE_BUSY = 1
 		<< 3, /* leave out sites that a thread is inside of; else they fail the batch */
 	TP_BATCH_GUARDS = 1 << 4, /* probes that unwinders need while returns are redirected */
-	TP_BATCH_MODE_SHIFT = 8,  /* enum tp_mode stands in the byte above */
+	TP_BATCH_PREPARE = 1
+		<< 5, /* check, verify and keep it for TP_CMD_WRITE; any other command forgets it */
+	TP_BATCH_MODE_SHIFT = 8, /* enum tp_mode stands in the byte above */
 };
 
 /** How a batch is written. */

@@ -199,8 +199,17 @@ int rig_run(struct rig *rig)
 	return rig_run_unlearned(rig);
 }
 
+/** The first half of it: tp_write_batch() is the other. */
+int rig_prepare(struct rig *rig)
+{
+	rig_learn(rig);
+	copy_asked(rig);
+	fake_forget(&rig->fake);
+	return tp_prepare_batch(&rig->engine, &rig->batch);
+}
+
 /** The engine's record of the site that the caller gave @index-th. */
-const struct tp_poke *rig_site(const struct rig *rig, size_t index)
+struct tp_poke *rig_site(const struct rig *rig, size_t index)
 {
 	for (size_t i = 0; i < rig->count; i++)
 		if (rig->pokes[i].index == index)

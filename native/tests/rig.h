@@ -55,8 +55,9 @@ bool rig_is_null(const struct tp_poke *poke);
 void rig_learn(struct rig *rig);
 int rig_run(struct rig *rig);
 int rig_run_unlearned(struct rig *rig);
+int rig_prepare(struct rig *rig);
 
-const struct tp_poke *rig_site(const struct rig *rig, size_t index);
+struct tp_poke *rig_site(const struct rig *rig, size_t index);
 const uint8_t *rig_bytes(const struct rig *rig, size_t index);
 bool rig_is_old(const struct rig *rig, size_t index);
 bool rig_is_new(const struct rig *rig, size_t index);

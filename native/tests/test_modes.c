@@ -107,6 +107,60 @@ TEST(modes_verify_before_they_write)
 	}
 }
 
+TEST(a_prepared_batch_has_read_everything_and_written_nothing)
+{
+	struct rig rig;
+
+	open_whole(&rig);
+	CHECK_EQ(rig_prepare(&rig), 0);
+	CHECK_EQ(rig.outcome.writes, 0);
+	CHECK(rig.outcome.reads > 0);
+	for (size_t i = 0; i < rig.count; i++)
+		CHECK(rig_is_old(&rig, i));
+	CHECK_EQ(tp_write_batch(&rig.engine, &rig.batch), 0);
+	CHECK_EQ(rig.outcome.finished, rig.count);
+	for (size_t i = 0; i < rig.count; i++)
+		CHECK(rig_is_new(&rig, i));
+	rig_close(&rig);
+}
+
+TEST(what_is_left_out_of_a_prepared_batch_stays_and_the_rest_is_written)
+{
+	for (size_t out = 0; out < 5; out++) {
+		struct rig rig;
+
+		CHECK_NOTE("site %zu", out);
+		open_whole(&rig);
+		CHECK_EQ(rig_prepare(&rig), 0);
+		tp_leave_out(&rig.batch, rig_site(&rig, out));
+		tp_leave_out(&rig.batch, rig_site(&rig, out)); /* twice is once */
+		CHECK_EQ(rig.batch.skipped, rig_is_null(&rig.asked[out]) ? 1 : 2);
+		CHECK_EQ(tp_write_batch(&rig.engine, &rig.batch), 0);
+		for (size_t i = 0; i < rig.count; i++)
+			CHECK(i == out ? rig_is_old(&rig, i) : rig_is_new(&rig, i));
+		CHECK_EQ(rig_known(&rig, out) && rig_known(&rig, out)->patched, 0);
+		rig_close(&rig);
+	}
+}
+
+/* Threads have run since it was verified: each site is looked at again just before it is written. */
+TEST(what_strangers_change_in_a_prepared_batch_undoes_it)
+{
+	struct rig rig;
+
+	open_whole(&rig);
+	rig.batch.all_or_nothing = true;
+	CHECK_EQ(rig_prepare(&rig), 0);
+	rig.fake.bytes[2 * TP_PAGE_BYTES + 4] = 0x41;
+	CHECK_EQ(tp_write_batch(&rig.engine, &rig.batch), -EINVAL);
+	CHECK_EQ(rig.outcome.phase, TP_PHASE_FIRST);
+	CHECK(rig.outcome.recovered && !rig.engine.broken);
+	CHECK_EQ(rig.fake.bytes[2 * TP_PAGE_BYTES + 4], 0x41);
+	for (size_t i = 0; i + 1 < rig.count; i++)
+		CHECK(rig_is_old(&rig, i));
+	rig_close(&rig);
+}
+
 TEST(modes_refuse_an_unknown_one)
 {
 	struct rig rig;

@@ -238,6 +238,10 @@ class _Look:
         agent, request = self.agent, self.request
         raw = self._raw(command, words, _STOPPED_TIMEOUT_MS)
         raw.all_nops, raw.leave_busy = request.all_nops, self.leave_busy and not patient
+        # A helper process could end between the two halves: for the own process they are one.
+        raw.prepare = agent.pid != os.getpid() and (
+            command == lib.TP_CMD_BATCH and not words[1] & lib.TP_BATCH_ONE_BY_ONE
+        )
         parts = bytes(ffi.buffer(raw)), request.window_words, self.pokes
         code, found = helper.perform(agent, Work.STOP, *parts)
         out = ffi.new("struct tp_stopped *")
