@@ -52,6 +52,7 @@ class Meta:
         layouts: By return address, the payload of calls there; few sites have any.
         enums: Labels of the enumerations that layouts name: name to value to label.
         raw: The whole JSON object.
+        program: Name of the program: of its file, or of the link by which it was started.
     """
 
     pid: int
@@ -66,6 +67,15 @@ class Meta:
     layouts: dict[int, Layout]
     enums: dict[str, dict[int, str]]
     raw: dict[str, object]
+
+    @property
+    def program(self) -> str:
+        modules = self.raw.get("modules")
+        for module in modules if isinstance(modules, list) else ():
+            match module:
+                case [str() as name, self.exe, *_]:
+                    return name
+        return self.exe.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class Module:
     """A file that is mapped with an executable part: the main program or a shared object.
 
     Attributes:
-        name: Basename of the path.
+        name: Basename of the path; of the main program, of the link by which it was started.
         path: As proc/PID/maps gives it (the target's view of the file system).
         bias: Runtime address minus ELF virtual address, in bytes; 0 without PIE.
         is_main: True for the main program.

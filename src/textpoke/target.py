@@ -85,8 +85,28 @@ def _modules_of_file(pid: int, mappings: tuple[Mapping, ...], *, is_main: bool) 
         first = bias + loads[0].vaddr - _PAGE_BYTES
         end = bias + loads[-1].vaddr + loads[-1].memory_size
         parts = tuple(m for m in mappings if first < m.start < end)
-        name = os.path.basename(path.removesuffix(_DELETED))
+        name = _program_name(pid, mappings[0]) if is_main else _file_name(path)
         yield Module(name, path, bias, is_main, parts)
+
+
+def _file_name(path: str) -> str:
+    return os.path.basename(path.removesuffix(_DELETED))
+
+
+def _program_name(pid: int, first: Mapping) -> str:
+    """What the program was started as, where its file has several names.
+
+    Debian's redis-server is a link to redis-check-rdb, every applet of BusyBox one to busybox: that
+    name says nothing to who started the program. A beginning of the file's name is no other name
+    (python3 of python3.11).
+    """
+    name = _file_name(first.path)
+    started_as = proc.name_of(pid)
+    if "/" in started_as or name.startswith(started_as):
+        return name
+    task = f"{proc.ROOT}/{pid}/{proc.living_task(pid)}"
+    link = os.path.join(f"{task}root{os.path.dirname(first.path)}", started_as)
+    return started_as if _inode(link) == first.inode else name
 
 
 def _biases(loads: tuple[elf.Segment, ...], mappings: tuple[Mapping, ...]) -> Iterator[int]:

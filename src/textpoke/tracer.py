@@ -114,6 +114,12 @@ class Target:
             self.detach()
 
     @property
+    def program(self) -> str:
+        """Name of the program: of its file, or of the link by which it was started."""
+        main = next((module.name for module in self.modules if module.is_main), "")
+        return main or os.path.basename(self.exe)
+
+    @property
     def modules(self) -> list[Module]:
         """The main program and every shared object that is mapped now."""
         maps = target.read_mappings(self.pid)
@@ -179,7 +185,7 @@ class Target:
             NotPatchable: Nothing that the patterns choose can be patched.
         """
         patterns = [include] if isinstance(include, str) else list(include)
-        where = f"pid {self.pid} ({os.path.basename(self.exe)})"
+        where = f"pid {self.pid} ({self.program})"
         finder = self._finders[everything, traps]
         try:
             chosen = finder.choose(self.modules, patterns, list(exclude), where)
@@ -393,7 +399,7 @@ class Target:
             UnknownFunction, NoSites: As `sites`.
         """
         patterns = [include] if isinstance(include, str) else list(include)
-        where = f"pid {self.pid} ({os.path.basename(self.exe)})"
+        where = f"pid {self.pid} ({self.program})"
         chosen = self._finders[True, False].choose(self.modules, patterns, list(exclude), where)
         self.agent.require_alive("the search for functions")
         return chosen

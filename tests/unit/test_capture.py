@@ -108,6 +108,25 @@ def test_what_was_written_comes_back(small: Path) -> None:
         assert blocks == [(100, 0, 0, 48), (101, 1, 0, 16), (100, 0, 3, 16)]
 
 
+@pytest.mark.parametrize(
+    ("modules", "name"),
+    [
+        (
+            [["libc.so.6", "/lib/libc.so.6", 0], ["redis-server", "/bin/redis-check-rdb", 0]],
+            "redis-server",
+        ),
+        ([["x", "/bin/other", 0]], "redis-check-rdb"),
+        ([["x"], [1, "/bin/redis-check-rdb"], "x", None], "redis-check-rdb"),
+        ("x", "redis-check-rdb"),
+        (None, "redis-check-rdb"),
+    ],
+)
+def test_the_program_is_called_as_its_module(path: Path, modules: object, name: str) -> None:
+    meta = captures.meta(exe="/bin/redis-check-rdb", modules=modules)
+    with Capture(captures.write(path, Recipe(meta=meta))) as capture:
+        assert capture.meta.program == name
+
+
 def test_captures_of_version_1_are_read(small: Path) -> None:
     content = bytearray(small.read_bytes())
     content[8] = 1

@@ -115,6 +115,36 @@ def test_bias_is_where_the_program_runs(
     assert {mapping.path for mapping in main.mappings} == {str(program)}
 
 
+@pytest.mark.parametrize(
+    ("file", "link", "name"),
+    [
+        ("redis-check-rdb", "redis-server", "redis-server"),
+        ("python3.11", "python3", "python3.11"),  # a beginning is no other name
+        ("vim.basic", "vi", "vim.basic"),
+        ("busybox", "a-name-of-twenty-two-x", "busybox"),  # the kernel has cut it off
+    ],
+)
+def test_a_program_is_called_as_it_was_started(
+    file: str, link: str, name: str, compile_target: Compile, start_target: Start, tmp_path: Path
+) -> None:
+    shutil.copy(compile_target("nops.c"), tmp_path / file)
+    (tmp_path / link).symlink_to(file)
+    process = start_target(tmp_path / link)
+    main = read_modules(process.pid)[0]
+    assert (main.is_main, main.name, main.path) == (True, name, str(tmp_path / file))
+
+
+def test_a_name_that_is_another_file_is_not_the_programs(
+    compile_target: Compile, start_target: Start, tmp_path: Path
+) -> None:
+    shutil.copy(compile_target("nops.c"), tmp_path / "file")
+    (tmp_path / "link").symlink_to("file")
+    process = start_target(tmp_path / "link")
+    (tmp_path / "link").unlink()
+    shutil.copy("/bin/true", tmp_path / "link")
+    assert read_modules(process.pid)[0].name == "file"
+
+
 def test_modules_are_files_with_code(compile_target: Compile, start_target: Start) -> None:
     process = start_target(compile_target("nops.c"))
     modules = read_modules(process.pid)

@@ -248,7 +248,7 @@ def _record(
     stop: threading.Event,
     started: float,
 ) -> Recording:
-    name = file_name(os.path.basename(target.exe))
+    name = file_name(target.program)
     output = args.output or f"{name}-{target.pid}.tptrace"
     attached = time.perf_counter()
     from textpoke.session import RecordSession
@@ -397,7 +397,7 @@ def _say_start(
     started, attached, found, on = times
     console.say(
         escape(
-            f"tracing {trace.function_count:,} functions of {os.path.basename(target.exe)} "
+            f"tracing {trace.function_count:,} functions of {target.program} "
             f"(pid {target.pid}) into {trace.output}"
         )
     )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from textpoke._capture_json import JsonBlock
@@ -21,7 +20,7 @@ def lines(capture: Capture, *, limit: int | None = None) -> Iterator[str]:
     """The lines of the table, facts first. Raises CaptureFormat."""
     rows = _rows(capture)
     meta = capture.meta
-    first, *body = branch_table(rows, limit=limit, main=os.path.basename(meta.exe))
+    first, *body = branch_table(rows, limit=limit, main=meta.program)
     yield f"{program_name(capture)} (pid {meta.pid}), tracer branch: {first}"
     missing = _not_counted(capture)
     if missing:

@@ -52,8 +52,8 @@ def site_label(capture: Capture, site: int) -> str:
 
 
 def program_name(capture: Capture) -> str:
-    """The basename of the target's program."""
-    return escape(capture.meta.exe.rpartition("/")[2] or "?")
+    """The name of the target's program."""
+    return escape(capture.meta.program or "?")
 
 
 def padded_label(capture: Capture, tid: int) -> str:

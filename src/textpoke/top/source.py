@@ -96,7 +96,7 @@ class LiveSource:
 
     def __init__(self, target: Target, choice: Choice) -> None:
         self.pid = target.pid
-        self.program = escape(os.path.basename(target.exe)) or "?"
+        self.program = escape(target.program) or "?"
         self.ns_per_tick = clock.ns_per_tick()
         self.functions: list[Function] = []
         self.off: set[int] = set()
