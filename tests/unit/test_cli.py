@@ -171,7 +171,7 @@ def test_each_verb_has_help_with_examples(run, name: str) -> None:
         (["report", "--by", "cpu", "a"], "argument --by: invalid choice: 'cpu'"),
         (["report", "--sort", "name", "a"], "argument --sort: invalid choice: 'name'"),
         (["report", "--tail", "a"], "--tail chooses lines of --text"),
-        (["report", "--tree", "--threshold", "5", "a"], "--threshold chooses lines of --text"),
+        (["report", "--tree", "--threshold", "5us", "a"], "--threshold chooses lines of --text"),
         (["report", "--tree", "--text", "a"], "--tree and --text are two reports"),
         (["report", "--callers", "f", "--tree", "a"], "--tree and --callers are two reports"),
         (["report", "--callers", "f", "--by", "thread", "a"], "--by is for the table"),
@@ -329,7 +329,7 @@ def test_report_of_calls_as_text_and_as_a_tree(run, graph: str) -> None:
     assert [line.partition("us    |  ")[2] for line in lines[-2:]] == ["  getCommand();", "}"]
     found = run("report", "--text", "--below", "get*", "--flat", "--abstime", graph).out
     assert found.splitlines()[-1].endswith("2.000 us    |  getCommand();")
-    assert run("report", "--text", "--threshold", "4", graph).out.count("us ") == 1
+    assert run("report", "--text", "--threshold", "4us", graph).out.count("us ") == 1
     result = run("report", "--text", "--below", "gotCommand", graph)
     assert result.code == 1
     assert "close names: getCommand" in result.error

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from textpoke.report.times import SortKey
 
 _REPORTS = ("tree", "text", "callers", "callees", "diff", "html", "pokes")
-_TEXT_ONLY = ("threshold_us", "below", "abstime", "tail", "flat")
+_TEXT_ONLY = ("threshold", "below", "abstime", "tail", "flat")
 
 
 def add_arguments(parser: _parser.VerbParser) -> None:
@@ -58,7 +58,7 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         "textpoke report --tree --depth 5 graph.tptrace",
         "textpoke report --tree --json graph.tptrace | jq .tree[0].function",
         "textpoke report --text --below processCommand --depth 3 graph.tptrace",
-        "textpoke report --text --threshold 1000 --abstime graph.tptrace",
+        "textpoke report --text --threshold 1ms --abstime graph.tptrace",
         "textpoke report --pokes -n 5 redis-server-1234.tptrace",
     )
 
@@ -119,10 +119,9 @@ def _add_graph(parser: _parser.VerbParser) -> None:
     graph.add_argument("--depth", type=_parser.positive, metavar="N", help="only N levels of calls")
     graph.add_argument(
         "--threshold",
-        dest="threshold_us",
-        type=_parser.positive,
-        metavar="US",
-        help="only calls that took so many microseconds, each at its end",
+        type=_parser.span_ns,
+        metavar="TIME",
+        help="only calls that took so long, as in 100us, 5ms, each at its end",
     )
     graph.add_argument(
         "--below",
@@ -167,8 +166,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     needless = [name for name in _TEXT_ONLY if getattr(args, name)]
     if needless and not args.text:
-        option = needless[0].removesuffix("_us")
-        raise _parser.UsageError(f"--{option} chooses lines of --text (see: report --help)")
+        raise _parser.UsageError(f"--{needless[0]} chooses lines of --text (see: report --help)")
     _check_one_report(args)
     if args.depth and not (args.text or args.tree):
         raise _parser.UsageError("--depth is for --text and --tree (see: report --help)")
@@ -195,7 +193,7 @@ def _print_text(capture: Capture, console: Console, args: argparse.Namespace) ->
         else:
             for name in (*_TEXT_ONLY, "depth"):
                 if getattr(args, name):
-                    raise _parser.needs_exits(args.file, f"--{name.removesuffix('_us')}")
+                    raise _parser.needs_exits(args.file, f"--{name}")
             chunks = text(capture, symbol=callers.name)
         for lines in chunks:
             console.raw(lines)
@@ -206,7 +204,7 @@ def _graph_options(capture: Capture, args: argparse.Namespace) -> GraphOptions:
 
     return GraphOptions(
         depth=args.depth,
-        threshold_ns=(args.threshold_us or 0) * 1000,
+        threshold_ns=args.threshold or 0,
         below=_chosen(capture, args.below) if args.below else None,
         abstime=args.abstime,
         tail=args.tail,
