@@ -51,6 +51,7 @@ _Static_assert(sizeof(struct tpa_regs) == 200, "thunks know these offsets");
 
 struct tpa_state {
 	struct tp_wire *wire;
+	uint32_t command_seq; /* of the command that runs */
 	struct tpa_set sets[TP_MAX_SETS];
 	uint32_t set_count;
 	struct tp_engine engine;

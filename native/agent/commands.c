@@ -2,7 +2,8 @@
 /**
  * @file
  * The commands of the tool, one at a time. A request is copied to private memory before it is
- * looked at: the shared object can change under us, and a forked child must still find its table.
+ * looked at: the shared object can change under us, and a forked child must still find its table. What
+ * is read of it later can only leave out sites.
  */
 #include <errno.h>
 
@@ -12,7 +13,8 @@
 #define PROT_RW 3
 #define PROT_RX 5
 #define DRAIN_NS 10000000
-#define MAP_PADS 0x104022 /* PRIVATE | ANONYMOUS | NORESERVE | FIXED_NOREPLACE */
+#define VERIFIED_NS 5000000 /* so long a batch that was verified may wait: threads run meanwhile */
+#define MAP_PADS 0x104022   /* PRIVATE | ANONYMOUS | NORESERVE | FIXED_NOREPLACE */
 #define PR_SET_VMA_NR 0x53564d41
 
 /* One private block: the batch, its pokes. Kept for ever if a handler may still be using it. */
@@ -22,6 +24,7 @@ struct job {
 	uint64_t bytes;
 	int room; /* on alternate stacks, for a trap: the caller answers for it */
 	int guards;
+	uint64_t verified_ns;
 	struct tp_poke pokes[] __attribute__((aligned(TP_LINE_BYTES))); /* one line each */
 };
 
@@ -143,15 +146,21 @@ static int learn_sites(const struct job *job)
 	return 0;
 }
 
-/* Both are sorted; the batch's sites are all in the table. */
+/* Both are sorted; what is there already need not be in the table. */
 static void mark_guards(const struct job *job)
 {
-	struct tp_known *entry = known_block->entries;
+	struct tp_known *entry = tp_known_begin(&tpa.engine, &job->batch);
+	const struct tp_known *end = entry ? known_block->entries + known_block->table.count : NULL;
 
 	for (uint64_t i = 0; i < job->batch.count; i++) {
-		while (entry->addr != job->batch.pokes[i].addr)
+		const struct tp_poke *poke = &job->batch.pokes[i];
+
+		if (poke->outcome == TP_SITE_SKIPPED)
+			continue;
+		while (entry < end && entry->addr < poke->addr)
 			entry++;
-		entry->guard = 1;
+		if (entry < end && entry->addr == poke->addr)
+			entry->guard = 1;
 	}
 }
 
@@ -170,10 +179,23 @@ static int prepare_job(struct job *job)
 	return error ? error : tp_prepare_batch(&tpa.engine, &job->batch);
 }
 
+/* In stop mode the tool must still hold everybody, and does so from here on until the answer. */
+static bool take_hold(void)
+{
+	uint32_t open = tp_hold_of(tpa.command_seq, TP_HOLD_OPEN);
+	uint32_t taken = tp_hold_of(tpa.command_seq, TP_HOLD_TAKEN);
+
+	return __atomic_compare_exchange_n(&tpa.wire->hold, &open, taken, false, __ATOMIC_SEQ_CST,
+					   __ATOMIC_SEQ_CST) ||
+	       open == taken;
+}
+
 static int write_job(struct job *job)
 {
 	int error;
 
+	if (job->batch.mode == TP_MODE_STOP && !take_hold())
+		return -TP_EHOLD;
 	if (job->guards)
 		mark_guards(job);
 	tpa_image.known_generation++;
@@ -247,14 +269,9 @@ static void report_job(struct tp_wire *wire, struct tp_poke *request, const stru
 	}
 }
 
-static struct tp_poke *request_of(struct tp_wire *wire)
-{
-	return (struct tp_poke *)((char *)wire + TP_PAGE_BYTES);
-}
-
 static int end_batch(struct tp_wire *wire, struct job *job, int error)
 {
-	report_job(wire, request_of(wire), job);
+	report_job(wire, tp_request_of(wire), job);
 	end_job(job);
 	return error;
 }
@@ -270,7 +287,7 @@ static int run_batch(struct tp_wire *wire, const uint64_t args[4])
 	job = new_job(count);
 	if (!job)
 		return -ENOMEM;
-	tpa_copy(job->pokes, request_of(wire), count * sizeof(struct tp_poke));
+	tpa_copy(job->pokes, tp_request_of(wire), count * sizeof(struct tp_poke));
 	job->batch.all_or_nothing = args[1] & TP_BATCH_ALL_OR_NOTHING;
 	job->batch.leave_busy = args[1] & TP_BATCH_LEAVE_BUSY;
 	job->batch.mode = (enum tp_mode)(args[1] >> TP_BATCH_MODE_SHIFT & 0xff);
@@ -282,17 +299,20 @@ static int run_batch(struct tp_wire *wire, const uint64_t args[4])
 		error = args[1] & TP_BATCH_ONE_BY_ONE ? run_one_by_one(job) : run_job(job);
 		return end_batch(wire, job, error);
 	}
-	error = prepare_job(job);
+	error = job->batch.mode != TP_MODE_STOP || args[1] & TP_BATCH_ONE_BY_ONE ? -TP_EMODE :
+										   prepare_job(job);
 	if (error)
 		return end_batch(wire, job, error);
+	job->verified_ns = tpa_ops.clock_ns(NULL);
 	prepared_job = job;
 	return 0;
 }
 
-/* The tool has seen threads inside of some sites since. */
-static void leave_out(struct job *job, const struct tp_poke *request)
+/* The tool has seen threads inside of some sites since. Returns how many were left out. */
+static uint64_t heed_left_out(struct job *job, const struct tp_poke *request)
 {
 	const uint8_t null = TP_POKE_NO_OLD | TP_POKE_NO_NEW;
+	uint64_t before = job->batch.skipped;
 
 	for (uint64_t i = 0; i < job->batch.count; i++) {
 		struct tp_poke *poke = &job->pokes[i];
@@ -300,18 +320,30 @@ static void leave_out(struct job *job, const struct tp_poke *request)
 		if (poke->index < job->batch.count && (request[poke->index].flags & null) == null)
 			tp_leave_out(&job->batch, poke);
 	}
+	return job->batch.skipped - before;
+}
+
+/* Of a site that is seen for the first time the table learns what it was verified to hold. */
+static int verify_if_old(struct job *job)
+{
+	bool is_old = tpa_ops.clock_ns(NULL) - job->verified_ns > VERIFIED_NS;
+
+	return job->batch.must_learn || is_old ? tp_verify_again(&tpa.engine, &job->batch) : 0;
 }
 
 static int write_prepared(struct tp_wire *wire, const uint64_t args[4])
 {
 	struct job *job = prepared_job;
+	int error;
 
 	prepared_job = NULL;
+	wire->outcome = (struct tp_outcome){ 0 };
 	if (!job)
 		return -TP_ECOMMAND;
-	if (args[0])
-		leave_out(job, request_of(wire));
-	return end_batch(wire, job, write_job(job));
+	if (args[0] && heed_left_out(job, tp_request_of(wire)) != args[0])
+		return end_batch(wire, job, -TP_ECOMMAND); /* it could be any of them */
+	error = verify_if_old(job);
+	return end_batch(wire, job, error ? error : write_job(job));
 }
 
 /* Whoever prepared it has gone another way: what it was checked against may change now. */

@@ -66,6 +66,6 @@ int tpa_look(void *ctx, struct tp_batch *batch)
 	sys6(__NR_futex, (long)&wire->done_seq, FUTEX_WAKE, 1, 0, 0, 0);
 	error = wait_for_answer(wire, seq);
 	if (!error)
-		note_busy(batch, (const struct tp_poke *)((char *)wire + TP_PAGE_BYTES));
+		note_busy(batch, tp_request_of(wire));
 	return error;
 }

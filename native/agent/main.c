@@ -227,6 +227,7 @@ void tpa_main(void)
 		}
 		done = seq;
 		command = wire->command; /* once answered, the next one may already stand there */
+		tpa.command_seq = seq;
 		result = tpa_run_command(wire);
 		answer(wire, seq, result);
 		if (command == TP_CMD_FDS)

@@ -84,8 +84,8 @@ int tp_send_fds(pid_t tid, int remote_fd, const int fds[TP_HANDED_FDS])
 	return error;
 }
 
-/* The process may have ended, or have become another program and lost the agent by that. */
-static int has_ended(int pid, int tid)
+/** Has the agent's thread ended? The process may have become another program. */
+bool tp_has_ended(int pid, int tid)
 {
 	char path[64];
 
@@ -120,7 +120,7 @@ static int is_idle(pid_t pid, pid_t tid)
 /* The agent asks in the midst of a batch; what is busy is told in the request area. Has it asked? */
 static bool answer_look(struct tp_wire *wire, struct tp_windows *windows)
 {
-	struct tp_poke *request = (struct tp_poke *)((char *)wire + TP_PAGE_BYTES);
+	struct tp_poke *request = tp_request_of(wire);
 	uint32_t seq = __atomic_load_n(&wire->look_seq, __ATOMIC_SEQ_CST);
 	int result;
 
@@ -167,6 +167,25 @@ int tp_command_looking(struct tp_wire *wire, uint32_t command, const uint64_t *a
 	return result;
 }
 
+static bool is_over(uint64_t since_ns, int ms)
+{
+	return ms >= 0 && tp_now_ns() - since_ns > (uint64_t)ms * 1000000ull;
+}
+
+/*
+ * The command will not be waited for any more. A stopped process (SIGSTOP, a frozen cgroup) would carry
+ * it out later: what needs all threads held must not be written then. Returns false when the agent has
+ * begun to: that has to come to its end.
+ */
+static bool give_up(struct tp_wire *wire, uint32_t seq)
+{
+	uint32_t open = tp_hold_of(seq, TP_HOLD_OPEN);
+
+	return __atomic_compare_exchange_n(&wire->hold, &open, tp_hold_of(seq, TP_HOLD_OVER), false,
+					   __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST) ||
+	       open != tp_hold_of(seq, TP_HOLD_TAKEN);
+}
+
 static int post_and_wait(struct tp_wire *wire, uint32_t command, const uint64_t *args,
 			 int timeout_ms, int pid, int tid, struct tp_windows *windows)
 {
@@ -176,6 +195,7 @@ static int post_and_wait(struct tp_wire *wire, uint32_t command, const uint64_t 
 	int ended = 0;
 
 	wire->command = command;
+	wire->hold = tp_hold_of(seq, TP_HOLD_OPEN);
 	memcpy(wire->args, args, sizeof(wire->args));
 	__atomic_store_n(&wire->command_seq, seq, __ATOMIC_SEQ_CST);
 	syscall(SYS_futex, &wire->command_seq, FUTEX_WAKE, 1, NULL, NULL, 0);
@@ -188,13 +208,13 @@ static int post_and_wait(struct tp_wire *wire, uint32_t command, const uint64_t 
 			return -ESRCH;
 		if (answer_look(wire, windows))
 			busy = tp_now_ns();
-		if (timeout_ms >= 0 && tp_now_ns() - start > (uint64_t)timeout_ms * 1000000ull)
-			return -ETIMEDOUT;
-		if (tp_now_ns() - busy > IDLE_MS * 1000000ull)
+		/* One that sleeps does not write, whatever stands there. */
+		if ((is_over(start, timeout_ms) && give_up(wire, seq)) ||
+		    (is_over(busy, IDLE_MS) && (give_up(wire, seq), true)))
 			return -ETIMEDOUT;
 		if (!wait_done(wire, done))
 			continue;
-		ended = has_ended(pid, tid);
+		ended = tp_has_ended(pid, tid);
 		if (!is_idle(pid, tid))
 			busy = tp_now_ns();
 	}

@@ -28,5 +28,6 @@ void tp_mark_stack(struct tp_windows *windows, const struct tp_held *held,
 		   const struct tp_stacks *stacks);
 bool tp_has_trapped(const struct tp_held *held);
 int tp_look_at_threads(struct tp_windows *windows);
+bool tp_has_ended(int pid, int tid);
 
 #endif

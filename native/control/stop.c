@@ -13,6 +13,7 @@
 #include "guard.h"
 #include "look.h"
 #include "textpoke.h"
+#include "where.h"
 #include "world.h"
 
 #define PATIENCE_MS 100 /* for one thread to stop; the others wait for it */
@@ -111,10 +112,10 @@ static int move_all_out(const struct request *request, struct tp_world *world,
 	return error ? error : windows->busy && !in->leave_busy ? -EAGAIN : 0;
 }
 
-/* The agent has yet to read its request: what is busy becomes a record that is there already. */
-static void leave_out(const struct tp_stop *in, const struct tp_windows *windows)
+/* What is busy becomes a record that is there already: the agent heeds that before it writes. */
+static void mark_left_out(const struct tp_stop *in, const struct tp_windows *windows)
 {
-	struct tp_poke *request = (struct tp_poke *)((char *)in->wire + TP_PAGE_BYTES);
+	struct tp_poke *request = tp_request_of(in->wire);
 
 	for (uint64_t i = 0; windows->busy && i < in->look.count; i++)
 		if (in->look.busy[i])
@@ -138,15 +139,19 @@ static int stop(const void *argument, void *result)
 	struct tp_world world = { .pid = in->pid,
 				  .spared = in->agent_tid,
 				  .patience_ms = PATIENCE_MS };
+	const struct tp_ranges ranges = { in->ranges, in->range_count };
 	int error = tp_stop_world(&world);
 
+	if (!error && tp_has_ended(in->pid, in->agent_tid))
+		error = -ESRCH; /* these threads are another program's: not to be moved */
 	out->threads = world.count;
 	if (!error)
 		error = move_all_out(request, &world, out);
 	if (!error) {
-		leave_out(in, request->windows);
-		out->ran = 1;
+		mark_left_out(in, request->windows);
 		out->result = run_held(in, request->windows->busy);
+		out->in_ranges = out->result || !in->range_count ||
+				 tp_any_in_ranges(&world, in->agent_tid, &ranges, request->stacks);
 	}
 	tp_release_world(&world);
 	out->hold_ns = tp_now_ns() - world.since_ns;
@@ -170,7 +175,7 @@ static int hold(struct request *request, struct tp_stopped *out)
 	int error = 0;
 
 	request->stacks = &stacks;
-	if (in->site_count || request->windows->count)
+	if (in->site_count || request->windows->count || in->range_count)
 		error = tp_read_stacks(in->pid, &stacks);
 	if (!error)
 		error = tp_guarded(stop, request, out);
@@ -179,7 +184,7 @@ static int hold(struct request *request, struct tp_stopped *out)
 }
 
 /**
- * Run one command of the agent while every other thread is held. Returns 0 (out->result is the
+ * Run one command of the agent while every other thread is held, or its second half (in->prepare). Returns 0 (out->result is the
  * command's), -EAGAIN (a thread is inside a site), -ETIMEDOUT (a thread does not stop) or -errno; all
  * threads run again, even if the tool is killed meanwhile.
  */
@@ -190,11 +195,10 @@ int tp_stop_and_run(const struct tp_stop *in, struct tp_stopped *out)
 	int error = tp_windows_init(&windows, in->look.count ? &in->look : NULL);
 
 	memset(out, 0, sizeof(*out));
+	out->in_ranges = 1;
 	if (!error && in->prepare)
 		out->result = prepare(in);
-	if (!error && out->result < 0)
-		out->ran = 1;
-	else if (!error)
+	if (!error && out->result >= 0)
 		error = hold(&request, out);
 	tp_windows_deinit(&windows);
 	return error;

@@ -211,6 +211,7 @@ int tp_fail(struct tp_batch *batch, enum tp_phase phase, int code, size_t i);
 
 /* patch.c */
 int tp_prepare_batch(struct tp_engine *engine, struct tp_batch *batch);
+int tp_verify_again(struct tp_engine *engine, struct tp_batch *batch);
 int tp_write_batch(struct tp_engine *engine, struct tp_batch *batch);
 int tp_run_batch(struct tp_engine *engine, struct tp_batch *batch);
 

@@ -287,7 +287,17 @@ int tp_prepare_batch(struct tp_engine *engine, struct tp_batch *batch)
 	return error;
 }
 
-/** Write a prepared batch. Each site is looked at again just before. As tp_run_batch(). */
+/** Verify a prepared batch again: threads have run since, and it is to be written now. */
+int tp_verify_again(struct tp_engine *engine, struct tp_batch *batch)
+{
+	uint64_t start = now(engine);
+	int error = run_phase(engine, batch, &verify);
+
+	batch->outcome->total_ns += now(engine) - start;
+	return error;
+}
+
+/** Write a prepared batch; what each site holds is looked at again just before. As tp_run_batch(). */
 int tp_write_batch(struct tp_engine *engine, struct tp_batch *batch)
 {
 	uint64_t start = now(engine);

@@ -153,6 +153,8 @@ struct tp_stop {
 	struct tp_look look; /* the batch: a thread inside goes on in the copy */
 	int leave_busy; /* leave out sites that a signal frame points into; else nothing is written */
 	int prepare;	/* the command is a batch: have it prepared before anybody is held */
+	const uint64_t *ranges; /* pairs start, end, sorted: once it is done, is somebody there? */
+	uint64_t range_count;
 };
 
 struct tp_stopped {
@@ -161,8 +163,8 @@ struct tp_stopped {
 	int64_t inside_tid;
 	uint64_t inside_at;
 	uint64_t busy; /* sites of several instructions that a signal frame points into */
-	int ran;       /* the command was given; @result is its answer */
-	int result;
+	int result;    /* the command's answer; when its first half failed, nobody was held */
+	int in_ranges; /* a thread was there, or nobody has looked */
 };
 
 struct tp_left {
@@ -190,8 +192,7 @@ int tp_leave(const struct tp_leave *in, struct tp_left *out);
 int tp_link_jit(const struct tp_jit_link *in);
 int tp_look_inside(int pid, const uint64_t *addresses, uint64_t count, uint64_t site_bytes,
 		   uint8_t *inside);
-int tp_look_in_ranges(int pid, int agent_tid, const uint64_t *ranges, uint64_t count,
-		      uint8_t *inside);
+int tp_look_in_ranges(int pid, int agent_tid, const uint64_t *ranges, uint64_t count);
 
 /* pack.c, unpack.c: events as a capture holds them */
 enum {

@@ -143,7 +143,7 @@ enum tp_command {
 	TP_CMD_FDS, /* take the files from the socket, or open them here; arg0 = 1: they were sent; arg1 = 1: the tool counts users as the target does; arg2: the agent's thread id as the sent directory has it */
 	TP_CMD_MAP, /* map arg1 bytes of private memory at arg0; arg2 = enum tp_map_kind */
 	TP_CMD_BATCH, /* run arg0 pokes of the request area; arg1 = enum tp_batch_flags; arg2 = is_handled, arg3 = finish */
-	TP_CMD_WRITE, /* write the batch that TP_BATCH_PREPARE has kept; arg0: that many of its records are to be left out, marked in the request area */
+	TP_CMD_WRITE, /* write the batch that TP_BATCH_PREPARE has kept; arg0: as many of its records are to be left out, marked in the request area */
 	TP_CMD_RESTORE, /* put every known site back; arg0 = strangers to leave out at most, arg1 = enum tp_mode, arg2 = TP_BATCH_ROOM or 0, arg3 = TP_BATCH_GUARDS: all but the guards */
 	TP_CMD_KEEP,	/* arg0: 1 = keep everything when the tool is gone, 0 = then turn it off */
 	TP_CMD_RECORD, /* arg0: 1 = thunks write events, 0 = they return at once; arg1 = events that may wait in a ring; arg2 = set */
@@ -163,7 +163,7 @@ enum tp_batch_flags {
 		<< 3, /* leave out sites that a thread is inside of; else they fail the batch */
 	TP_BATCH_GUARDS = 1 << 4, /* probes that unwinders need while returns are redirected */
 	TP_BATCH_PREPARE = 1
-		<< 5, /* check, verify and keep it for TP_CMD_WRITE; any other command forgets it */
+		<< 5, /* of stop mode: check, verify and keep it for TP_CMD_WRITE; any other command forgets it */
 	TP_BATCH_MODE_SHIFT = 8, /* enum tp_mode stands in the byte above */
 };
 
@@ -173,6 +173,13 @@ enum tp_mode {
 	TP_MODE_DIRECT, /* one pass: only the first byte of a site changes, or NOPs become NOPs */
 	TP_MODE_STOP,	/* one pass: the caller holds every thread, and none is inside a site */
 	TP_MODES
+};
+
+/** Whether a batch in stop mode may be written: a tool that gives up waiting lets all threads go. */
+enum tp_hold {
+	TP_HOLD_OPEN,  /* the tool waits, and what it holds stays held */
+	TP_HOLD_TAKEN, /* the agent writes: now the tool waits for the end */
+	TP_HOLD_OVER,  /* the tool has given up: nothing may be written */
 };
 
 enum tp_agent_state {
@@ -407,7 +414,22 @@ struct tp_wire {
 	uint32_t look_seq;   /* the agent adds one, and wakes done_seq */
 	uint32_t looked_seq; /* futex: the tool follows */
 	int32_t look_result; /* 0: busy sites are marked in the request area; or -errno */
+	uint32_t hold;	     /* tp_hold_of() a command, by its command_seq */
 };
+
+#ifndef TP_CDEF
+/** What @hold says of one command and of no other. */
+static inline uint32_t tp_hold_of(uint32_t command_seq, enum tp_hold hold)
+{
+	return command_seq << 2 | hold;
+}
+
+/** Where the pokes of a batch stand. */
+static inline struct tp_poke *tp_request_of(const struct tp_wire *wire)
+{
+	return (struct tp_poke *)((char *)wire + TP_PAGE_BYTES);
+}
+#endif
 
 /** Where the value of a capture begins. */
 enum tp_capture_source {

@@ -161,6 +161,20 @@ TEST(what_strangers_change_in_a_prepared_batch_undoes_it)
 	rig_close(&rig);
 }
 
+TEST(a_prepared_batch_that_is_verified_again_is_refused_as_before)
+{
+	struct rig rig;
+
+	open_whole(&rig);
+	CHECK_EQ(rig_prepare(&rig), 0);
+	CHECK_EQ(tp_verify_again(&rig.engine, &rig.batch), 0);
+	rig.fake.bytes[2 * TP_PAGE_BYTES + 4] = 0x41;
+	CHECK_EQ(tp_verify_again(&rig.engine, &rig.batch), -EINVAL);
+	CHECK_EQ(rig.outcome.phase, TP_PHASE_VERIFY);
+	CHECK_EQ(rig.outcome.writes, 0);
+	rig_close(&rig);
+}
+
 TEST(modes_refuse_an_unknown_one)
 {
 	struct rig rig;

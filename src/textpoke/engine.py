@@ -63,6 +63,7 @@ class _How:
     callbacks: tuple[int, int] = (0, 0)
     room: bool = False
     guards: bool = False
+    ways: bytes = b""
 
     def flags(self, mode: Mode) -> int:
         """The second argument of the command (enum tp_batch_flags)."""
@@ -87,6 +88,7 @@ def run_request(  # noqa: PLR0913 - a caller names the few that it wants
     one_by_one: bool = False,
     callbacks: tuple[int, int] = (0, 0),
     guards: bool = False,
+    ways: bytes = b"",
 ) -> Outcome:
     """Run one batch in the target.
 
@@ -101,6 +103,8 @@ def run_request(  # noqa: PLR0913 - a caller names the few that it wants
         callbacks: Addresses in the target of two C functions, or 0: `bool is_handled(uint64_t ip)`
             and `int finish(const struct tp_poke *, void *)`.
         guards: These probes stay as long as returns are redirected.
+        ways: Where nobody should be once it is done, as `Placing.ways` has it: where threads are
+            held anyway, `Outcome.outlasted` tells.
 
     Raises:
         BatchRefused, BytesDiffer: Nothing was written.
@@ -108,7 +112,7 @@ def run_request(  # noqa: PLR0913 - a caller names the few that it wants
         UnsupportedTarget: The mode, or any, is impossible: `reason` and `detail` say why.
     """
     room = mode is Mode.INT3  # who asks for it answers for the program's alternate stacks
-    how = _How(all_or_nothing, leave_busy, one_by_one, callbacks, room, guards)
+    how = _How(all_or_nothing, leave_busy, one_by_one, callbacks, room, guards, ways)
     try:
         return _run_choices(agent, request, _choices(agent, request, mode, one_mode=one_mode), how)
     except UnsupportedTarget as exc:
@@ -155,9 +159,13 @@ def _with_staying(
 def _run_choices(agent: Agent, request: Request, choices: list[Choice], how: _How) -> Outcome:
     """One after the other; all or nothing holds for them together."""
     done = Outcome()
+    before_the_last = replace(how, ways=b"") if how.ways else how
     for i, choice in enumerate(choices):
         try:
-            part = _run_part(agent, request.part(choice.indexes), choice, how)
+            is_last = choice is choices[-1]
+            part = _run_part(
+                agent, request.part(choice.indexes), choice, how if is_last else before_the_last
+            )
         except BaseException:
             if how.all_or_nothing:
                 undo = _How(False, room=how.room)  # what comes back may be several instructions
@@ -180,20 +188,32 @@ def _run_part(agent: Agent, request: Request, choice: Choice, how: _How) -> Outc
     words = (len(request.pokes), how.flags(choice.mode), *how.callbacks)
     for attempt in range(_STOPS):
         shared[start : start + len(request.data)] = request.data
-        look = _Look(agent, request, leave_busy=how.leave_busy)
+        look = _Look(agent, request, leave_busy=how.leave_busy, ways=how.ways)
         began = int(lib.tp_rdtsc())
-        code, hold_ns = _command(agent, lib.TP_CMD_BATCH, words, choice.mode, look)
-        if agent.witnesses:
-            poked = Poked(request, began, int(lib.tp_rdtsc()), code < 0, look.left())
-            for witness in tuple(agent.witnesses):
-                witness(poked)
+        try:
+            code, hold_ns = _command(agent, lib.TP_CMD_BATCH, words, choice.mode, look)
+        except BaseException:  # it may have been written all the same
+            _tell(agent, request, began, (), failed=True)
+            raise
+        _tell(agent, request, began, look.left(), failed=code < 0)
         if attempt == _STOPS - 1 or not _could_not_look(code, wire.outcome):
             break
         time.sleep(_STOP_PAUSE_S)
     if code < 0:
         raise _failure(agent.pid, -code, _copied(wire), request.pokes)
     left = tuple(choice.indexes[k] for k in look.left())
-    return read_outcome(wire.outcome, hold_ns, (choice,), left)
+    outcome = read_outcome(wire.outcome, hold_ns, (choice,), left)
+    return replace(outcome, outlasted=True) if look.outlasted else outcome
+
+
+def _tell(
+    agent: Agent, request: Request, began: int, left: tuple[int, ...], *, failed: bool
+) -> None:
+    """Let those who keep a record of all pokes know of a batch."""
+    if agent.witnesses:
+        poked = Poked(request, began, int(lib.tp_rdtsc()), failed, left)
+        for witness in tuple(agent.witnesses):
+            witness(poked)
 
 
 def _could_not_look(code: int, raw: Pointer) -> bool:
@@ -209,9 +229,13 @@ def _could_not_look(code: int, raw: Pointer) -> bool:
 class _Look:
     """A batch as the native side sees it: where no thread may stand, and which sites were busy."""
 
-    def __init__(self, agent: Agent, request: Request, *, leave_busy: bool = False) -> None:
+    def __init__(
+        self, agent: Agent, request: Request, *, leave_busy: bool = False, ways: bytes = b""
+    ) -> None:
         self.agent = agent
         self.leave_busy = leave_busy
+        self.ways = ways
+        self.outlasted = False
         self.request = request
         self.pokes = request.data if request.looks else b""
         self.restorer = agent.restorer() if self.pokes else 0
@@ -226,9 +250,7 @@ class _Look:
     def run(self, command: int, words: Sequence[int], timeout_ms: int) -> int:
         """Run a command of the agent and look at all threads when it asks; returns its result."""
         raw = self._raw(command, words, timeout_ms)
-        code, self.busy = helper.perform(
-            self.agent, Work.LOOK, bytes(ffi.buffer(raw)), b"", self.pokes
-        )
+        code, self.busy = helper.perform(self.agent, Work.LOOK, bytes(ffi.buffer(raw)), self.pokes)
         return code
 
     def run_stopped(
@@ -242,11 +264,12 @@ class _Look:
         raw.prepare = agent.pid != os.getpid() and (
             command == lib.TP_CMD_BATCH and not words[1] & lib.TP_BATCH_ONE_BY_ONE
         )
-        parts = bytes(ffi.buffer(raw)), request.window_words, self.pokes
+        parts = bytes(ffi.buffer(raw)), request.window_words, self.ways, self.pokes
         code, found = helper.perform(agent, Work.STOP, *parts)
         out = ffi.new("struct tp_stopped *")
         ffi.memmove(out, found, ffi.sizeof("struct tp_stopped"))
         self.busy = found[ffi.sizeof("struct tp_stopped") :]
+        self.outlasted = bool(self.ways) and not out.in_ranges
         return code, out
 
     def _raw(self, command: int, words: Sequence[int], timeout_ms: int) -> Pointer:
@@ -284,6 +307,8 @@ def run_stopped(agent: Agent, command: int, words: Sequence[int], look: _Look) -
         what = f"waiting until no signal handler returns into one of {out.busy} sites"
     elif error == -errno.EAGAIN:
         what = f"waiting for thread {out.inside_tid} to leave {out.inside_at:#x}"
+    elif error == -errno.ECHILD:
+        what = "waiting for the process that holds the threads: it was ended, and may have written"
     else:
         what = "stopping all threads of the target"
     raise AgentFailed(what, -error)

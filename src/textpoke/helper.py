@@ -188,7 +188,7 @@ def _without_helper(agent: Agent, work: Work, parts: Sequence[bytes]) -> tuple[i
     )
     if work is Work.LOOK:
         return int(wire.result), left
-    stopped = ffi.new("struct tp_stopped *", {"ran": 1, "result": wire.result})
+    stopped = ffi.new("struct tp_stopped *", {"in_ranges": 1, "result": wire.result})
     return 0, bytes(ffi.buffer(stopped)) + left
 
 

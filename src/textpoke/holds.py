@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 class Work(enum.IntEnum):
     """What can be asked for; the comment names the byte strings that it takes."""
 
-    STOP = 1  # struct tp_stop, windows, pokes
-    LOOK = 2  # the same
+    STOP = 1  # struct tp_stop, windows, ranges, pokes
+    LOOK = 2  # struct tp_stop, pokes
     INSIDE = 3  # bytes of a site, addresses
     LEAVE = 4  # struct tp_leave, ranges, sites, stacks, known sites
     RANGES = 5  # ranges
 
 
 POKE_BYTES = ffi.sizeof("struct tp_poke")
-PARTS = {Work.STOP: 3, Work.LOOK: 3, Work.INSIDE: 2, Work.LEAVE: 5, Work.RANGES: 1}
+PARTS = {Work.STOP: 4, Work.LOOK: 2, Work.INSIDE: 2, Work.LEAVE: 5, Work.RANGES: 1}
 """How many byte strings each takes."""
 _WORD_BYTES = 8
 
@@ -59,13 +59,13 @@ def writable(maps: Iterable[Mapping]) -> list[tuple[int, int]]:
 def answer_bytes(work: Work, parts: Sequence[bytes]) -> int:
     """Size of the byte string that `perform` returns for these."""
     if work is Work.STOP:
-        return ffi.sizeof("struct tp_stopped") + len(parts[2]) // POKE_BYTES
+        return ffi.sizeof("struct tp_stopped") + len(parts[-1]) // POKE_BYTES
     if work is Work.LOOK:
-        return len(parts[2]) // POKE_BYTES
+        return len(parts[-1]) // POKE_BYTES
     if work is Work.INSIDE:
         return len(parts[1]) // _WORD_BYTES
     if work is Work.RANGES:
-        return len(parts[0]) // (2 * _WORD_BYTES)
+        return 0
     return ffi.sizeof("struct tp_left")
 
 
@@ -83,7 +83,9 @@ def perform(agent: Agent, work: Work, parts: Sequence[bytes]) -> tuple[int, byte
     return _CALLS[work](agent, *parts)
 
 
-def stop(agent: Agent, raw: bytes, windows: bytes, pokes: bytes) -> tuple[int, bytes]:
+def stop(
+    agent: Agent, raw: bytes, windows: bytes, ranges: bytes, pokes: bytes
+) -> tuple[int, bytes]:
     """Run a command with every thread but the agent's held (tp_stop_and_run).
 
     Returns its code; struct tp_stopped and a byte for each poke, non-zero where a thread is inside.
@@ -91,15 +93,16 @@ def stop(agent: Agent, raw: bytes, windows: bytes, pokes: bytes) -> tuple[int, b
     if agent.wire is None:
         return -errno.EBADF, b""
     request, keep = _stop_of(agent, raw, pokes)
-    keep.append(_array("uint64_t[]", windows))
+    keep += [_array("uint64_t[]", part) for part in (windows, ranges)]
     request.wire = agent.wire
-    request.sites, request.site_count = keep[-1], len(windows) // (2 * _WORD_BYTES)
+    request.sites, request.site_count = keep[-2], len(windows) // (2 * _WORD_BYTES)
+    request.ranges, request.range_count = keep[-1], len(ranges) // (2 * _WORD_BYTES)
     out = ffi.new("struct tp_stopped *")
     error = int(lib.tp_stop_and_run(request, out))
     return error, bytes(ffi.buffer(out)) + _bytes_of(keep[0], len(pokes) // POKE_BYTES)
 
 
-def look(agent: Agent, raw: bytes, _windows: bytes, pokes: bytes) -> tuple[int, bytes]:
+def look(agent: Agent, raw: bytes, pokes: bytes) -> tuple[int, bytes]:
     """Run a command and look at all threads when the agent asks (tp_command_looking).
 
     Returns the command's result; a byte for each poke, as `stop`.
@@ -132,17 +135,10 @@ def inside(agent: Agent, size: bytes, addresses: bytes) -> tuple[int, bytes]:
 
 
 def ranges(agent: Agent, pairs_in: bytes) -> tuple[int, bytes]:
-    """Which ranges have a thread in them (tp_look_in_ranges)? Returns a byte for each."""
+    """Is a thread in one of these ranges (tp_look_in_ranges)? Returns 1, 0 or a negative errno."""
     count = len(pairs_in) // (2 * _WORD_BYTES)
-    found = ffi.new("uint8_t[]", count or 1)
-    error = lib.tp_look_in_ranges(
-        agent.pid,
-        agent.tid,
-        _array("uint64_t[]", pairs_in),
-        count,
-        found,
-    )
-    return int(error), _bytes_of(found, count)
+    where = _array("uint64_t[]", pairs_in)
+    return int(lib.tp_look_in_ranges(agent.pid, agent.tid, where, count)), b""
 
 
 def leave(

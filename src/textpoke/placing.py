@@ -13,6 +13,7 @@ from textpoke import branch_stubs, modes, stubs, target
 from textpoke._errors import AgentFailed, NotPatchable, TargetExited, UnsupportedTarget
 from textpoke.agent_image import Probe, load_image
 from textpoke.engine import run_request
+from textpoke.holds import pairs
 from textpoke.hooks import Copies
 from textpoke.model import BranchSite
 from textpoke.modes import Mode, require_holds
@@ -41,6 +42,7 @@ _LOOKS = 50
 _LOOK_S = 0.002
 _MAP_TRIES = 10
 _APART = 64 << 20
+_MOST_PACKED = 8
 
 
 class Placing:
@@ -63,6 +65,8 @@ class Placing:
         self._merged: set[int] = set()  # runs that are one instruction now
         self._settled: set[int] = set()  # those of them that no thread is inside of
         self._ways: dict[tuple[int, bytes], tuple[int, int]] = {}
+        # All ways of some sites, packed, and the probes that there were then.
+        self._packed: dict[int, tuple[Sequence[SitePlan], list[tuple[int, int]], bytes]] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -200,17 +204,31 @@ class Placing:
         require_holds(self._agent)
         if self._agent.held is not None:
             return  # launched and not yet running
+        ways = self.ways(gone)
+        for _ in range(_LOOKS):
+            if not ranges_in_use(self._agent, ways):
+                return
+            time.sleep(_LOOK_S)
+        raise AgentFailed("waiting for a thread to leave code that it was led to", errno.EAGAIN)
+
+    def ways(self, gone: Sequence[SitePlan]) -> bytes:
+        """All code that threads go through from these sites and back, packed: see `outlast`."""
+        probes = self._probe_ranges()
+        kept, since, packed = self._packed.get(id(gone), ((), [], b""))
+        if kept is not gone or since != probes:
+            packed = pairs(sorted(probes + self._ways_of(gone)))
+            if len(self._packed) >= _MOST_PACKED:
+                self._packed.clear()
+            self._packed[id(gone)] = gone, probes, packed
+        return packed
+
+    def _ways_of(self, gone: Sequence[SitePlan]) -> list[tuple[int, int]]:
         for planned in gone:
             key = planned.site.address, planned.on
             if key not in self._ways:
                 self._ways[key] = _way_of(planned)
-        ways = [*self._probe_ranges(), *(self._ways[p.site.address, p.on] for p in gone)]
-        ranges = [(start, end) for start, end in ways if start < end]
-        for _ in range(_LOOKS):
-            if not ranges_in_use(self._agent, ranges):
-                return
-            time.sleep(_LOOK_S)
-        raise AgentFailed("waiting for a thread to leave code that it was led to", errno.EAGAIN)
+        ways = (self._ways[p.site.address, p.on] for p in gone)
+        return [(start, end) for start, end in ways if start < end]
 
     def _probe_ranges(self) -> list[tuple[int, int]]:
         """All code that sites call: whoever is there may come back to a stub."""

@@ -111,6 +111,8 @@ class Outcome:
         hold_ns: How long all threads were held, in stop mode.
         choices: Which sites took which mode, and why.
         left: Positions of the sites that were left out because a thread stood inside of them.
+        outlasted: True when no thread was on the ways that were to be looked at, once all was
+            written and while everybody was still held.
     """
 
     sites: int = 0
@@ -128,6 +130,7 @@ class Outcome:
     hold_ns: int = 0
     choices: tuple[Choice, ...] = ()
     left: tuple[int, ...] = ()
+    outlasted: bool = False
 
     @property
     def ns_per_site(self) -> float:
@@ -162,6 +165,7 @@ class Outcome:
             undrained=self.undrained or other.undrained,
             choices=self.choices + other.choices,
             left=self.left + other.left,
+            outlasted=other.outlasted,
         )
 
 

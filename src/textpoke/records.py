@@ -13,7 +13,7 @@ import itertools
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from textpoke._errors import (
     AgentFailed,
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     Chain = tuple[Probe, ...]
     _InPlace = dict[int, tuple[Chain, int, SitePlan]]
     _After = tuple[_InPlace, Mapping[int, int]]
-    PlaceCopies = Callable[[Sequence[tuple[SitePlan, Chain]]], list[int]]
-    Outlast = Callable[[Sequence[SitePlan]], None]
 
 _BUSY_TRIES = 20
 _BUSY_PAUSE_S = 0.005
@@ -54,6 +52,19 @@ IN_THE_WAY = "another trace has patched some of its bytes"
 NO_PROBE = Probe(-1)
 """Wanted at sites whose own code of ours does everything: at branches, it counts."""
 _ALONE = (NO_PROBE,)
+
+
+class Places(Protocol):
+    """Who maps code of ours, and knows the ways through it (`placing.Placing`)."""
+
+    def probes(self, wanted: Sequence[tuple[SitePlan, Chain]]) -> list[int]:
+        """Map copies of probes: for each (site, chain) the address, 0 where there is no room."""
+
+    def outlast(self, gone: Sequence[SitePlan]) -> None:
+        """Wait until no thread is on a way of ours from sites that are off."""
+
+    def ways(self, gone: Sequence[SitePlan]) -> bytes:
+        """Those ways, for who can look without waiting."""
 
 
 class Wanted(NamedTuple):
@@ -92,6 +103,7 @@ class _Step(NamedTuple):
 class _How(NamedTuple):
     mode: Mode
     guards: bool = False
+    awaited: tuple[SitePlan, ...] = ()  # who is on their ways, once all is off
 
 
 class _Part(NamedTuple):
@@ -224,21 +236,19 @@ class Records:
 
     Args:
         agent: The connection.
-        place: Maps copies of probes: for each (site, chain) its address, 0 where there is no room.
+        places: Where code of ours is.
         default: The probe that a plan leads to by itself.
-        outlast: Waits until no thread is on a way of ours from sites that are off.
 
     Attributes:
         one_by_one: A protocol run a site (for measurement).
         tell: Called with the outcome of every change (for measurement).
     """
 
-    def __init__(self, agent: Agent, place: PlaceCopies, default: Probe, outlast: Outlast) -> None:
+    def __init__(self, agent: Agent, places: Places, default: Probe) -> None:
         self.one_by_one = False
         self.tell: Callable[[Outcome], None] | None = None
         self._agent = agent
-        self._outlast = outlast
-        self._place = place
+        self._places = places
         self._default = (default,)
         self._users: dict[str, Wants] = {}
         self._in_place: _InPlace = {}  # by site: chain and lead; see _changed()
@@ -254,6 +264,8 @@ class Records:
         self._ever: dict[bool, dict[int, SitePlan]] = {False: {}, True: {}}
         # Those of a kind on whose ways nobody was since some of that kind went off.
         self._outlasted: dict[bool, set[int]] = {False: set(), True: set()}
+        # Those of a kind that was waited for: where threads are held anyway, they are looked for.
+        self._awaited: dict[bool, tuple[SitePlan, ...]] = {False: (), True: ()}
 
     def switch(
         self, user: str, wanted: Wants, mode: Mode = Mode.AUTO, *, guards: bool = False
@@ -291,12 +303,11 @@ class Records:
 
     def _switch(self, user: str, wanted: Wants, how: _How, done: Switched) -> None:
         change = self._change(user, wanted)
-        gone = self._outlasted[not wanted.alone]
-        if not gone.issuperset(change.over_at):
-            self._outlast(change.over)
-            gone.update(change.over_at)
+        self._outlast(change, alone=not wanted.alone)
+        going = self._users.get(user, _NOTHING).alone
         if change.goes_off:
-            self._outlasted[self._users.get(user, _NOTHING).alone].clear()
+            self._outlasted[going].clear()
+            how = how._replace(awaited=self._awaited[going])
         try:
             complete = self._run(change, how, done)
         except BaseException:  # what was done of it is not known, or was led ahead
@@ -308,11 +319,22 @@ class Records:
         if not complete:
             self._new_state()
             return
+        if _is_outlasted(done.outcome) and not change.staying.steps:
+            self._outlasted[going].update(p.site.address for p in how.awaited)
         if change.state:  # it was made before, and perhaps will be again
             change.after = change.after or (self._in_place, self._leads)
             self._is_shared = True
         change.state = change.state or self._number()
         self._state = change.state
+
+    def _outlast(self, change: _Change, *, alone: bool) -> None:
+        """Let nobody be on the ways from sites on whose bytes others come now."""
+        gone = self._outlasted[alone]
+        if gone.issuperset(change.over_at):
+            return
+        self._places.outlast(change.over)
+        gone.update(change.over_at)
+        self._awaited[alone] = change.over
 
     def _crosses(self, before: Wants, wanted: Wants) -> bool:
         """Whether what is wanted now stands on bytes of what was wanted before."""
@@ -388,7 +410,9 @@ class Records:
 
     def _steps(self, user: str, wanted: Wants, left_out: list[tuple[Site, str]]) -> Iterable[_Step]:
         need = self._needed(user, wanted, left_out)
-        leads = iter(self._place([w for w in need if w[1] not in ((), self._default, _ALONE)]))
+        leads = iter(
+            self._places.probes([w for w in need if w[1] not in ((), self._default, _ALONE)])
+        )
         for planned, chain in need:
             current = self._in_place.get(planned.site.address)
             if not chain:
@@ -582,6 +606,7 @@ class Records:
     def _switch_off(self, change: _Change, how: _How, done: Switched) -> bool:
         """Sites whose module is gone, or that others hold now, are left."""
         part = change.usual
+        ways = self._places.ways(how.awaited) if how.awaited else b""
         failure: TextpokeError | None = None
         complete = True
         for _ in range(_OFF_TRIES):
@@ -594,6 +619,7 @@ class Records:
                     all_or_nothing=False,
                     leave_busy=True,
                     one_by_one=self.one_by_one,
+                    ways=ways,
                 )
             except (BatchRefused, BatchFailed) as exc:
                 if not getattr(exc, "recovered", True):
@@ -692,6 +718,11 @@ def _held(agent: Agent, poke: Poke) -> bytes:
         return agent.read(poke.address, len(poke.old or b""))
     except AgentFailed:
         return b""  # nothing is mapped there
+
+
+def _is_outlasted(outcome: Outcome | None) -> bool:
+    """Was nobody on the ways from sites that have all gone off?"""
+    return outcome is not None and outcome.outlasted and not outcome.left
 
 
 def _before(current: tuple[Chain, int, SitePlan] | None) -> tuple[Chain, int]:

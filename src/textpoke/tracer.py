@@ -87,7 +87,7 @@ class Target:
         }
         default = Probe(lib.TP_PROBE_FUNCTION)
         self.placing = Placing(agent, default)
-        self.records = Records(agent, self.placing.probes, default, self.placing.outlast)
+        self.records = Records(agent, self.placing, default)
         self.placing.forget = self.records.forget_leads
         self.ring_sets = RingSets(agent)
         self.redirection = Redirection(agent, self.placing, self.records)

@@ -261,17 +261,21 @@ def _offset_of(name: str) -> int:
     return int(ffi.offsetof("struct tp_image", name))
 
 
-def ranges_in_use(agent: Agent, ranges: Sequence[tuple[int, int]]) -> bool:
+def ranges_in_use(agent: Agent, ranges: bytes) -> bool:
     """True when some thread is in one of these ranges of code, or comes back there from a signal.
+
+    Args:
+        agent: The connection.
+        ranges: Sorted, as `holds.pairs` packs them.
 
     Raises:
         AgentFailed: The threads could not be stopped.
     """
-    error, inside = helper.perform(agent, Work.RANGES, pairs(sorted(ranges)))
-    if error:
+    found, _ = helper.perform(agent, Work.RANGES, ranges)
+    if found < 0:
         agent.require_alive("a look at its threads")
-        raise AgentFailed("looking where the target's threads are", -error)
-    return any(inside)
+        raise AgentFailed("looking where the target's threads are", -found)
+    return bool(found)
 
 
 def interior_sites(agent: Agent, addresses: list[int], size: int) -> set[int]:

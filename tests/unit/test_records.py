@@ -16,7 +16,7 @@ from textpoke.hooks import hook_of
 from textpoke.model import Site, SiteKind
 from textpoke.plan import CALL, CELL, PAD_DISTANCE, Method, SitePlan
 from textpoke.poke import Outcome, Request
-from textpoke.records import INSIDE, Records, Wanted, Wants
+from textpoke.records import INSIDE, NO_PROBE, Records, Wanted, Wants
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,6 +37,8 @@ class Target:
         # What is left out, failures, and failures behind pokes that stay.
         self.script: list[Exception | Sequence[int] | type[BatchFailed]] = []
         self.stores: list[int] = []
+        self.asked: list[object] = []  # the ways to be looked at, by batch
+        self.outlasted = False  # nobody is there
 
     def read(self, address: int, size: int) -> bytes:
         return bytes(self.memory[address + i] for i in range(size))
@@ -51,8 +53,9 @@ class Target:
         self.fill_code([(address, new)])
         self.stores.append(len(new))
 
-    def run(self, _agent: object, request: Request, **_how: object) -> Outcome:
+    def run(self, _agent: object, request: Request, **how: object) -> Outcome:
         self.requests.append(request)
+        self.asked.append(how.get("ways"))
         does = self.script.pop(0) if self.script else ()
         if isinstance(does, Exception):
             raise does
@@ -63,7 +66,8 @@ class Target:
                 self.fill_code([(poke.address, poke.new or b"")])
         if fails:
             raise FAILED
-        return Outcome(sites=len(request.pokes), left=tuple(does))
+        outlasted = self.outlasted and bool(how.get("ways"))
+        return Outcome(sites=len(request.pokes), left=tuple(does), outlasted=outlasted)
 
 
 def planned(i: int) -> SitePlan:
@@ -101,12 +105,30 @@ def target(monkeypatch: pytest.MonkeyPatch) -> Target:
     return made
 
 
-@pytest.fixture
-def kept(target: Target) -> Records:
-    def place(wanted: Sequence[tuple[SitePlan, tuple[Probe, ...]]]) -> list[int]:
+class Places:
+    """Where probes are; notes who was waited for."""
+
+    def __init__(self) -> None:
+        self.waited: list[list[int]] = []
+
+    def probes(self, wanted: Sequence[tuple[SitePlan, tuple[Probe, ...]]]) -> list[int]:
         return [ISLAND + 0x1000 * sum(p.kind + 1 for p in chain) for _, chain in wanted]
 
-    return Records(target, place, DEFAULT, lambda _gone: None)  # type: ignore[arg-type]
+    def outlast(self, gone: Sequence[SitePlan]) -> None:
+        self.waited.append([p.site.address for p in gone])
+
+    def ways(self, gone: Sequence[SitePlan]) -> bytes:
+        return bytes(len(gone))
+
+
+@pytest.fixture
+def places() -> Places:
+    return Places()
+
+
+@pytest.fixture
+def kept(target: Target, places: Places) -> Records:
+    return Records(target, places, DEFAULT)  # type: ignore[arg-type]
 
 
 def on(target: Target) -> list[bool]:
@@ -313,3 +335,52 @@ def test_who_measures_is_told(target: Target, kept: Records) -> None:
     kept.switch("a", Wants())
     assert [outcome.sites for outcome in told] == [COUNT, COUNT]
     assert on(target) == [False] * COUNT
+
+
+def branch(i: int) -> SitePlan:
+    """A branch among the first bytes of function i."""
+    plan = called(i)
+    plan = replace(plan, site=replace(plan.site, address=plan.site.address + 2))
+    return replace(plan, on=hook_of(plan).code(ISLAND))
+
+
+BRANCHES = [branch(i) for i in range(2)]
+OVER = [p.site.address for p in PLANS[:2]]
+UNDER = [p.site.address for p in BRANCHES]
+
+
+@pytest.mark.parametrize("outlasted", [True, False])
+def test_who_is_on_the_way_is_looked_for_where_threads_are_held(
+    outlasted: bool, target: Target, places: Places, kept: Records
+) -> None:
+    functions, branches = wants(DEFAULT), wants(NO_PROBE, BRANCHES)
+    for plan in BRANCHES:
+        target.fill_code([(plan.site.address + 3, NOPS)])
+    kept.switch("a", functions)
+    target.outlasted = outlasted
+    for _ in range(3):
+        kept.switch("a", Wants())
+        target.fill_code([(p.site.address, p.off) for p in BRANCHES])
+        kept.switch("a", branches)
+        kept.switch("a", Wants())
+        target.fill_code([(p.site.address, p.off) for p in PLANS])
+        kept.switch("a", functions)
+    assert places.waited == [OVER, UNDER] * (1 if outlasted else 3)
+    assert [len(a) for a in target.asked if isinstance(a, bytes) and a] == [2] * 4
+
+
+def test_sites_that_stay_on_for_a_while_are_waited_for(
+    target: Target, places: Places, kept: Records
+) -> None:
+    functions, branches = wants(DEFAULT), wants(NO_PROBE, BRANCHES)
+    target.outlasted = True
+    for _ in range(2):
+        kept.switch("a", functions)
+        if places.waited:
+            target.script.append((0,))  # a thread stands inside of the first one
+        kept.switch("a", Wants())
+        target.fill_code([(p.site.address, p.off) for p in BRANCHES])
+        kept.switch("a", branches)
+        kept.switch("a", Wants())
+        target.fill_code([(p.site.address, p.off) for p in PLANS])
+    assert places.waited.count(OVER) == 2
