@@ -174,7 +174,9 @@ static int prepare_job(struct job *job)
 		return -TP_EHANDLER;
 	if (job->batch.mode == TP_MODE_INT3 && tpa_a_handler_forbids_traps(job->room))
 		return -TP_EMASKING;
-	tp_sort_pokes(job->batch.pokes, job->batch.count);
+	error = tp_prepare_batch(&tpa.engine, &job->batch);
+	if (error != -TP_EKNOWN)
+		return error;
 	error = learn_sites(job);
 	return error ? error : tp_prepare_batch(&tpa.engine, &job->batch);
 }
