@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from textpoke import call_notes, capturing, libc_calls, libc_programs
+from textpoke.arguments import CaptureProgram
 from textpoke.payload import enums_json, layouts_json
 from textpoke.tracer_names import BLK
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from textpoke import arguments
-    from textpoke.arguments import CaptureProgram, Spec
+    from textpoke.arguments import Spec
     from textpoke.libc_calls import Function
     from textpoke.model import Site
     from textpoke.plan import SitePlan
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
             self, specs: Sequence[Spec], sites: Sequence[Site], *, strict: bool = True
         ) -> arguments.Captures:
             """The programs of `-A` and `-R`."""
+
+
+_NOTHING = CaptureProgram()
 
 
 class Captures:
@@ -126,15 +130,18 @@ class Captures:
     def notes(self, tracer: str, plans: Iterable[SitePlan], options: Options) -> dict[str, object]:
         """Fields of META, or of a SITES block, about sites."""
         programs, functions = self.programs(tracer), self.libc(tracer)
+        is_timed = options.threshold_ticks > 0  # each exit then carries how long the call took
         carried = {
-            p.return_address: programs[p.site.address] for p in plans if p.site.address in programs
+            p.return_address: programs.get(p.site.address, _NOTHING)
+            for p in plans
+            if is_timed or p.site.address in programs
         }
         self._by_return = {
             p.return_address: functions[p.site.address]
             for p in plans
             if p.site.address in functions
         }
-        layouts = capturing.layouts_of(carried, threshold=options.threshold_ticks > 0)
+        layouts = capturing.layouts_of(carried, threshold=is_timed)
         found: dict[str, object] = {}
         if layouts:
             found["layouts"] = layouts_json(layouts)

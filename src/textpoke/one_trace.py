@@ -74,6 +74,7 @@ class Trace:
         target: Where it runs.
         name: Tells it from others on the same target.
         chosen: The sites that are traced.
+        triggered: Addresses of those that the blk tracer does not leave out: triggers sit there.
         find_in: Chooses sites of modules that come later; None: nothing is looked for.
         everything: Functions without NOPs may be chosen too, in modules that were compiled for
             tracing (`Target.sites`).
@@ -116,6 +117,7 @@ class Trace:
     ) -> None:
         self.target = target
         self.chosen = chosen
+        self.triggered: frozenset[int] = frozenset()
         self.output = output
         self.overwrite = overwrite
         self.force = force
@@ -454,7 +456,9 @@ class Trace:
     def _traced(self) -> list[SitePlan]:
         """What the tracer looks at: what was chosen, but blk; and its functions of libc."""
         libc = self._captures.libc(self._tracer)
-        own = {} if self._tracer == BLK else self._plans
+        own = self._plans
+        if self._tracer == BLK:
+            own = {a: planned for a, planned in own.items() if a in self.triggered}
         return [*(p for a, p in own.items() if a not in libc)] + [
             self._prepared[address] for address in libc if address in self._prepared
         ]

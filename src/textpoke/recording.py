@@ -271,6 +271,7 @@ class Recording:
         off = {site.address for site in self._governed.values()}
         wanted = {site.address: site for site in chosen if site.address not in off}
         more = {} if self._only_kept else {s.address: s for s in self._trigger_sites()}
+        self.trace.triggered = frozenset(more)
         more = {address: site for address, site in more.items() if address not in wanted}
         self.trace.choose(list(wanted.values()) + list(more.values()))
         self._place_triggers()
@@ -287,6 +288,7 @@ class Recording:
             return []
         triggered = [names.sites[p.index] for p in placed]
         found = {s.address: s for s in (*wanted, *triggered) if s.module in come}
+        self.trace.triggered |= {s.address for s in triggered if s.address in found}
         there = {site.address for site in self.trace.chosen}
         self._wanted = [s for s in self._wanted if s.address not in found] + wanted
         self._has_grown = bool(self.triggers.triggers)
@@ -307,7 +309,9 @@ class Recording:
     def _arm(self) -> None:
         """Before the start: functions with triggers are traced, too, and not shown."""
         have = {site.address for site in self.trace.chosen}
-        self.trace.chosen += [s for s in self._trigger_sites() if s.address not in have]
+        triggered = self._trigger_sites()
+        self.trace.triggered = frozenset(s.address for s in triggered)
+        self.trace.chosen += [s for s in triggered if s.address not in have]
 
     def _place_triggers(self) -> None:
         engine = self._engine

@@ -126,6 +126,47 @@ def test_a_function_for_its_trigger_alone_is_not_recorded(running: Running) -> N
     assert last_ns["loud"] - last_ns["quiet"] > 100_000_000
 
 
+def test_triggers_sit_at_functions_that_blk_leaves_out(running: Running) -> None:
+    """Their own events stay hidden; without triggers nothing but libc's calls is traced."""
+    running.tool("switch", "blk")
+    before = running.session.target.records.count
+    running.tool("trigger", "quiet:snapshot:2")
+    assert running.session.target.records.count == before + 1
+    running.drain(0.3)
+    assert len(running.recording.snapshots) == 2
+    running.tool("trigger", "!quiet:snapshot:2")
+    assert running.session.target.records.count == before
+
+
+def test_record_with_blk_and_a_trigger_of_the_program(
+    compile_target: Compile, start_target: Start, tmp_path: Path
+) -> None:
+    process = start_target(compile_target("triggers.c", *programs.PIE), "1")
+    words = ("-p", process.pid, "-t", "blk", "--trigger", "loud:traceoff:1", "-d", "500ms")
+    with observe.untouched(process):
+        result = observe.textpoke("record", *words, "-o", tmp_path / "x.tptrace")
+    assert result.code == 0, result.err
+    assert "loud: traceoff" in result.err
+
+
+def test_calls_above_a_threshold_are_what_the_report_shows(
+    compile_target: Compile, start_target: Start, tmp_path: Path
+) -> None:
+    """Such a call is one event at its end, which carries how long it took."""
+    process = start_target(compile_target("triggers.c", *programs.PIE), "1")
+    capture = tmp_path / "x.tptrace"
+    words = ("-p", process.pid, "-t", "function_graph", "--threshold", "4ms", "-d", "1s")
+    with observe.untouched(process):
+        assert observe.textpoke("record", *words, "-o", capture).code == 0
+    result = observe.textpoke("report", "--json", capture)
+    report = json.loads(result.out)
+    (row,) = report["functions"]
+    assert row["function"] == "slow"
+    assert row["calls"] * 4_000_000 < row["total_ns"] < row["calls"] * 100_000_000
+    assert report["pairs"]["orphans"] == report["pairs"]["short_payloads"] == 0
+    assert observe.textpoke("report", "--text", capture).out.count("/* slow */") == row["calls"]
+
+
 def test_a_trigger_that_can_never_act_is_refused(running: Running) -> None:
     refused = running.tool("trigger", "work>1ms:snapshot", code=2)
     assert "column 5: the function tracer sees no returns" in refused
