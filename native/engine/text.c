@@ -38,11 +38,15 @@ static bool same_words(const uint8_t *a, const uint8_t *b, size_t bytes)
 	return true;
 }
 
-/* May a site on @page go into the window that so far ends on @last_page? */
-static bool joins(const struct tp_engine *engine, const struct window *window, uint64_t last_page,
-		  uint64_t page)
+/*
+ * May a site on @page go into the window that so far ends on @last_page? An undo goes page by page, and
+ * writes nothing but what it changes there: where a module was closed meanwhile, another may be by now,
+ * and yet another a moment later. A page on which a site holds bytes of ours is ours.
+ */
+static bool joins(const struct tp_engine *engine, const struct tp_pass *pass,
+		  const struct window *window, uint64_t last_page, uint64_t page)
 {
-	return page == last_page + 1 && window->pages < engine->window_pages &&
+	return !tp_is_undo(pass) && page == last_page + 1 && window->pages < engine->window_pages &&
 	       window->pages < TP_WINDOW_PAGES;
 }
 
@@ -69,7 +73,7 @@ static struct window next_window(const struct tp_engine *engine, const struct tp
 			window.blame = i;
 		}
 		if (!last || page != last_page) {
-			if (last && !joins(engine, &window, last_page, page))
+			if (last && !joins(engine, pass, &window, last_page, page))
 				break;
 			window.pages++;
 			last_page = page;
@@ -213,24 +217,45 @@ static int read_back(struct tp_engine *engine, struct tp_batch *batch, const str
 	return 0;
 }
 
+/* Write [start, *@end) of the edited copy. Where that fails, *@end is how far it came. */
+static int write_span(struct tp_engine *engine, struct tp_batch *batch, const struct window *window,
+		      uint64_t start, uint64_t *end)
+{
+	size_t bytes = *end - start;
+	long done;
+
+	batch->outcome->writes++;
+	done = engine->ops->write(engine->ctx, start, copy_of(engine->window, window->start, start),
+				  bytes);
+	*end = start + (uint64_t)(done > 0 ? done : 0);
+	return done < 0 ? (int)done : (size_t)done < bytes ? -EIO : 0;
+}
+
+/* The bytes of [*@start, *@end) from the first to the last that the edit has changed; false: none. */
+static bool find_changes(const struct tp_engine *engine, const struct window *window,
+			 uint64_t *start, uint64_t *end)
+{
+	const uint8_t *edited = copy_of((uint8_t *)engine->window, window->start, window->start);
+	const uint8_t *found = copy_of((uint8_t *)engine->readback, window->start, window->start);
+
+	while (*start < *end && edited[*start - window->start] == found[*start - window->start])
+		++*start;
+	while (*start < *end && edited[*end - 1 - window->start] == found[*end - 1 - window->start])
+		--*end;
+	return *start < *end;
+}
+
 static int write_window(struct tp_engine *engine, struct tp_batch *batch,
 			const struct tp_pass *pass, const struct window *window)
 {
-	size_t bytes = window->write_end - window->write_start;
-	uint64_t end = window->write_start;
+	uint64_t start = window->write_start, end = window->write_end;
 	int error;
-	long done;
 
-	if (!window->write_end) /* nothing of these sites changes here: tails of one-byte flips */
+	/* Tails of one-byte flips; or an undo finds nothing of ours, or all as it was. */
+	if (!end || (tp_is_undo(pass) && !find_changes(engine, window, &start, &end)))
 		return advance_sites(batch, pass, window, UINT64_MAX, 0);
-	batch->outcome->writes++;
-	done = engine->ops->write(engine->ctx, window->write_start,
-				  copy_of(engine->window, window->start, window->write_start),
-				  bytes);
-	if (done > 0)
-		end += (uint64_t)done;
-	error = done < 0 ? (int)done : (size_t)done < bytes ? -EIO : 0;
-	error = advance_sites(batch, pass, window, end, error);
+	error = write_span(engine, batch, window, start, &end);
+	error = advance_sites(batch, pass, window, error ? end : UINT64_MAX, error);
 	return error ? error : read_back(engine, batch, pass, window);
 }
 
@@ -304,6 +329,8 @@ static int run_window(struct tp_engine *engine, struct tp_batch *batch, const st
 		return error;
 	if (error)
 		return blame_unreadable(engine, batch, pass, window);
+	if (tp_is_undo(pass)) /* what it changes is told by what was there */
+		__builtin_memcpy(engine->readback, engine->window, sizeof(engine->readback));
 	error = tp_edit_sites(batch, pass, &copy);
 	if (!error && pass->edit != TP_EDIT_NONE)
 		error = write_window(engine, batch, pass, window);

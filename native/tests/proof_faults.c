@@ -388,6 +388,14 @@ static bool is_forgiven(const struct proof *proof, size_t second)
 	return false;
 }
 
+/* Writes that are cut short, each of them: an undo goes on where the one before it has ended. */
+static bool goes_on(const struct proof *proof, bool lasts)
+{
+	const struct fake_fault *second = &proof->rig.fake.faults[1];
+
+	return lasts && second->kind == FAKE_WRITE && second->result > 0;
+}
+
 /*
  * Does the undo fail, when an operation of it does? What is safe under its int3 stays so; else the
  * undo is tried again, and only a failure that lasts ends it: at the latest where it meets no site
@@ -398,7 +406,7 @@ static bool breaks(const struct proof *proof, const struct failure *failure, siz
 {
 	if (second <= failure->at + failure->diagnosed)
 		return false;
-	if (is_forgiven(proof, second))
+	if (is_forgiven(proof, second) || goes_on(proof, lasts))
 		return lasts && proof->rig.engine.broken;
 	return lasts || proof->rig.batch.mode == TP_MODE_INT3;
 }

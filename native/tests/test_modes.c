@@ -321,6 +321,45 @@ static void unmap_last_page(struct fake *fake, const struct fake_op *op)
 	fake->hole_end = fake_addr(fake, fake->size);
 }
 
+/* A module is closed while the batch runs, another comes to its place, and a third in the midst of the
+ * undo: behind the look at the second. */
+static int modules;
+
+static void map_others(struct fake *fake, const struct fake_op *op)
+{
+	bool failed = op->kind == FAKE_WRITE && op->result < (long)op->len;
+
+	if ((modules == 1 && failed) || (modules == 2 && op->kind == FAKE_READ))
+		memset(fake->bytes + TP_PAGE_BYTES, 0x11 * modules++, TP_PAGE_BYTES);
+}
+
+TEST(an_undo_writes_nothing_to_what_has_come_to_the_place_of_a_module)
+{
+	for (enum tp_mode mode = TP_MODE_INT3; mode < TP_MODES; mode++) {
+		struct rig rig;
+
+		CHECK_NOTE("mode %d", mode);
+		modules = 1;
+		rig_open(&rig, 3);
+		rig.engine.window_pages = 4;
+		rig.batch.mode = mode;
+		rig.batch.finish = NULL;
+		rig.batch.all_or_nothing = true;
+		rig_flip(&rig, 64);
+		rig_flip(&rig, TP_PAGE_BYTES + 64);
+		rig_flip(&rig, 2 * TP_PAGE_BYTES + 64);
+		rig.fake.after = map_others;
+		rig.fake.faults[0] = (struct fake_fault){ FAKE_WRITE, 0, 1, 2 * TP_PAGE_BYTES };
+		CHECK(rig_run(&rig) != 0);
+		CHECK(rig.outcome.recovered);
+		CHECK(rig_is_old(&rig, 0) && rig_is_old(&rig, 2));
+		for (size_t i = 0; i < TP_PAGE_BYTES; i++)
+			CHECK_EQ(rig.fake.bytes[TP_PAGE_BYTES + i], 0x22);
+		CHECK_EQ(modules, 3);
+		rig_close(&rig);
+	}
+}
+
 TEST(modes_try_an_undo_again_beside_a_module_that_is_gone)
 {
 	struct rig rig;

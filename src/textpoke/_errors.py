@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from textpoke.model import Site
+    from textpoke.poke import Outcome
 
 
 class TextpokeError(Exception):
@@ -233,7 +234,14 @@ class ArgumentSpec(TextpokeError, ValueError):
 
 
 class PokeError(TextpokeError):
-    """A batch was refused or failed."""
+    """A batch was refused or failed.
+
+    Attributes:
+        before: Outcome of those parts of the batch that were written before, in other modes, and
+            stay so (not with `all_or_nothing`); None when there are none.
+    """
+
+    before: Outcome | None = None
 
 
 class BatchRefused(PokeError):

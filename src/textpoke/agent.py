@@ -102,6 +102,7 @@ class Agent:
     held: Pointer | None = None
     shared_fd: int = -1
     runtimes: list[tuple[int, int]] | None = None  # text of libc and ld.so
+    lasting: tuple[tuple[int, int], ...] | None = None  # code that is never closed: `modes`
     masking: Masking | None = None  # of the program: `masks`
     obstacle: str = ""  # to traps, at the last look: `modes`
     no_traps: tuple[str, float] = ("", 0.0)  # why not, and until when nobody looks again: `modes`

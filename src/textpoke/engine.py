@@ -16,6 +16,7 @@ from textpoke._errors import (
     BatchFailed,
     BatchRefused,
     BytesDiffer,
+    PokeError,
     TargetExited,
     UnsupportedTarget,
 )
@@ -166,7 +167,9 @@ def _run_choices(agent: Agent, request: Request, choices: list[Choice], how: _Ho
             part = _run_part(
                 agent, request.part(choice.indexes), choice, how if is_last else before_the_last
             )
-        except BaseException:
+        except BaseException as exc:
+            if isinstance(exc, PokeError) and i and not how.all_or_nothing:
+                exc.before = done
             if how.all_or_nothing:
                 undo = _How(False, room=how.room)  # what comes back may be several instructions
                 for earlier in choices[:i]:

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from textpoke import target, wire
+from textpoke import modes, target, wire
 from textpoke._errors import (
     AgentFailed,
     BatchFailed,
@@ -340,7 +340,11 @@ def _check_text(agent: Agent, known: list[KnownSite], report: DetachReport) -> b
     # A page that differs elsewhere (relocated text, another tool) was so before us.
     report.foreign = list(report.text.differing)
     held_now = _all_held(agent, known)
-    wrong = {s.address: held for s, held in held_now if held and held != s.original}
+    wrong = {
+        s.address: held
+        for s, held in held_now
+        if held and held != s.original and not _is_anothers(agent, s, held)
+    }
     covered = [s for s in known if s.address in wrong and _is_over(s, wrong[s.address])]
     report.residue += [
         f"{address:#x} does not hold its first bytes"
@@ -353,6 +357,12 @@ def _check_text(agent: Agent, known: list[KnownSite], report: DetachReport) -> b
         for s in covered
     ]
     return not covered
+
+
+def _is_anothers(agent: Agent, site: KnownSite, held: bytes) -> bool:
+    """Another module's, which came to the place of one that was closed?"""
+    ours = held in (site.current, b"\xcc" + site.current[1:])
+    return not ours and modes.may_be_closed(agent, site.address)
 
 
 def _is_over(site: KnownSite, held: bytes) -> bool:

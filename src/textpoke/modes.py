@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from textpoke import helper, masks
+from textpoke import closable, helper, masks
 from textpoke._errors import NoSuchTarget, TargetExited, UnsupportedTarget
 from textpoke._native import lib
 from textpoke.agent import Masking, outlast_masking
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from textpoke.model import Thread
 
 _SIGTRAP = 1 << 4
+_CLOSABLE = "in a library that the program may close at any moment"
 _NOP_BYTES = frozenset(b"\x66\x90")
 _AUTO_PATIENCE_S = 0.02
 _NO_TRAPS_S = 1.0
@@ -84,6 +85,9 @@ class Places(Protocol):
     @property
     def span(self) -> tuple[int, int]:
         """Lowest and highest address."""
+
+    def outside(self, ranges: tuple[tuple[int, int], ...]) -> Sequence[int]:
+        """Positions of the sites that are in none of these."""
 
     @property
     def direct(self) -> Sequence[bool]:
@@ -213,17 +217,38 @@ def choose(
     if wanted is not Mode.AUTO:
         return [Choice(wanted, "asked for", everything)]
     obstacle = _why_no_traps(agent)  # always: it also refuses a debugger
-    no_traps = no_traps or obstacle
+    closed = _closable_sites(agent, places)
+    among = set(closed)
+    rest = [i for i in everything if i not in among] if closed else everything
+    found = _choose_lasting(agent, places, rest, no_traps or obstacle) if rest else []
+    return _with_closable(agent, found, closed)
+
+
+def _choose_lasting(
+    agent: Agent, places: Places, indexes: Sequence[int], no_traps: str
+) -> list[Choice]:
+    """For sites whose module stays where it is."""
     if no_traps:
-        return _without_traps(agent, everything, places, no_traps)
-    masked = _runtime_sites(agent, places)
+        return _without_traps(agent, indexes, places, no_traps)
+    among = set(indexes)
+    masked = [i for i in _runtime_sites(agent, places) if i in among]
     if not masked:
-        return [Choice(Mode.INT3, "", everything)]
-    why = "in a runtime that runs with all signals blocked"
-    among = set(masked)
-    free = [i for i in everything if i not in among]
+        return [Choice(Mode.INT3, "", indexes)]
+    among -= set(masked)
+    free = [i for i in indexes if i in among]
     usual = [Choice(Mode.INT3, "", free)] if free else []
+    why = "in a runtime that runs with all signals blocked"
     return usual + _without_traps(agent, masked, places, why)
+
+
+def _with_closable(agent: Agent, found: list[Choice], closed: Sequence[int]) -> list[Choice]:
+    if not closed:
+        return found
+    require_holds(agent)
+    if found and found[-1].mode is Mode.STOP:  # once is enough
+        last = found.pop()
+        return [*found, Choice(Mode.STOP, last.why, sorted([*last.indexes, *closed]))]
+    return [*found, Choice(Mode.STOP, _CLOSABLE, closed)]
 
 
 def choose_one(agent: Agent, places: Places, *, no_traps: str = "") -> Choice:
@@ -237,7 +262,7 @@ def choose_one(agent: Agent, places: Places, *, no_traps: str = "") -> Choice:
         return choices[0]
     why = choices[-1].why
     everything = range(len(places.addresses))
-    if all(places.direct) and direct_processor():
+    if all(places.direct) and direct_processor() and not _closable_sites(agent, places):
         return Choice(Mode.DIRECT, why, everything)
     require_holds(agent)
     return Choice(Mode.STOP, why, everything)
@@ -322,6 +347,40 @@ def _runtimes(agent: Agent) -> list[tuple[int, int]]:
             if "x" in m.perms and masks.is_runtime(m.path)
         ]
     return agent.runtimes
+
+
+def _closable_sites(agent: Agent, places: Places) -> Sequence[int]:
+    """Positions of the sites in libraries that the program may close at any moment.
+
+    Not in the own process, which is asked by whoever opens its libraries; nor in one that does not
+    run yet. What is in no file is the caller's own, and he knows when it goes.
+    """
+    if agent.held is not None or agent.pid == os.getpid():
+        return ()
+    outside = places.outside(_lasting(agent))
+    if not outside:
+        return ()
+    files = tuple((m.start, m.end) for m in read_mappings(agent.pid) if m.inode)
+    nowhere = set(places.outside(files))
+    return [i for i in outside if i not in nowhere]
+
+
+def _lasting(agent: Agent) -> tuple[tuple[int, int], ...]:
+    if agent.lasting is None:
+        try:
+            agent.lasting = tuple(closable.lasting(agent.pid))
+        except NoSuchTarget as exc:
+            raise TargetExited(agent.pid, "a batch") from exc
+    return agent.lasting
+
+
+def may_be_closed(agent: Agent, address: int) -> bool:
+    """Tell whether what is mapped there may be gone, or another module, at any moment.
+
+    Raises:
+        TargetExited: The process is gone.
+    """
+    return not any(start <= address < end for start, end in _lasting(agent))
 
 
 def _in_runtime(agent: Agent) -> Callable[[int], bool]:

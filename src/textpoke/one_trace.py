@@ -116,8 +116,7 @@ class Trace:
         functions: Callable[[], list[Site]] | None = None,
     ) -> None:
         self.target = target
-        self.chosen = chosen
-        self.triggered: frozenset[int] = frozenset()
+        self.chosen, self.triggered = chosen, frozenset[int]()
         self.output = output
         self.overwrite = overwrite
         self.force = force

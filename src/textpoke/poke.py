@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import struct
 from dataclasses import dataclass, field, replace
@@ -196,6 +197,22 @@ class Request:
         """Positions of those sites, and of the others."""
         every = list(enumerate(self.direct))
         return [i for i, direct in every if direct], [i for i, direct in every if not direct]
+
+    @functools.cached_property
+    def _outside(self) -> dict[tuple[tuple[int, int], ...], list[int]]:
+        return {}
+
+    def outside(self, ranges: tuple[tuple[int, int], ...]) -> list[int]:
+        """Positions of the sites that are in none of these ranges, which are in ascending order."""
+        found = self._outside.get(ranges)
+        if found is None:
+            starts = [start for start, _ in ranges]
+            places = ((i, at, bisect.bisect(starts, at) - 1) for i, at in enumerate(self.addresses))
+            found = [i for i, at, k in places if k < 0 or at >= ranges[k][1]]
+            if len(self._outside) >= _MOST_PARTS:
+                self._outside.clear()
+            self._outside[ranges] = found
+        return found
 
     @functools.cached_property
     def windows(self) -> list[tuple[int, int]]:

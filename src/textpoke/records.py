@@ -25,7 +25,7 @@ from textpoke._errors import (
 from textpoke.agent_image import Probe
 from textpoke.engine import run_request
 from textpoke.hooks import hook_of, lead_poke, led_to
-from textpoke.modes import Mode
+from textpoke.modes import Mode, may_be_closed
 from textpoke.plan import CELL
 from textpoke.poke import Outcome, Poke, Request, joined, poke_of
 
@@ -47,6 +47,7 @@ _OFF_TRIES = 10
 _MOST_KEPT = 64
 _MOST_KEPT_STEPS = 400_000  # of all changes that are kept: some 400 MiB
 INSIDE = "a thread stands among its first instructions and does not leave"
+CLOSED = "its library was closed meanwhile"
 NO_COPY = "no free memory within 2 GiB of it for the probe"
 IN_THE_WAY = "another trace has patched some of its bytes"
 NO_PROBE = Probe(-1)
@@ -530,20 +531,30 @@ class Records:
                 self._led_since.append(run.leads)
 
     def _switch_on(self, change: _Change, how: _How, done: Switched) -> bool:
-        if not change.usual.steps:
+        part, complete = change.usual, True
+        if not part.steps:
             return True
-        outcome = run_request(
-            self._agent,
-            change.usual.request,
-            mode=how.mode,
-            leave_busy=True,
-            one_by_one=self.one_by_one,
-            guards=how.guards,
-        )
+        for attempt in range(_OFF_TRIES):
+            try:
+                outcome = run_request(
+                    self._agent,
+                    part.request,
+                    mode=how.mode,
+                    leave_busy=True,
+                    one_by_one=self.one_by_one,
+                    guards=how.guards,
+                )
+                break
+            except (BatchRefused, BatchFailed) as exc:
+                left = self._without_closed(part.steps, done)
+                lost = not left or len(left) == len(part.steps)
+                if lost or attempt == _OFF_TRIES - 1 or not getattr(exc, "recovered", True):
+                    raise
+                part, complete = _Part.of(left), False
         done.add(outcome)
-        busy = self._note_batch(change, change.usual, outcome)
+        busy = self._note_batch(change, part, outcome)
         try:
-            return not self._settle(busy, how, done)
+            return not self._settle(busy, how, done) and complete
         except TextpokeError:
             self._take_back(change.usual.steps)
             raise
@@ -607,7 +618,7 @@ class Records:
         """Sites whose module is gone, or that others hold now, are left."""
         part = change.usual
         ways = self._places.ways(how.awaited) if how.awaited else b""
-        failure: TextpokeError | None = None
+        failure: BatchRefused | BatchFailed | None = None
         complete = True
         for _ in range(_OFF_TRIES):
             try:
@@ -629,11 +640,34 @@ class Records:
                 done.add(outcome)
                 busy = self._note_batch(change, part, outcome)
                 return complete and not self._settle(busy, how, done)
+            steps = part.steps
+            if failure.before is not None:
+                done.add(failure.before)
+                steps = self._note_parts(steps, failure.before)
             wrote = isinstance(failure, BatchFailed)
-            part = _Part.of(self._still_to_do(part.steps, done, wrote=wrote))
+            part = _Part.of(self._still_to_do(steps, done, wrote=wrote))
         if failure is not None:
             raise failure
         return complete
+
+    def _without_closed(self, steps: Sequence[_Step], done: Switched) -> list[_Step]:
+        """After a failure: what still holds its old bytes, or is of a module that stays."""
+        left: list[_Step] = []
+        for step in steps:
+            address = step.planned.site.address
+            if _held(self._agent, step.poke) != step.poke.old and may_be_closed(
+                self._agent, address
+            ):
+                done.refused.append((step.planned.site, CLOSED))
+            else:
+                left.append(step)
+        return left
+
+    def _note_parts(self, steps: Sequence[_Step], before: Outcome) -> tuple[_Step, ...]:
+        """Note what parts of a batch have done before another one failed; the rest."""
+        written = {i for choice in before.choices for i in choice.indexes} - set(before.left)
+        self._note(steps[i] for i in written)
+        return tuple(step for i, step in enumerate(steps) if i not in written)
 
     def _still_to_do(self, steps: Sequence[_Step], done: Switched, *, wrote: bool) -> list[_Step]:
         """After a failure: what still holds its old bytes. What nobody can undo is forgotten."""

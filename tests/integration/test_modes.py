@@ -132,8 +132,8 @@ def test_a_runtime_that_masks_signals_never_holds_an_int3(
         trace = traced(target, process)
     assert trace.on is not None
     [choice] = trace.on.choices
-    assert choice.mode is (Mode.DIRECT if AMD else Mode.STOP)
-    assert "runtime" in choice.why
+    assert choice.mode is Mode.STOP  # it was opened, and may be closed
+    assert "may close" in choice.why
 
 
 def test_an_ignored_sigtrap_stays_ignored(compile_target: Compile, start_target: Start) -> None:

@@ -16,7 +16,7 @@ from textpoke.hooks import hook_of
 from textpoke.model import Site, SiteKind
 from textpoke.plan import CALL, CELL, PAD_DISTANCE, Method, SitePlan
 from textpoke.poke import Outcome, Request
-from textpoke.records import INSIDE, NO_PROBE, Records, Wanted, Wants
+from textpoke.records import CLOSED, INSIDE, NO_PROBE, Records, Wanted, Wants
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,6 +39,7 @@ class Target:
         self.stores: list[int] = []
         self.asked: list[object] = []  # the ways to be looked at, by batch
         self.outlasted = False  # nobody is there
+        self.lasting: tuple[tuple[int, int], ...] = ((0, 1 << 63),)  # nothing is ever closed
 
     def read(self, address: int, size: int) -> bytes:
         return bytes(self.memory[address + i] for i in range(size))
@@ -334,6 +335,23 @@ def test_who_measures_is_told(target: Target, kept: Records) -> None:
     kept.switch("a", wants(DEFAULT))
     kept.switch("a", Wants())
     assert [outcome.sites for outcome in told] == [COUNT, COUNT]
+    assert on(target) == [False] * COUNT
+
+
+def test_sites_of_a_library_that_was_closed_are_left_out(target: Target, kept: Records) -> None:
+    """They go on without it, and say so; a module that stays is a failure as ever."""
+    target.fill_code([(PLANS[1].site.address, b"other")])
+    target.script = [FAILED]
+    with pytest.raises(BatchFailed):
+        kept.switch("a", wants(DEFAULT))
+    target.lasting = ((SITES, SITES + 64),)
+    target.script = [FAILED]
+    done = kept.switch("a", wants(DEFAULT))
+    assert done.refused == [(PLANS[1].site, CLOSED)]
+    assert on(target) == [True, False, True, True]
+    assert done.outcome is not None
+    assert done.outcome.sites == COUNT - 1
+    kept.switch("a", Wants())
     assert on(target) == [False] * COUNT
 
 
