@@ -297,10 +297,11 @@ class AgentError(TextpokeError):
 
 
 class AgentTimeout(AgentError, TimeoutError):
-    """The agent did not answer in time."""
+    """The agent did not answer in time; `why` where that is known."""
 
-    def __init__(self, action: str, timeout_s: float) -> None:
-        super().__init__(f"the agent did not answer within {timeout_s:g} s: {action}")
+    def __init__(self, action: str, timeout_s: float, why: str = "") -> None:
+        known = f"; {why}" if why else ""
+        super().__init__(f"the agent did not answer within {timeout_s:.2g} s: {action}{known}")
         self.action = action
         self.timeout_s = timeout_s
         self.errno = _errno.ETIMEDOUT

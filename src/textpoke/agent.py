@@ -28,7 +28,7 @@ from textpoke._errors import (
 )
 from textpoke._native import ffi, lib
 from textpoke.agent_image import load_image
-from textpoke.proc import living_task
+from textpoke.proc import living_task, read_status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -179,6 +179,7 @@ class Agent:
         if self.silent:  # it has had its time: whoever undoes things now must not wait again
             timeout_s = min(timeout_s, _SILENT_TIMEOUT_S)
         timeout_ms = int(timeout_s * 1000)
+        began = time.monotonic()
         if look is None:
             values = ffi.new("uint64_t[4]", list(args))
             result = int(lib.tp_command(self.wire, command, values, timeout_ms, self.pid, self.tid))
@@ -188,9 +189,21 @@ class Agent:
         if result == -errno.ESRCH:
             self.require_alive("a command to the agent")
         if result == -errno.ETIMEDOUT:
-            self.require_alive("a command to the agent")
-            raise AgentTimeout(f"command {command}", timeout_s)
+            raise self.timeout(command, time.monotonic() - began)
         return checked_answer(result)
+
+    def timeout(self, command: int, waited_s: float) -> AgentTimeout:
+        """What to raise for a command that was waited for in vain, with the reason.
+
+        Raises:
+            TargetExited: The process has ended.
+        """
+        self.require_alive("a command to the agent")
+        why = ""
+        with contextlib.suppress(NoSuchTarget):
+            if read_status(self.pid).get("State", "")[:1] in ("T", "t"):
+                why = f"pid {self.pid} is stopped, let it go on: kill -CONT {self.pid}"
+        return AgentTimeout(f"command {command}", waited_s, why)
 
     def require(self, action: str, command: int, *args: int) -> int:
         """Like `command`, but raises AgentFailed naming `action` for a negative result."""

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Self
 from textpoke import helper, modes
 from textpoke._errors import (
     AgentFailed,
-    AgentTimeout,
     BatchFailed,
     BatchRefused,
     BytesDiffer,
@@ -293,11 +292,11 @@ def run_stopped(agent: Agent, command: int, words: Sequence[int], look: _Look) -
         AgentFailed: A thread does not stop, or stays inside a site.
     """
     for attempt in range(_STOPS):
-        patient = attempt < _PATIENT_STOPS
+        patient, began = attempt < _PATIENT_STOPS, time.monotonic()
         error, out = look.run_stopped(command, words, patient=patient)
         if error == 0 and out.result == -errno.ETIMEDOUT:
             agent.silent = True
-            raise AgentTimeout(f"command {command}", _STOPPED_TIMEOUT_MS / 1e3)
+            raise agent.timeout(command, time.monotonic() - began)
         if error == 0:
             return checked_answer(int(out.result)), int(out.hold_ns)
         agent.require_alive("a batch in stop mode")

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from textpoke.model import Thread
 
 DEFAULT_RING_BYTES = 1 << 20
-DEFAULT_RINGS = 128
+_LEAST_RINGS, _MOST_RINGS = 128, 1024
+_MOST_RING_BYTES = 16 << 30  # of all of them, where that is more than the least
 _REQUEST_BYTES = 32 << 20
 _START_TIMEOUT_S = 5.0
 _RETRIES = 20
@@ -53,7 +54,7 @@ def load(
     pid: int,
     *,
     ring_bytes: int = DEFAULT_RING_BYTES,
-    rings: int = DEFAULT_RINGS,
+    rings: int | None = None,
     held: Pointer | None = None,
 ) -> Agent:
     """Load the agent into process `pid` and connect to it.
@@ -78,7 +79,7 @@ def load(
             if agent.image().socket_fd >= 0:  # a tool was killed before it could
                 _hand_over_files(agent)
             return agent
-        _load(agent, ring_bytes, rings)
+        _load(agent, ring_bytes, rings or _enough_rings(pid, ring_bytes))
     except TargetError:
         agent.close()
         raise
@@ -122,6 +123,13 @@ def _load(agent: Agent, ring_bytes: int, rings: int) -> None:
     agent.timings.checks_ms = (checked - started) * 1e3
     agent.timings.inject_ms = (done - checked) * 1e3
     agent.timings.start_ms = (time.perf_counter() - done) * 1e3
+
+
+def _enough_rings(pid: int, ring_bytes: int) -> int:
+    """Memory that no thread writes to is none: only addresses are spent."""
+    wanted = 2 * len(target.read_threads(pid))
+    most = min(_MOST_RINGS, _MOST_RING_BYTES // ring_bytes)
+    return max(_LEAST_RINGS, min(wanted, most))
 
 
 def _take_out(agent: Agent) -> None:

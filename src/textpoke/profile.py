@@ -30,7 +30,7 @@ class Counted:
     Attributes:
         calls: Of all functions.
         functions: Those that were called.
-        lost: Calls for which a thread's table had no room.
+        lost: Calls for which a thread's table had no room, or of threads that had none.
     """
 
     calls: int = 0
@@ -70,9 +70,10 @@ def per_thread(rings: RingSet) -> Iterator[tuple[int, dict[int, ProfileRow]]]:
 
 
 def lost(rings: RingSet) -> int:
-    """Calls for which a thread's table had no room."""
+    """Calls for which a thread's table had no room, or of threads that had none."""
     count = rings.layout.ring_count if rings.layout else 0
-    return plausible(sum(int(_head(rings, number).dropped) for number in range(count)))
+    dropped = sum(int(_head(rings, number).dropped) for number in range(count))
+    return plausible(dropped + rings.without_ring())
 
 
 def clear(rings: RingSet) -> None:

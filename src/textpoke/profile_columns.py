@@ -42,7 +42,7 @@ class Columns:
         total: int64, their time.
         self: int64, of that, not in calls below that are measured too.
         buckets: uint32, shape (n, BUCKETS), modulo 2**32: the histogram of `ProfileRow`.
-        lost: Calls for which a thread's table had no room.
+        lost: Calls for which a thread's table had no room, or of threads that had none.
     """
 
     address: NDArray[np.uint64]

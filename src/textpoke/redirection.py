@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from textpoke.records import Records
 
 _USER = "guards"
-_MOST_STACKS = 128
+_MOST_STACKS = 1024
 
 
 class Redirection:

@@ -40,6 +40,7 @@ class RingSet:
         layout: Where the rings are in it.
         profiled: Functions that a thread's ring has rows for; 0: the rings hold events.
         overruns_before: What rings had counted when it was taken.
+        without_ring_before: Likewise, of threads that had none.
     """
 
     agent: Agent
@@ -51,6 +52,7 @@ class RingSet:
     layout: Layout | None
     profiled: int = 0
     overruns_before: int = 0
+    without_ring_before: int = 0
 
     def record(self, *, on: bool, waiting: int = 0) -> None:
         """Let threads write, or not; `waiting` events may wait in a ring."""
@@ -63,6 +65,17 @@ class RingSet:
     def begin(self) -> None:
         """Somebody takes it: what was counted before is not counted for him."""
         self.overruns_before = self._overruns_now()
+        self.without_ring_before = self._without_ring_now()
+
+    def without_ring(self) -> int:
+        """Calls since the set was taken of threads that found no free ring."""
+        return max(self._without_ring_now() - self.without_ring_before, 0)
+
+    def _without_ring_now(self) -> int:
+        if self.shared is None:
+            return 0
+        at = ffi.offsetof("struct tp_wire", "events_without_ring")
+        return int.from_bytes(self.shared[at : at + 8], "little")
 
     def _overruns_now(self) -> int:
         layout = self.layout

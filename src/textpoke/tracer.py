@@ -26,7 +26,7 @@ from textpoke._native import ffi, lib
 from textpoke.agent import error_text
 from textpoke.agent_image import Probe, load_image
 from textpoke.engine import Batch
-from textpoke.inject import DEFAULT_RING_BYTES, DEFAULT_RINGS, load
+from textpoke.inject import DEFAULT_RING_BYTES, load
 from textpoke.modes import Mode
 from textpoke.one_trace import Trace
 from textpoke.placing import Placing
@@ -524,7 +524,7 @@ def attach(
     pid: int,
     *,
     ring_bytes: int = DEFAULT_RING_BYTES,
-    rings: int = DEFAULT_RINGS,
+    rings: int | None = None,
     keep: bool = False,
 ) -> Target:
     """Attach to a running process: one thread of it is held for under a millisecond.
@@ -533,7 +533,8 @@ def attach(
         pid: The process.
         ring_bytes: Bytes of events that one thread can record before they are drained; a power
             of two from 64 KiB to 64 MiB.
-        rings: Threads that can record at the same time.
+        rings: Threads that can record at the same time; None: twice as many as there are now, 128
+            at least and 1,024 at most.
         keep: What is patched stays when this tool ends, until somebody detaches. Without it the
             agent turns recording and patches off within two seconds of losing its tool.
 
@@ -544,7 +545,7 @@ def attach(
     return _target(load(pid, ring_bytes=ring_bytes, rings=rings), keep=keep)
 
 
-def this_process(*, ring_bytes: int = DEFAULT_RING_BYTES, rings: int = DEFAULT_RINGS) -> Target:
+def this_process(*, ring_bytes: int = DEFAULT_RING_BYTES, rings: int | None = None) -> Target:
     """Attach to the calling process itself. Raises as `attach`.
 
     Where its threads must be stopped (functions without NOPs, stop mode, the detach), a helper
@@ -559,7 +560,7 @@ def launch(
     command: Sequence[str],
     *,
     ring_bytes: int = DEFAULT_RING_BYTES,
-    rings: int = DEFAULT_RINGS,
+    rings: int | None = None,
     environment: abc.Mapping[str, str] | None = None,
 ) -> Target:
     """Start a program, stopped at its start with the agent in it; `release` lets it run.

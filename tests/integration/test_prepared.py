@@ -155,7 +155,8 @@ def test_a_process_that_is_stopped_writes_nothing_when_it_goes_on(
         process.send_signal(signal.SIGSTOP)
         wait_until(lambda: all(t.state == "T" for t in read_threads(process.pid)), "it is stopped")
         try:
-            with pytest.raises(textpoke.AgentTimeout):
+            why = f"0.5 s: .*; pid {process.pid} is stopped, let it go on: kill -CONT {process.pid}"
+            with pytest.raises(textpoke.AgentTimeout, match=why):
                 write()
         finally:
             process.send_signal(signal.SIGCONT)

@@ -93,7 +93,9 @@ def reported(output: Path) -> dict[str, dict[str, int]]:
     return {f["function"]: f["threads"] for f in json.loads(result.out)["functions"]}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["ctrl-c", "term", "hup"]
+)
 def test_a_signal_ends_a_recording_cleanly(
     counter: subprocess.Popen[str], output: Path, number: signal.Signals
 ) -> None:

@@ -72,6 +72,26 @@ def test_too_many_threads_lose_events_and_count_them(threads: Threads) -> None:
     assert trace.events + trace.lost == 200 * 25
 
 
+def test_too_many_threads_lose_counts_of_a_profile_and_say_so(threads: Threads) -> None:
+    process = threads("churn")
+    with (
+        textpoke.attach(process.pid, ring_bytes=1 << 16, rings=4) as target,
+        target.trace(tracer="profile") as trace,
+    ):
+        tell(process, "churn 200 8 25")
+        hear_until_end(process)
+    counted = trace.counted
+    assert counted.lost > 0
+    assert counted.calls + counted.lost + trace.overruns == 200 * 25
+
+
+def test_there_are_rings_for_all_threads_and_as_many_more(threads: Threads) -> None:
+    process = threads("churn")
+    with textpoke.attach(process.pid) as target:
+        assert target.agent.layout is not None
+        assert target.agent.layout.ring_count == 128
+
+
 def test_a_thread_without_an_fs_base_is_counted_as_lost(threads: Threads) -> None:
     process = threads("churn")
     with untouched(process), textpoke.attach(process.pid) as target:

@@ -35,15 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; None for `sys.argv`.
     """
-    from textpoke.cli import _parser
-
     words = list(sys.argv[1:] if argv is None else argv)
     _require_streams()
     try:
-        code = _parser.run(words)
-        sys.stdout.flush()
-    except _parser.UsageError as exc:
-        return _fail(str(exc), _parser.EXIT_USAGE)
+        return _run(words)
     except TextpokeError as exc:
         return _fail(str(exc), exc.exit_code)
     except KeyboardInterrupt:
@@ -54,6 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as exc:
         _abandon_stdout()
         return _fail(_os_error_text(exc), EXIT_FAILED)
+
+
+def _run(words: list[str]) -> int:
+    from textpoke.cli import _parser  # here: Ctrl-C may come while it is read
+
+    try:
+        code = _parser.run(words)
+    except _parser.UsageError as exc:
+        return _fail(str(exc), _parser.EXIT_USAGE)
+    sys.stdout.flush()
     return code
 
 

@@ -228,10 +228,14 @@ def _require_returns(args: argparse.Namespace) -> None:
 
 
 def _stop_on_signals(stop: threading.Event) -> Callable[[], None]:
-    """Ctrl-C and SIGTERM end the recording cleanly; returns what puts the handlers back."""
+    """Ctrl-C, SIGTERM and a terminal that goes away end the recording cleanly (not under nohup).
+
+    Returns what puts the handlers back.
+    """
     old = {
         number: signal.signal(number, lambda *_: stop.set())
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
     }
 
     def restore() -> None:
