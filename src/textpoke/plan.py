@@ -46,6 +46,7 @@ REACH = 0x7FFF0000
 _LOWEST = 0x10000  # vm.mmap_min_addr
 _HIGHEST = 0x7FFF_FFFF_0000
 _STACK_GROWTH = 64 << 20
+_ABOVE = 64 << 20  # from the end of a mapping, and to the next one
 _GAP_PAGES = 64  # pads closer than this share a mapping
 _STRETCH = 1 << 30  # of text that shares a region of stubs: those must reach all of it
 _NO_ROOM = "no free memory within 2 GiB of it"
@@ -146,8 +147,10 @@ class Space:
         apart: int = 0,
     ) -> None:
         self._apart = apart
-        taken = []
+        taken, self._ends = [], []  # where memory ends that does not grow upwards
         for mapping in maps:
+            if mapping.path != "[heap]":
+                self._ends.append(mapping.end)
             # A main stack grows down: keep clear of it.
             start = mapping.start - (_STACK_GROWTH if mapping.path == "[stack]" else 0)
             taken.append((max(start, 0), mapping.end))
@@ -174,7 +177,8 @@ class Space:
     def room_near(self, low: int, high: int, size: int = PAGE) -> int | None:
         """`size` free bytes within CALL reach of every address of [low, high], or None.
 
-        Below mappings, nearest first: above them the heap grows.
+        Below mappings, nearest first: above them the heap grows. Where there is no room (below
+        libraries stand the stacks of many threads), far above one that does not grow.
         """
         starts = [start for start, _ in self._taken]
         below = [s for s in starts if s <= high and high - (s - size) < REACH]
@@ -184,6 +188,10 @@ class Space:
                 page = (start - size - apart) // PAGE * PAGE
                 if self.is_free(page, page + size) and high - page < REACH:
                     return page
+        for end in sorted(end for end in self._ends if low < end < low + REACH):
+            page = end + _ABOVE
+            if self.is_free(end, page + size + _ABOVE) and page + size - low < REACH:
+                return page
         return None
 
 

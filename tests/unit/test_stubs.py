@@ -93,6 +93,19 @@ def test_code_keeps_its_distance_where_there_is_room_for_that() -> None:
     assert Space([text, below, floor], apart=distance).room_near(AT, AT) == text.start - 0x1000
 
 
+def test_where_nothing_is_free_below_code_stands_far_above() -> None:
+    """As with five hundred threads: their stacks fill the two gigabytes below the libraries."""
+    text = Mapping(AT, AT + 0x10000, "r-xp", 0, "", 1, "/lib/libc.so.6")
+    stacks = Mapping(AT - (3 << 30), AT, "rw-p", 0, "", 0, "")
+    above = text.end + (64 << 20)
+    assert Space([stacks, text]).room_near(AT, AT) == above
+    near = Mapping(above + (1 << 20), above + (2 << 20), "r--p", 0, "", 0, "")
+    assert Space([stacks, text, near]).room_near(AT, AT) == near.start - 0x1000
+    heap = Mapping(text.end, text.end + 0x1000, "rw-p", 0, "", 0, "[heap]")
+    far = Mapping(AT + (3 << 30), AT + (4 << 30), "r--p", 0, "", 0, "")
+    assert Space([stacks, text, heap, far]).room_near(AT, AT) is None
+
+
 def test_plans_made_by_several_threads_at_once_are_right() -> None:
     windows = [PUSHES, bytes.fromhex("4883ec1890"), bytes.fromhex("41575641554154")]
     expected = {w: stubs.place([entry(AT, w)], AT + 0x1000, AT + 0x2000)[0] for w in windows}
