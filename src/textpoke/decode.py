@@ -201,6 +201,21 @@ class Decoder:
             behind = block.ring, block.generation, end
         return found
 
+    def stretch_starts_ns(self, tid: int) -> list[int]:
+        """When the stretches of one thread begin, but the first: calls do not reach there.
+
+        Raises:
+            KeyError: no such thread.
+            CaptureFormat: the file changed while it was read.
+        """
+        found = []
+        for blocks in self.stretches(tid)[1:]:
+            pieces = self._pieces(blocks, _CHUNK_EVENTS)
+            first = next((p for p in pieces if p.count and not p.is_rest), None)
+            if first is not None:
+                found.append(int(self.clock.ns(self._first_ticks([first]))[0]))
+        return found
+
     def raw(
         self, tid: int, blocks: Sequence[Block] | None = None
     ) -> Iterator[tuple[NDArray[np.uint64], NDArray[np.int32]]]:

@@ -101,6 +101,19 @@ def test_what_was_open_stays_open_over_a_loss(path: Path) -> None:
     assert (found.counts.orphans, found.counts.lost) == (1, 5)
 
 
+def test_no_call_reaches_over_what_was_not_kept(path: Path) -> None:
+    rings = [
+        Ring([(0, SET, IN)]),
+        Ring([(90, SET, OUT), (120, SET, IN), (150, SET, OUT)], sequence=7),
+    ]
+    recipe = Recipe(rings, meta=meta(mode="kept"))
+    with Capture(captures.write(path, recipe)) as capture:
+        found = all_calls(capture)
+        assert decode.Decoder(capture).stretch_starts_ns(100) == [30]
+    assert columns(found, "end_ns", "depth") == [(UNFINISHED, 0), (50, 0)]
+    assert found.counts.orphans == 1
+
+
 def test_unknown_addresses_are_paired_by_address(path: Path) -> None:
     found = calls(
         path, Ring([(0, UNKNOWN, IN), (3, UNKNOWN + 1, IN), (6, UNKNOWN, OUT), (9, UNKNOWN, OUT)])

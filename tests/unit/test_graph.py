@@ -52,9 +52,10 @@ def shown(
     *rings: Ring,
     layouts: dict[int, Layout] | None = None,
     symbol: object = None,
+    mode: str = "drop",
     **options: object,
 ) -> str:
-    meta = captures.meta(tracer="function_graph")
+    meta = captures.meta(tracer="function_graph", mode=mode)
     if layouts:
         meta["layouts"] = layouts_json(layouts)
     path.unlink(missing_ok=True)
@@ -227,3 +228,24 @@ def test_function_text_has_arguments(path: Path) -> None:
         'setCommand(caller=0x401200, key="abc", argc=3)',
         "getCommand",
     ]
+
+
+def test_no_call_reaches_over_what_was_not_kept(path: Path) -> None:
+    rings = [
+        Ring([(0, SET, IN), (3 * US, GET, IN)]),
+        Ring([(900 * US, GET, OUT), (901 * US, SET, IN), (903 * US, SET, OUT)], sequence=70),
+    ]
+    assert lines(path, *rings, mode="kept") == [
+        "                |  setCommand() {",
+        "                |    getCommand() {",
+        "                |    } /* getCommand: no exit */",
+        "                |  } /* setCommand: no exit */",
+        "                |  } /* getCommand */",
+        "    2.000 us    |  setCommand();",
+    ]
+    assert "  ! 900.000 us  |" not in lines(path, *rings, mode="kept", threshold_ns=1)
+
+
+def test_stretches_follow_each_other_where_a_ring_went_on(path: Path) -> None:
+    rings = [Ring([(0, SET, IN)]), Ring([(3 * US, SET, OUT)], sequence=1)]
+    assert lines(path, *rings, mode="kept") == ["    3.000 us    |  setCommand();"]

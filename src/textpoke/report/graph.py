@@ -99,6 +99,8 @@ class _Thread:
     open: Counter[int] = field(default_factory=Counter)  # by site, calls on the stack
     line: _Line | None = None
     below: int = 0  # open calls of the sites that are asked for
+    breaks: list[int] = field(default_factory=list)  # times over which no call reaches
+    next_break: int = 0
     sink: _Call | _Line | None = None  # to which the payload belongs that comes next
 
 
@@ -145,8 +147,12 @@ class _Writer:
         self._ns_per_tick = clock.ns_per_tick
         self._start_ns = clock.start_ns
         self._functions = function_labels(capture)
-        self._threads = {tid: _Thread(padded_label(capture, tid)) for tid in self.decoder.tids}
+        self._threads = {tid: self._thread(tid) for tid in self.decoder.tids}
         self._lines: list[str] = []
+
+    def _thread(self, tid: int) -> _Thread:
+        breaks = self.decoder.stretch_starts_ns(tid)
+        return _Thread(padded_label(self._capture, tid), breaks=breaks)
 
     def header(self) -> str:
         """The lines above the first event."""
@@ -184,10 +190,21 @@ class _Writer:
             if kind == DATA:
                 if thread.sink is not None:
                     thread.sink.words += (word,)
-            elif kind == ENTRY:
+                continue
+            if thread.breaks:
+                self._pass_breaks(thread, ts_ns)
+            if kind == ENTRY:
                 self._enter(thread, site, ts_ns)
             elif kind == EXIT:
                 self._leave(thread, site, ts_ns)
+
+    def _pass_breaks(self, thread: _Thread, ts_ns: int) -> None:
+        before, breaks = thread.next_break, thread.breaks
+        while thread.next_break < len(breaks) and breaks[thread.next_break] <= ts_ns:
+            thread.next_break += 1
+        if thread.next_break > before:
+            while thread.stack:
+                self._unfinished(thread, breaks[before])
 
     def _lose(self, tid: int, count: int) -> None:
         thread = self._threads[tid]
@@ -224,7 +241,7 @@ class _Writer:
             self._orphan(thread, site, ts_ns)
             return
         while stack[-1].site != site:
-            self._unfinished(thread)
+            self._unfinished(thread, ts_ns)
         call = self._pop(thread)
         if call.hidden:
             return
@@ -246,14 +263,14 @@ class _Writer:
             thread.below -= 1
         return call
 
-    def _unfinished(self, thread: _Thread) -> None:
-        # Left by longjmp or an exception, or its exit was lost: the brace has no duration.
+    def _unfinished(self, thread: _Thread, ts_ns: int) -> None:
+        # Left by longjmp or an exception, or its exit is not here: the brace has no duration.
         call = self._pop(thread)
         if call.hidden or self._options.ends_only:
             return
         self._settle(thread)
         self._lines.append(
-            self._line(thread, call.depth, 0, _BLANK, f"}} /* {self._name(call)}: no exit */")
+            self._line(thread, call.depth, ts_ns, _BLANK, f"}} /* {self._name(call)}: no exit */")
         )
 
     def _orphan(self, thread: _Thread, site: int, ts_ns: int) -> None:
