@@ -72,6 +72,9 @@ struct tp_pairing {
 	struct item item;
 	struct tp_call_sum *sums; /* [site + 1] */
 	int64_t rows;
+	const uint64_t *breaks; /* ticks, sorted */
+	uint64_t break_count;
+	uint64_t next_break; /* of this thread */
 	struct tp_pair_counts counts;
 };
 
@@ -215,12 +218,41 @@ static void abandon(struct tp_pairing *pairing)
 		frame[-1].children_ns += frame->children_ns;
 }
 
-/** The thread's events have ended, or other threads' follow: what is open stays unfinished. */
-void tp_pair_end_thread(struct tp_pairing *pairing)
+/* Nobody will learn when these ended. */
+static void abandon_all(struct tp_pairing *pairing)
 {
 	while (pairing->depth)
 		abandon(pairing);
 	pairing->forgotten = 0;
+}
+
+/**
+ * No call reaches over these ticks: what is open at a thread's first event at or after one stays
+ * unfinished. @breaks is sorted and must stay. What was recorded at its end alone is whole.
+ */
+void tp_pair_breaks(struct tp_pairing *pairing, const uint64_t *breaks, uint64_t count)
+{
+	pairing->breaks = breaks;
+	pairing->break_count = count;
+	pairing->next_break = 0;
+}
+
+static void pass_breaks(struct tp_pairing *pairing, uint64_t tsc)
+{
+	uint64_t before = pairing->next_break;
+
+	while (pairing->next_break < pairing->break_count &&
+	       pairing->breaks[pairing->next_break] <= tsc)
+		pairing->next_break++;
+	if (pairing->next_break != before)
+		abandon_all(pairing);
+}
+
+/** The thread's events have ended, or other threads' follow: what is open stays unfinished. */
+void tp_pair_end_thread(struct tp_pairing *pairing)
+{
+	abandon_all(pairing);
+	pairing->next_break = 0;
 	pairing->spans.count = pairing->roots.count = 0;
 	memset(pairing->outermost, 0xff,
 	       ((uint64_t)pairing->site_count + 1) * sizeof(*pairing->outermost));
@@ -436,6 +468,7 @@ static int take(struct tp_pairing *pairing, struct tp_calls *calls, const struct
 	if (type == DATA)
 		return take_data(pairing, calls, event);
 	give_up_item(pairing, calls);
+	pass_breaks(pairing, event->tsc);
 	if (type == ENTRY)
 		return enter(pairing, calls, event, site);
 	if (type != EXIT)

@@ -653,6 +653,7 @@ struct tp_pairing *tp_pairing_create(const struct tp_pair_clock *clock,
 				     const struct tp_shape *shapes, uint32_t site_count,
 				     int with_sums);
 void tp_pairing_destroy(struct tp_pairing *pairing);
+void tp_pair_breaks(struct tp_pairing *pairing, const uint64_t *breaks, uint64_t count);
 int tp_pair(struct tp_pairing *pairing, const struct tp_event *events, const int32_t *sites,
 	    uint64_t count, struct tp_calls *calls);
 void tp_pair_end_thread(struct tp_pairing *pairing);

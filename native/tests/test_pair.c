@@ -107,6 +107,50 @@ TEST(pair_inner_call_is_not_its_callers_own_time)
 	drop(rig);
 }
 
+TEST(pair_no_call_reaches_over_a_break)
+{
+	static const uint64_t breaks[] = { 5, 60, 70 };
+	struct rig *rig = make(1);
+
+	tp_pair_breaks(rig->pairing, breaks, 3);
+	for (int thread = 0; thread < 2; thread++) {
+		add(rig, 10, 0, ENTRY);
+		add(rig, 20, 1, ENTRY);
+		add(rig, 30, 1, EXIT);
+		add(rig, 70, 0, ENTRY);
+		add(rig, 90, 0, EXIT);
+		add(rig, 95, 0, EXIT);
+		CHECK_EQ(run(rig), 0);
+		tp_pair_end_thread(rig->pairing);
+	}
+	CHECK_EQ(counts(rig).finished, 4);
+	CHECK_EQ(counts(rig).unfinished, 2);
+	CHECK_EQ(counts(rig).orphans, 2);
+	CHECK_EQ(rig->end_ns[0], -1);
+	CHECK_EQ(rig->parent[2], -1);
+	CHECK_EQ(rig->depth[5], 0);
+	CHECK_EQ(tp_pair_sums(rig->pairing)[1].total_ns, 40);
+	drop(rig);
+}
+
+TEST(pair_long_call_over_a_break_is_whole)
+{
+	static const uint64_t breaks[] = { 50 };
+	struct rig *rig = make(0);
+
+	tp_pair_breaks(rig->pairing, breaks, 1);
+	add(rig, 30, 2, EXIT);
+	add_data(rig, 1, 0, 2, 10);
+	add_data(rig, 1, 1, 2, 0);
+	add(rig, 90, 2, EXIT);
+	add_data(rig, 1, 0, 2, 80);
+	add_data(rig, 1, 1, 2, 0);
+	CHECK_EQ(run(rig), 0);
+	CHECK_EQ(rig->parent[0], 1);
+	CHECK_EQ(rig->self_ns[1], 70);
+	drop(rig);
+}
+
 TEST(pair_exit_without_entry_is_an_orphan_and_its_words_stray)
 {
 	struct rig *rig = make(0);

@@ -17,6 +17,7 @@ from textpoke._native import ffi, lib
 from textpoke.decode import DATA, ENTRY, EXIT, Decoder
 from textpoke.payload import Layout, count_words
 from textpoke.tracer_names import FUNCTION, NOP
+from textpoke.trigger_notes import resumptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -240,6 +241,10 @@ class Pairing:
         if not self._native:
             raise MemoryError
         self._without_exits = times_without_exits(capture)
+        self._breaks = np.array(resumptions(capture), np.uint64)
+        lib.tp_pair_breaks(
+            self._native, ffi.from_buffer("uint64_t[]", self._breaks), len(self._breaks)
+        )
 
     def take_thread(self, tid: int) -> None:
         """Pair one thread's events, from its first to its last."""

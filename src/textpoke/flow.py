@@ -43,6 +43,7 @@ class Flowed:
         events: Events that were written to the capture.
         skipped: Calls of functions with triggers that were too many to act upon.
         remarks: What its owner should be told.
+        turned: When recording was switched by hand, and whether on.
     """
 
     hits: list[Hit] = field(default_factory=list)
@@ -51,10 +52,19 @@ class Flowed:
     events: int = 0
     skipped: int = 0
     remarks: list[str] = field(default_factory=list)
+    turned: list[tuple[int, bool]] = field(default_factory=list)
 
     def notes(self) -> list[dict[str, object]]:
-        """For the capture's JSON: every hit, and every stretch that was kept."""
-        return [hit.as_dict() for hit in self.hits] + [kept.as_dict() for kept in self.kept]
+        """For the capture's JSON: every hit and switch, and every stretch that was kept."""
+        by_hand: list[dict[str, object]] = [
+            {"command": str(Command.TRACEON if on else Command.TRACEOFF), "tsc": tsc}
+            for tsc, on in self.turned
+        ]
+        return [
+            *(hit.as_dict() for hit in self.hits),
+            *by_hand,
+            *(kept.as_dict() for kept in self.kept),
+        ]
 
 
 class Flow:
@@ -108,7 +118,7 @@ class Flow:
         passed = [b for b in fed.blocks if self.tids is None or b.tid in self.tids]
         if self.holds:
             self.recorder.add(passed, fed.watermark)
-        flowed = Flowed(fed.hits, skipped=fed.skipped)
+        flowed = Flowed(fed.hits, skipped=fed.skipped, turned=fed.turned)
         for hit in fed.hits:
             self._act(hit, flowed)
         self._write(Kept(passed, 0, fed.watermark, 0), flowed)

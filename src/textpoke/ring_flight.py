@@ -162,7 +162,7 @@ class RingFlight:
             self._rings.written()
         blocks, complete = self._watched.take()
         fed = self.engine.feed(blocks, watermark, complete=complete)
-        flowed = Flowed(skipped=fed.skipped)
+        flowed = Flowed(skipped=fed.skipped, turned=fed.turned)
         stacks = 0
         for hit in fed.hits:
             stacks += hit.trigger.command is Command.STACKTRACE

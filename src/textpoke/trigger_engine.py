@@ -85,12 +85,14 @@ class Fed:
         hits: The triggers that did something.
         watermark: Everything up to this tick has been looked at.
         skipped: Calls of functions with triggers that were too many to look at.
+        turned: When recording was switched by hand (`TriggerEngine.switch`), and whether on.
     """
 
     blocks: list[RawBlock]
     hits: list[Hit]
     watermark: int
     skipped: int = 0
+    turned: list[tuple[int, bool]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -181,6 +183,7 @@ class TriggerEngine:
         self._incomplete = 0
         self._often: dict[int, int] = {}
         self._skipped = 0
+        self._turned: list[tuple[int, bool]] = []
 
     @property
     def on(self) -> bool:
@@ -230,7 +233,9 @@ class TriggerEngine:
         kept = [self._cut(piece) for piece in pieces]
         self._forget()
         skipped, self._skipped = self._skipped, 0
-        return Fed([block for block in kept if block is not None], hits, self._mark, skipped)
+        turned, self._turned = self._turned, []
+        passed = [block for block in kept if block is not None]
+        return Fed(passed, hits, self._mark, skipped, turned)
 
     def finish(self, blocks: Sequence[RawBlock] = ()) -> Fed:
         """Take in the last events: nothing waits any more."""
@@ -345,7 +350,7 @@ class TriggerEngine:
         stacks = _Stacks(self._rings, pieces) if self._wants_stacks() else None
         for one in due:
             if one.armed is None:
-                self._turn(one.tsc, on=one.on)
+                self._turn_by_hand(one.tsc, on=one.on)
             elif self._fires(one.armed, one.tsc):
                 hits.append(_hit(one, one.armed.trigger, stacks))
         if stacks is not None:
@@ -369,6 +374,11 @@ class TriggerEngine:
         if armed.left is not None:
             armed.left -= 1
         return True
+
+    def _turn_by_hand(self, tsc: int, *, on: bool) -> None:
+        if on != self._on:
+            self._turned.append((tsc, on))
+            self._turn(tsc, on=on)
 
     def _turn(self, tsc: int, *, on: bool) -> None:
         if on != self._on:

@@ -19,6 +19,7 @@ from textpoke._errors import CaptureFormat
 from textpoke.calls import UNFINISHED, Calls, Pairing, all_calls, calls_of, has_exits
 from textpoke.capture import Capture, CaptureWriter
 from textpoke.payload import Field, Layout, layouts_json
+from textpoke.report.times import times
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,6 +113,22 @@ def test_no_call_reaches_over_what_was_not_kept(path: Path) -> None:
         assert decode.Decoder(capture).stretch_starts_ns(100) == [30]
     assert columns(found, "end_ns", "depth") == [(UNFINISHED, 0), (50, 0)]
     assert found.counts.orphans == 1
+
+
+def test_no_call_reaches_over_a_pause(path: Path) -> None:
+    at = {"traceoff": captures.START_TSC + 60, "traceon": captures.START_TSC + 120}
+    notes = [{"command": command, "tsc": tsc} for command, tsc in at.items()]
+    rows = [(0, SET, IN), (30, GET, IN), (60, GET, OUT), (120, SET, IN), (150, SET, OUT)]
+    recipe = Recipe([Ring(rows), Ring(rows, tid=101, ring=1)], meta=meta(notes=notes))
+    with Capture(captures.write(path, recipe)) as capture:
+        found = all_calls(capture)
+        sums = times(capture)
+    assert columns(found, "site", "end_ns", "depth") == 2 * [
+        (0, UNFINISHED, 0),
+        (1, 20, 1),
+        (0, 50, 0),
+    ]
+    assert [(f.site, f.unfinished, f.total_ns) for f in sums.functions] == [(0, 2, 20), (1, 0, 20)]
 
 
 def test_unknown_addresses_are_paired_by_address(path: Path) -> None:

@@ -64,6 +64,18 @@ def test_everything_passes_and_hits_are_noted(rig) -> None:
     assert flowed.kept == []  # it is all there
 
 
+def test_who_switches_by_hand_is_noted_where_that_changed_something(rig) -> None:
+    one = rig()
+    one.flow.engine.switch(2, on=True)
+    one.flow.engine.switch(5, on=False)
+    one.flow.engine.switch(20, on=True)
+    flowed = one.feed(block([entry(1, H), entry(6, H)]), mark=10)
+    assert flowed.notes() == [{"command": "traceoff", "tsc": 5}]
+    flowed = one.feed(block([entry(21, H)]), mark=30)
+    assert flowed.notes() == [{"command": "traceon", "tsc": 20}]
+    assert one.feed(mark=40).notes() == []
+
+
 def test_snapshots_end_with_their_hit(rig) -> None:
     one = rig("f:snapshot", "g:dump:1")
     rows = [entry(1, H), entry(2, F), entry(3, H), entry(4, G), entry(5, G)]

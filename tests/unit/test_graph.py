@@ -17,6 +17,7 @@ from textpoke.report.graph import GraphOptions, graph
 from textpoke.report.text import text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 IN, OUT = 1, 2
@@ -53,9 +54,10 @@ def shown(
     layouts: dict[int, Layout] | None = None,
     symbol: object = None,
     mode: str = "drop",
+    notes: Sequence[dict[str, object]] = (),
     **options: object,
 ) -> str:
-    meta = captures.meta(tracer="function_graph", mode=mode)
+    meta = captures.meta(tracer="function_graph", mode=mode, notes=list(notes))
     if layouts:
         meta["layouts"] = layouts_json(layouts)
     path.unlink(missing_ok=True)
@@ -243,9 +245,31 @@ def test_no_call_reaches_over_what_was_not_kept(path: Path) -> None:
         "                |  } /* getCommand */",
         "    2.000 us    |  setCommand();",
     ]
-    assert "  ! 900.000 us  |" not in lines(path, *rings, mode="kept", threshold_ns=1)
+    assert lines(path, *rings, mode="kept", threshold_ns=1) == [
+        "    2.000 us    |  } /* setCommand */"
+    ]
 
 
 def test_stretches_follow_each_other_where_a_ring_went_on(path: Path) -> None:
     rings = [Ring([(0, SET, IN)]), Ring([(3 * US, SET, OUT)], sequence=1)]
     assert lines(path, *rings, mode="kept") == ["    3.000 us    |  setCommand();"]
+
+
+PAUSE = [
+    {"command": "traceoff", "tsc": captures.START_TSC + 10 * US},
+    {"command": "traceon", "tsc": captures.START_TSC + 50 * US},
+]
+
+
+def test_no_call_reaches_over_a_pause(path: Path) -> None:
+    mine = Ring([(0, SET, IN), (60 * US, SET, IN), (70 * US, SET, OUT)])
+    other = Ring([(0, GET, IN), (9 * US, GET, OUT)], tid=101, ring=1)
+    assert [line for line in lines(path, mine, other, notes=PAUSE) if "bio" not in line] == [
+        "                |  setCommand() {",
+        "                |  } /* setCommand: no exit */",
+        "    10.000 us   |  setCommand();",
+    ]
+    (shown_at,) = (
+        line for line in lines(path, mine, notes=PAUSE, abstime=True) if "no exit" in line
+    )
+    assert shown_at.split()[0] == "12345.000050"

@@ -126,6 +126,8 @@ def test_traceoff_leaves_the_rings_as_they_are() -> None:
     watched.blocks = [block([entry(700, G)])]
     flight.feed(800)
     assert rings.switched == [False, True]
+    flight.engine.switch(900, on=False)
+    assert flight.feed(1000).notes() == [{"command": "traceoff", "tsc": 900}]
     flight.close()
 
 

@@ -14,6 +14,7 @@ from textpoke.decode import DATA, ENTRY, EXIT, Decoder
 from textpoke.payload import CALLER, DURATION, Formatter, Layout, count_words, split
 from textpoke.report.names import function_labels, padded_label
 from textpoke.report.text import header
+from textpoke.trigger_notes import resumptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -147,11 +148,13 @@ class _Writer:
         self._ns_per_tick = clock.ns_per_tick
         self._start_ns = clock.start_ns
         self._functions = function_labels(capture)
+        self._resumed_ns = clock.ns(np.array(resumptions(capture), np.uint64)).tolist()
         self._threads = {tid: self._thread(tid) for tid in self.decoder.tids}
         self._lines: list[str] = []
 
     def _thread(self, tid: int) -> _Thread:
-        breaks = self.decoder.stretch_starts_ns(tid)
+        starts_ns = self.decoder.stretch_starts_ns(tid)
+        breaks = sorted([*self._resumed_ns, *starts_ns]) if starts_ns else self._resumed_ns
         return _Thread(padded_label(self._capture, tid), breaks=breaks)
 
     def header(self) -> str:
