@@ -51,7 +51,8 @@ _C_TYPES = {
 }
 _SHAPE = np.dtype([("entry", np.uint8), ("exit", np.uint8), ("is_threshold", np.uint8)])
 _NO_MEMORY = -12
-_MOST_TICKS = (1 << 64) - 1
+FOREVER = (1 << 64) - 1
+"""TSC ticks that do not come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class PairCounts:
         short_payloads: Payloads of which words are missing; their calls have none.
         stray_data: DATA that belongs to nothing.
         lost: Events that the rings lost; every number above suffers from them.
+        without_exits: ENTRYs of the function tracer, in a recording that was switched: no calls.
     """
 
     finished: int = 0
@@ -75,6 +77,7 @@ class PairCounts:
     short_payloads: int = 0
     stray_data: int = 0
     lost: int = 0
+    without_exits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +244,7 @@ class Pairing:
         if not self._native:
             raise MemoryError
         self._without_exits = times_without_exits(capture)
+        self._left_out = 0
         self._breaks = np.array(resumptions(capture), np.uint64)
         lib.tp_pair_breaks(
             self._native, ffi.from_buffer("uint64_t[]", self._breaks), len(self._breaks)
@@ -287,6 +291,7 @@ class Pairing:
         for first, last in self._without_exits:
             lonely |= (tsc >= np.uint64(first)) & (tsc < np.uint64(last))
         lonely &= kind == ENTRY
+        self._left_out += int(np.count_nonzero(lonely))
         owner = np.maximum.accumulate(np.where(kind == DATA, 0, np.arange(len(raw))))
         keep = ~lonely[owner]
         return np.ascontiguousarray(raw[keep]), np.ascontiguousarray(site[keep])
@@ -304,6 +309,7 @@ class Pairing:
             found.short_payloads,
             found.stray_data,
             sum(block.lost for block in self._capture.events if block.tid in wanted),
+            self._left_out,
         )
 
     def columns(self, tids: Sequence[int]) -> Calls:
@@ -438,12 +444,12 @@ def times_without_exits(capture: Capture) -> list[tuple[int, int]]:
         times = data.get("switched")
         if not (isinstance(times, list) and len(times) == 2):
             continue
-        began, ended = (t if type(t) is int and 0 <= t < _MOST_TICKS else 0 for t in times)
+        began, ended = (t if type(t) is int and 0 <= t < FOREVER else 0 for t in times)
         if tracer == FUNCTION:
             found.append((since, ended))
         tracer, since = str(data.get("tracer")), began
     if since and tracer == FUNCTION:
-        found.append((since, _MOST_TICKS))
+        found.append((since, FOREVER))
     return found
 
 

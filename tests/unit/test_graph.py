@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,12 @@ import pytest
 from captures import GET, INFLATE, SET, Recipe, Ring
 
 from textpoke import decode
-from textpoke.capture import Capture
+from textpoke.capture import Capture, CaptureWriter
 from textpoke.payload import Field, Layout, layouts_json
 from textpoke.report.graph import GraphOptions, graph
+from textpoke.report.summary import pair_notes
 from textpoke.report.text import text
+from textpoke.report.times import times
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -273,3 +276,84 @@ def test_no_call_reaches_over_a_pause(path: Path) -> None:
         line for line in lines(path, mine, notes=PAUSE, abstime=True) if "no exit" in line
     )
     assert shown_at.split()[0] == "12345.000050"
+
+
+def switched(tracer: str, us: int) -> dict[str, object]:
+    """META's field for a recording that went over to a tracer."""
+    at = captures.START_TSC + us * US
+    return {"tracer": tracer, "switched": [at, at + 3]}
+
+
+SWITCHED = [
+    (0, SET, IN),
+    (10 * US, GET, IN),
+    (11 * US, GET, IN),
+    (30 * US, SET, OUT),
+    (31 * US, GET, IN),
+    (50 * US, INFLATE, IN),
+    (52 * US, INFLATE, OUT),
+]
+
+
+def shown_of_two_tracers(path: Path, **options: object) -> list[str]:
+    path.unlink(missing_ok=True)
+    with CaptureWriter(path) as writer:
+        writer.meta(captures.meta(tracer="function_graph"))
+        os.write(writer.fd, captures.events_block(Ring(SWITCHED)))
+        writer.sites([], switched("function", 5))
+        writer.sites([], switched("function_graph", 40))
+        writer.threads(captures.NAMES)
+        writer.end(captures.end())
+    with Capture(path) as capture:
+        found = "".join(graph(capture, GraphOptions(**options))).splitlines()
+    return [line.removeprefix(TASK) for line in found if line[0] != "#"]
+
+
+def test_calls_that_the_function_tracer_saw_have_a_line_each(path: Path) -> None:
+    assert shown_of_two_tracers(path) == [
+        "                |  setCommand() {",
+        "                |    getCommand();",
+        "                |    getCommand();",
+        "  + 30.000 us   |  }",  # its end came although the tracer had changed
+        "                |  getCommand();",
+        "    2.000 us    |  inflate [libz.so.1]();",
+    ]
+
+
+def test_calls_that_the_function_tracer_saw_under_options(path: Path) -> None:
+    blank = "                |  getCommand();"
+    assert shown_of_two_tracers(path, below=frozenset([1])) == [blank] * 3
+    assert shown_of_two_tracers(path, depth=1) == [
+        "  + 30.000 us   |  setCommand();",
+        blank,
+        "    2.000 us    |  inflate [libz.so.1]();",
+    ]
+    assert shown_of_two_tracers(path, flat=True) == [
+        blank,
+        blank,
+        "  + 30.000 us   |  setCommand();",
+        blank,
+        "    2.000 us    |  inflate [libz.so.1]();",
+    ]
+    assert shown_of_two_tracers(path, threshold_ns=1) == [
+        "  + 30.000 us   |  } /* setCommand */",
+        "    2.000 us    |  } /* inflate [libz.so.1] */",
+    ]
+
+
+def test_a_recording_that_ends_with_the_function_tracer(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    with CaptureWriter(path) as writer:
+        writer.meta({**captures.meta(tracer="function_graph"), "layouts": layouts_json(LAYOUTS)})
+        rows = [(10 * US, SET, IN), *captures.data(False, [0x401200, KEY, 3]), (12 * US, SET, IN)]
+        os.write(writer.fd, captures.events_block(Ring(rows)))
+        writer.sites([], switched("function", 5))
+    with Capture(path) as capture:
+        found = "".join(graph(capture)).splitlines()[-2:]
+        assert times(capture).counts.without_exits == 2
+        (note,) = pair_notes(times(capture))
+    assert [line.rpartition("|  ")[2] for line in found] == [
+        'setCommand(key="abc", argc=3); /* <-0x401200 */',
+        "setCommand();",
+    ]
+    assert note.startswith("not in the table: 2 events of the tracer function")

@@ -198,6 +198,7 @@ def test_records(path: Path) -> None:
         "long_calls": 0,
         "short_payloads": 0,
         "stray_data": 0,
+        "without_exits": 0,
     }
     first = data["functions"][0]
     assert (first["function"], first["calls"], first["total_ns"]) == ("getCommand", 3, 12_000)

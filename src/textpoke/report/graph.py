@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from textpoke.calls import layouts_by_site
+from textpoke.calls import FOREVER, layouts_by_site, times_without_exits
 from textpoke.decode import DATA, ENTRY, EXIT, Decoder
 from textpoke.payload import CALLER, DURATION, Formatter, Layout, count_words, split
 from textpoke.report.names import function_labels, padded_label
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from textpoke.capture import Capture
-    from textpoke.decode import Events
+    from textpoke.decode import Clock, Events
     from textpoke.payload import Field
 
 _MARKS = (
@@ -88,7 +89,7 @@ class _Line:
     call: _Call
     time_ns: int
     end_ns: int | None = None  # set: it has ended
-    is_leaf: bool = False
+    is_leaf: bool = False  # without an end: nothing was to tell when it ends
     is_orphan: bool = False
     words: tuple[int, ...] = ()  # of the exit
 
@@ -114,8 +115,9 @@ def graph(
     """The header and the calls, many lines at a time.
 
     As in the kernel, but for the CPU, which is not recorded: the task has its column instead.
-    A call stands where it began; one that calls nothing has a line to itself. Where its entry is
-    not in the capture the name stands behind the brace.
+    A call stands where it began; one that calls nothing has a line to itself, and so have calls
+    of a time when the tracer was function. Where its entry is not in the capture the name stands
+    behind the brace.
 
     Args:
         capture: Open.
@@ -148,6 +150,7 @@ class _Writer:
         self._ns_per_tick = clock.ns_per_tick
         self._start_ns = clock.start_ns
         self._functions = function_labels(capture)
+        self._without_exits_ns = _bounds_ns(times_without_exits(capture), clock)
         self._resumed_ns = clock.ns(np.array(resumptions(capture), np.uint64)).tolist()
         self._threads = {tid: self._thread(tid) for tid in self.decoder.tids}
         self._lines: list[str] = []
@@ -214,15 +217,24 @@ class _Writer:
         self._settle(thread)
         self._lines.append(f"{thread.label}[LOST {count} EVENTS]\n")
 
+    def _level(self, thread: _Thread, site: int) -> tuple[int, bool]:
+        # The depth at which a call is shown that begins now, and whether it is hidden.
+        options, stack = self._options, thread.stack
+        depth = stack[-1].depth + 1 if stack else 0
+        outside = False
+        if options.below is not None and not thread.below:
+            outside = site not in options.below
+            depth = 0  # those that are asked for begin at the left
+        return depth, outside or (options.depth is not None and depth >= options.depth)
+
     def _enter(self, thread: _Thread, site: int, ts_ns: int) -> None:
         options, stack = self._options, thread.stack
+        depth, hidden = self._level(thread, site)
+        if bisect_right(self._without_exits_ns, ts_ns) % 2:
+            self._enter_for_good(thread, _Call(site, ts_ns, depth, hidden))
+            return
         if options.below is not None and site in options.below:
             thread.below += 1
-        outside = options.below is not None and not thread.below
-        depth = stack[-1].depth + 1 if stack else 0
-        if outside or (options.below is not None and thread.below == 1 and site in options.below):
-            depth = 0  # those that are asked for begin at the left
-        hidden = outside or (options.depth is not None and depth >= options.depth)
         call = _Call(site, ts_ns, depth, hidden)
         if len(stack) == _MOST_FRAMES:  # of functions whose exits do not come
             del stack[: _MOST_FRAMES // 2]
@@ -233,6 +245,15 @@ class _Writer:
         if not hidden and not options.ends_only:
             self._settle(thread)
             thread.line = self._place(_Line(len(self._lines), call, ts_ns))
+
+    def _enter_for_good(self, thread: _Thread, call: _Call) -> None:
+        # The function tracer saw it: nobody knows when it ends, or what is inside of it.
+        thread.sink = call
+        if call.hidden or self._options.threshold_ns:
+            return
+        self._settle(thread)
+        line = _Line(len(self._lines), call, call.start_ns, is_leaf=True)
+        thread.line = self._place(line)
 
     def _leave(self, thread: _Thread, site: int, ts_ns: int) -> None:
         thread.sink = None
@@ -312,8 +333,10 @@ class _Writer:
         call = line.call
         layout = self._layouts.get(call.site, _NO_LAYOUT) if self._layouts else _NO_LAYOUT
         if line.end_ns is None:
-            text = f"{self._begin(call, layout)} {{{self._caller(call, layout)}"
-            return self._line(thread, call.depth, line.time_ns, _BLANK, text)
+            brace = ";" if line.is_leaf else " {"
+            text = f"{self._begin(call, layout)}{brace}{self._caller(call, layout)}"
+            depth = 0 if self._options.flat else call.depth
+            return self._line(thread, depth, line.time_ns, _BLANK, text)
         took_ns: int | None = line.end_ns - call.start_ns
         if line.is_orphan:
             took_ns = self._long_ns(line, layout)
@@ -382,6 +405,19 @@ class _Writer:
         # A payload that is not whole is not shown: its words may belong to another event.
         if fields and words and len(words) == count_words(fields):
             yield from split(fields, words)
+
+
+def _bounds_ns(spans: list[tuple[int, int]], clock: Clock) -> list[int]:
+    # Begin, end, begin, end: an odd number of them lies before what is inside.
+    bounds: list[int] = []
+    for span in spans:
+        first, last = clock.ns(np.array(span, np.uint64)).tolist()
+        last = np.iinfo(np.int64).max if span[1] == FOREVER else last
+        if bounds and first <= bounds[-1]:
+            bounds[-1] = max(bounds[-1], last)
+        elif first < last:
+            bounds += [first, last]
+    return bounds
 
 
 def _duration(took_ns: int) -> str:

@@ -31,6 +31,11 @@ def pair_notes(times: Times) -> list[str]:
     """What could not be paired, one line each."""
     counts = times.counts
     lines: list[str] = []
+    if counts.without_exits:
+        lines.append(
+            f"not in the table: {counts.without_exits:,} events of the tracer {FUNCTION}, which "
+            "sees no ends of calls; --text shows them"
+        )
     if counts.unfinished:
         lines.append(
             f"unfinished: {counts.unfinished:,} calls have no end here (still open, left by "
