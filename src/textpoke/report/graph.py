@@ -14,6 +14,7 @@ from textpoke.calls import FOREVER, layouts_by_site, times_without_exits
 from textpoke.decode import DATA, ENTRY, EXIT, Decoder
 from textpoke.payload import CALLER, DURATION, Formatter, Layout, count_words, split
 from textpoke.report.names import function_labels, padded_label
+from textpoke.report.stacks import ShownStack, Stacks
 from textpoke.report.text import header
 from textpoke.trigger_notes import resumptions
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from textpoke.capture import Capture
-    from textpoke.decode import Clock, Events
+    from textpoke.decode import Clock, Events, Loss
     from textpoke.payload import Field
 
 _MARKS = (
@@ -117,7 +118,7 @@ def graph(
     As in the kernel, but for the CPU, which is not recorded: the task has its column instead.
     A call stands where it began; one that calls nothing has a line to itself, and so have calls
     of a time when the tracer was function. Where its entry is not in the capture the name stands
-    behind the brace.
+    behind the brace. What `stacktrace` triggers noted is a comment behind its event.
 
     Args:
         capture: Open.
@@ -131,6 +132,7 @@ def graph(
     yield writer.header()
     for events in writer.decoder.merged():
         yield writer.chunk(events)
+    yield writer.rest()
 
 
 class _Writer:
@@ -147,6 +149,7 @@ class _Writer:
         clock = self.decoder.clock
         rate = clock.ns_per_tick if clock.known else None
         self._formatter = Formatter(capture.meta.enums, symbol, rate)
+        self._stacks = Stacks(capture, clock, symbol)
         self._ns_per_tick = clock.ns_per_tick
         self._start_ns = clock.start_ns
         self._functions = function_labels(capture)
@@ -180,15 +183,30 @@ class _Writer:
         columns = (events.ts_ns, events.tid, events.site, events.type, words)
         lists = [column.tolist() for column in columns]
         start = 0
-        for loss in events.losses:
-            row = int(np.searchsorted(events.ts_ns, loss.ts_ns))
+        for row, between in self._between(events):
             self._take([column[start:row] for column in lists])
-            self._lose(loss.tid, loss.count)
+            if isinstance(between, ShownStack):
+                self._show_stack(between)
+            else:
+                self._lose(between.tid, between.count)
             start = max(start, row)
         self._take([column[start:] for column in lists])
         for thread in self._threads.values():
             self._settle(thread)
         return "".join(self._lines)
+
+    def rest(self) -> str:
+        """The lines behind the last event."""
+        self._lines = []
+        for stack in self._stacks.rest():
+            self._show_stack(stack)
+        return "".join(self._lines)
+
+    def _between(self, events: Events) -> list[tuple[int, Loss | ShownStack]]:
+        # What stands before which row.
+        losses = ((int(np.searchsorted(events.ts_ns, x.ts_ns)), x) for x in events.losses)
+        found: list[tuple[int, Loss | ShownStack]] = [*losses]
+        return sorted([*found, *self._stacks.before_end_of(events)], key=lambda place: place[0])
 
     def _take(self, columns: list[list[int]]) -> None:
         for ts_ns, tid, site, kind, word in zip(*columns, strict=True):
@@ -216,6 +234,16 @@ class _Writer:
         thread = self._threads[tid]
         self._settle(thread)
         self._lines.append(f"{thread.label}[LOST {count} EVENTS]\n")
+
+    def _show_stack(self, stack: ShownStack) -> None:
+        thread = self._threads.get(stack.tid) or _Thread(padded_label(self._capture, stack.tid))
+        self._settle(thread)
+        depth = 0 if self._options.ends_only or not thread.stack else thread.stack[-1].depth + 1
+        self._lines += [
+            self._line(thread, depth, stack.ts_ns, _BLANK, f"/* {stack.title}"),
+            *(f"{frame}\n" for frame in stack.frames),
+            " */\n",
+        ]
 
     def _level(self, thread: _Thread, site: int) -> tuple[int, bool]:
         # The depth at which a call is shown that begins now, and whether it is hidden.

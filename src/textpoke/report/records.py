@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from textpoke.decode import Clock
+from textpoke.report.stacks import stack_records
 from textpoke.report.times import ordered
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def records(capture: Capture, counts: Counts, *, limit: int | None = None) -> di
         "lost": counts.lost,
         "lost_no_ring": counts.lost_no_ring,
         "threads": _threads(capture, counts),
+        "stacks": stack_records(capture, Clock(capture)),
         "functions": _functions(capture, counts, limit),
     }
 

@@ -11,12 +11,14 @@ from textpoke.calls import layouts_by_site
 from textpoke.decode import DATA, ENTRY, Decoder
 from textpoke.payload import Formatter, Layout, count_words
 from textpoke.report.names import NAME_WIDTH, TID_WIDTH, escape, function_labels, padded_label
+from textpoke.report.stacks import Stacks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from textpoke.capture import Capture
-    from textpoke.decode import Events
+    from textpoke.decode import Events, Loss
+    from textpoke.report.stacks import ShownStack
 
 _SECONDS_WIDTH = 6
 _PREFIX_WIDTH = NAME_WIDTH + 1 + TID_WIDTH + 1
@@ -31,7 +33,7 @@ def text(capture: Capture, *, symbol: Callable[[int], str | None] | None = None)
     As in the kernel: `TASK-TID  SECONDS.MICROSECONDS: FUNCTION`, seconds of CLOCK_MONOTONIC,
     functions outside of the main program with their module in brackets, losses in their place.
     The CPU is not recorded, so its column is left out. Arguments stand behind the name
-    where they were recorded.
+    where they were recorded. What `stacktrace` triggers noted stands behind its event.
 
     Args:
         capture: Open.
@@ -45,8 +47,18 @@ def text(capture: Capture, *, symbol: Callable[[int], str | None] | None = None)
     labels = {tid: padded_label(capture, tid) for tid in decoder.tids}
     functions = function_labels(capture)
     payloads = _Payloads(capture, decoder, symbol)
+    stacks = Stacks(capture, decoder.clock, symbol)
+    start_ns = decoder.clock.start_ns
     for events in decoder.merged():
-        yield _chunk(events, labels, functions, decoder.clock.start_ns, payloads)
+        lines = _chunk(events, labels, functions, start_ns, payloads)
+        inserted = [
+            *((_row(events, loss), _lost(labels, loss)) for loss in events.losses),
+            *((row, _stack(capture, one, start_ns)) for row, one in stacks.before_end_of(events)),
+        ]
+        for row, line in reversed(sorted(inserted, key=lambda place: place[0])):  # noqa: C413
+            lines.insert(row, line)
+        yield "".join(lines)
+    yield "".join(_stack(capture, one, start_ns) for one in stacks.rest())
 
 
 class _Payloads:
@@ -116,14 +128,26 @@ def _chunk(
     functions: list[str],
     start_ns: int,
     payloads: _Payloads,
-) -> str:
+) -> list[str]:
     lines = _lines(events, labels, functions, start_ns)
     if events.has_data:
         payloads.add(events, lines)
-    for loss in reversed(events.losses):
-        row = int(np.searchsorted(events.ts_ns, loss.ts_ns))
-        lines.insert(row, f"{labels[loss.tid]}[LOST {loss.count} EVENTS]\n")
-    return "".join(lines)
+    return lines
+
+
+def _row(events: Events, loss: Loss) -> int:
+    return int(np.searchsorted(events.ts_ns, loss.ts_ns))
+
+
+def _lost(labels: dict[int, str], loss: Loss) -> str:
+    return f"{labels[loss.tid]}[LOST {loss.count} EVENTS]\n"
+
+
+def _stack(capture: Capture, stack: ShownStack, start_ns: int) -> str:
+    seconds, rest_ns = divmod(stack.ts_ns + start_ns, _NS_PER_S)
+    time = f"{seconds:>{_SECONDS_WIDTH}}.{rest_ns // _NS_PER_US:06d}"
+    head = f"{padded_label(capture, stack.tid)}{time}: {stack.title}"
+    return "".join(f"{line}\n" for line in (head, *stack.frames))
 
 
 def _lines(
