@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,7 @@ from textpoke.packing import Packer
 from textpoke.streams import RawBlock, Times, block_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -40,6 +40,7 @@ class Kept:
         complete_from_tsc: From here on nothing is missing for want of room or of history;
             `from_tsc` when all is there.
         marker: What asked for it, for the capture's JSON.
+        notes: What triggers have done by then, for the capture's JSON.
     """
 
     blocks: list[RawBlock]
@@ -47,6 +48,7 @@ class Kept:
     to_tsc: int
     complete_from_tsc: int
     marker: Mapping[str, object] = field(default_factory=dict)
+    notes: Sequence[Mapping[str, object]] = ()
 
     @property
     def events(self) -> int:
@@ -62,6 +64,23 @@ class Kept:
             "complete_from_tsc": self.complete_from_tsc,
             "events": self.events,
         }
+
+
+class Past:
+    """The last notes of a recording: a snapshot needs those of its stretch of time."""
+
+    _MOST = 4096
+
+    def __init__(self) -> None:
+        self._held: deque[tuple[int, Mapping[str, object]]] = deque(maxlen=self._MOST)
+
+    def add(self, tsc: int, note: Mapping[str, object]) -> None:
+        """Take in what has happened."""
+        self._held.append((tsc, note))
+
+    def given_to(self, kept: Kept) -> Kept:
+        """The stretch with the notes of what had happened before its end."""
+        return replace(kept, notes=[note for tsc, note in self._held if tsc <= kept.to_tsc])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -240,4 +259,5 @@ def write_snapshot(
             raise writer.failed(exc.errno or 0) from exc
         lost = sum(block.lost for block in kept.blocks)
         totals = {"events": kept.events, "lost": lost, "markers": [kept.as_dict()]}
-        writer.end({"reason": "snapshot", **end, **totals})
+        notes = {"notes": list(kept.notes)} if kept.notes else {}
+        writer.end({"reason": "snapshot", **end, **totals, **notes})

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from textpoke._site_lookup import SiteLookup
-from textpoke.flight import FlightRecorder, Kept, write_kept
+from textpoke.flight import FlightRecorder, Kept, Past, write_kept
 from textpoke.packing import Packer
 from textpoke.streams import ENTRY, RawBlock, Tap, total_events
 from textpoke.trigger_engine import FOREVER, Hit, TriggerEngine
@@ -56,15 +56,16 @@ class Flowed:
 
     def notes(self) -> list[dict[str, object]]:
         """For the capture's JSON: every hit and switch, and every stretch that was kept."""
-        by_hand: list[dict[str, object]] = [
-            {"command": str(Command.TRACEON if on else Command.TRACEOFF), "tsc": tsc}
-            for tsc, on in self.turned
-        ]
         return [
             *(hit.as_dict() for hit in self.hits),
-            *by_hand,
+            *(turned_note(tsc, on=on) for tsc, on in self.turned),
             *(kept.as_dict() for kept in self.kept),
         ]
+
+
+def turned_note(tsc: int, *, on: bool) -> dict[str, object]:
+    """What a switch by hand leaves in the capture's JSON."""
+    return {"command": str(Command.TRACEON if on else Command.TRACEOFF), "tsc": tsc}
 
 
 class Flow:
@@ -94,6 +95,7 @@ class Flow:
         self.counter: CallCounter | None = None
         self.holds = True
         self._fd = fd
+        self._past = Past()
         self._packer = Packer()
         self._older = older
 
@@ -119,7 +121,10 @@ class Flow:
         if self.holds:
             self.recorder.add(passed, fed.watermark)
         flowed = Flowed(fed.hits, skipped=fed.skipped, turned=fed.turned)
+        for tsc, on in fed.turned:
+            self._past.add(tsc, turned_note(tsc, on=on))
         for hit in fed.hits:
+            self._past.add(hit.tsc, hit.as_dict())
             self._act(hit, flowed)
         self._write(Kept(passed, 0, fed.watermark, 0), flowed)
         return flowed
@@ -139,7 +144,7 @@ class Flow:
                 flowed.skipped += 1
                 return
             kept = self.recorder.snapshot(hit.as_dict(), to_tsc=hit.tsc)
-            flowed.snapshots.append((hit, kept))
+            flowed.snapshots.append((hit, self._past.given_to(kept)))
 
     def _write(self, kept: Kept, flowed: Flowed) -> None:
         flowed.events += total_events(kept.blocks)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from textpoke._native import lib
-from textpoke.flight import Kept
-from textpoke.flow import Flowed
+from textpoke.flight import Kept, Past
+from textpoke.flow import Flowed, turned_note
 from textpoke.ring import Copied, Short, Span
 from textpoke.streams import ENTRY, OpenCalls, Tap
 from textpoke.trigger_engine import FOREVER, Hit, TriggerEngine
@@ -141,6 +141,7 @@ class RingFlight:
         self._watched = watched
         self._beside = round(beside_ns * engine.ticks_per_ns)
         self._tap = Tap()
+        self._past = Past()
         self._asked: list[tuple[int, int, int, Hit]] = []
         self._order = itertools.count()
         self._was_on = engine.on
@@ -163,10 +164,13 @@ class RingFlight:
         blocks, complete = self._watched.take()
         fed = self.engine.feed(blocks, watermark, complete=complete)
         flowed = Flowed(skipped=fed.skipped, turned=fed.turned)
+        for tsc, on in fed.turned:
+            self._past.add(tsc, turned_note(tsc, on=on))
         stacks = 0
         for hit in fed.hits:
             stacks += hit.trigger.command is Command.STACKTRACE
             flowed.hits.append(self._acted(hit, flowed, stacks=stacks <= _MOST_STACKS))
+            self._past.add(hit.tsc, flowed.hits[-1].as_dict())
         while self._asked and self._asked[0][0] <= fed.watermark:
             self._keep(*self._asked.pop(0), flowed)
         if self.engine.on != self._was_on:
@@ -201,7 +205,7 @@ class RingFlight:
             if len(flowed.snapshots) >= _MOST_SNAPSHOTS:
                 flowed.skipped += 1
             else:
-                flowed.snapshots.append((hit, self._snapshot(hit)))
+                flowed.snapshots.append((hit, self._past.given_to(self._snapshot(hit))))
         elif command is Command.KEEP:
             ticks = self.engine.ticks_per_ns
             begin = hit.tsc - round(hit.trigger.before_ns * ticks)

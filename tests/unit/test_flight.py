@@ -13,8 +13,9 @@ from raw_events import F, G, block, data, entry, read_blocks, times
 from textpoke._errors import CaptureExists
 from textpoke.capture import Capture
 from textpoke.decode import Decoder
-from textpoke.flight import FlightRecorder, snapshot_path, write_kept, write_snapshot
+from textpoke.flight import FlightRecorder, Past, snapshot_path, write_kept, write_snapshot
 from textpoke.packing import Packer
+from textpoke.trigger_notes import resumptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,12 +128,17 @@ def test_a_snapshot_is_a_capture(tmp_path: Path) -> None:
     assert path.endswith("x.snapshot-1.tptrace")
     meta = captures.meta(sites=[[F, "prog", "f"], [G, "prog", "g"]])
     kept = recorder.snapshot({"trigger": "f:snapshot"})
+    past = Past()
+    for tsc in (start + 400, start + 700):
+        past.add(tsc, {"command": "traceon", "tsc": tsc})
+    kept = past.given_to(kept)
     write_snapshot(path, kept, meta, {100: "main"}, {"clock": captures.clock(900)})
     with Capture(path) as capture:
         assert capture.end is not None
         assert (capture.end.events, capture.end.lost, capture.end.reason) == (2, 2, "snapshot")
         assert capture.end.raw["markers"][0]["trigger"] == "f:snapshot"
         assert Decoder(capture).all().site.tolist() == [0, 1]
+        assert resumptions(capture) == [start + 400]
     with pytest.raises(CaptureExists):
         write_snapshot(path, kept, meta, {}, {"clock": captures.clock(900)})
 

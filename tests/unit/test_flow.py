@@ -86,6 +86,19 @@ def test_snapshots_end_with_their_hit(rig) -> None:
     ]
 
 
+def test_snapshots_know_what_happened_before(rig) -> None:
+    one = rig("f:snapshot", "g:traceoff")
+    one.flow.engine.switch(8, on=True)
+    one.feed(block([entry(5, G)]), mark=10)
+    flowed = one.feed(block([entry(12, F), entry(15, G)]), mark=20)
+    (_, kept) = flowed.snapshots[0]
+    assert [(note["command"], note["tsc"]) for note in kept.notes] == [
+        ("traceon", 8),
+        ("traceoff", 5),
+        ("snapshot", 12),
+    ]
+
+
 def test_a_hot_function_makes_no_flood_of_snapshots(rig) -> None:
     one = rig("f:snapshot")
     flowed = one.feed(block([entry(t) for t in range(100)]), mark=200)
