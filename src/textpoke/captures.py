@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from textpoke import call_notes, capturing, libc_calls, libc_programs
 from textpoke.arguments import CaptureProgram
 from textpoke.payload import enums_json, layouts_json
-from textpoke.tracer_names import BLK
+from textpoke.tracer_names import BLK, WAKEUP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -43,6 +43,7 @@ class Captures:
         self._enums: dict[str, Mapping[int, str]] = {}
         self._libc: dict[str, dict[int, Function]] = {}
         self._uploaded: dict[int, dict[int, CaptureProgram]] = {}  # by number of the set
+        self._waiting = call_notes.Waiting()
         self._by_return: dict[int, Function] = {}
         self._programs: dict[str, dict[int, CaptureProgram]] = {}  # by tracer, as made last
 
@@ -156,6 +157,14 @@ class Captures:
         if not self.libc(tracer):
             return {}
         return call_notes.moment(pid, tracer)
+
+    def when_on(self, pid: int, tracer: str) -> dict[str, object]:
+        """Fields of a SITES block about the moment after the tracer was switched on."""
+        return self._waiting.begin(pid) if tracer == WAKEUP else {}
+
+    def later(self, pid: int, tracer: str) -> dict[str, object]:
+        """What could not be told then, and can now; mostly nothing."""
+        return self._waiting.more(pid) if tracer == WAKEUP else {}
 
     def at_end(self, pid: int, tracer: str) -> dict[str, object]:
         """Fields of END about the moment."""

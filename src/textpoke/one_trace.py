@@ -230,7 +230,7 @@ class Trace:
         except BaseException:
             self._tracer = before
             raise
-        self.note({"tracer": name, "switched": [began, int(lib.tp_rdtsc())]})
+        self._note_moment({"tracer": name, "switched": [began, int(lib.tp_rdtsc())]})
 
     @property
     def sample(self) -> int:
@@ -369,7 +369,8 @@ class Trace:
             self.merged = self.target.merge(plan, self.mode)
             self._switch()
             self.switched_on = time.perf_counter()
-            self.note({"switched_on": int(lib.tp_rdtsc())})  # a full disk must not leave it on
+            # A full disk must not leave it on.
+            self._note_moment({"switched_on": int(lib.tp_rdtsc())})
         except BaseException:
             self._abandon()
             raise
@@ -524,6 +525,11 @@ class Trace:
         if self._log is not None:
             self._log.more_sites([], fields)
 
+    def _note_moment(self, fields: Mapping[str, object]) -> None:
+        """Note that a tracer is on, and what was the case just then."""
+        if self._log is not None:
+            self.note({**fields, **self._captures.when_on(self.target.pid, self._tracer)})
+
     def snapshot_fields(self) -> tuple[dict[str, object], dict[int, str], dict[str, object]]:
         """META, names of threads and END's clock for a capture of a part of this one."""
         threads = self._log.thread_names if self._log is not None else {}
@@ -555,6 +561,7 @@ class Trace:
         if self._reader is not None:
             self._look_for_modules()
             self._look_at_branches()
+            self._look_at_sleepers()
         if self._reader is None or (self.overwrite and not self.on_demand):
             return Drained()
         if self._log is not None:
@@ -624,6 +631,12 @@ class Trace:
         if self._tracer == BRANCH and self._branches and time.monotonic() >= self._next_counts:
             self._next_counts = time.monotonic() + _COUNTS_S
             self._branches.look()
+
+    def _look_at_sleepers(self) -> None:
+        """Threads that were on their way back into a wait when the tracer was switched on."""
+        fields = self._captures.later(self.target.pid, self._tracer)
+        if fields:
+            self.note(fields)
 
     def _guard_returns(self) -> None:
         """What has come may unwind the stack. Raises UnsupportedTarget ("returns")."""

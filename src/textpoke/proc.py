@@ -33,6 +33,8 @@ _READ_BYTES = 1 << 16
 _SYS_KCMP = 312
 _KCMP_VM = 1
 _ROOM_FOR_THREADS = 64
+# futex; restart_syscall, which goes on with its arguments after a thread was stopped.
+_FUTEX_CALLS = (b"202", b"219")
 
 
 def read_file(pid: int, name: str) -> bytes:
@@ -153,9 +155,24 @@ def read_statuses(pid: int) -> list[tuple[int, dict[str, str]]]:
     return [(tid, _fields(content)) for tid, content in _statuses(pid)]
 
 
+def read_futex_wait(pid: int, tid: int) -> int | None:
+    """Return the address of the futex that a thread is blocked on.
+
+    0 when it is on none, is gone, or may not be looked at; None while it runs, or is about to.
+    """
+    try:
+        words = read_file(pid, f"task/{tid}/syscall").split()
+    except (NoSuchTarget, AttachDenied):
+        return 0
+    if words == [b"running"]:
+        return None
+    # Blocked elsewhere than in a call there are three words.
+    return int(words[1], 16) if len(words) > 3 and words[0] in _FUTEX_CALLS else 0
+
+
 def _statuses(pid: int) -> list[tuple[int, bytes]]:
     statuses: list[tuple[int, bytes]] = []
-    for tid in _task_ids(pid):
+    for tid in task_ids(pid):
         try:
             status = read_file(pid, f"task/{tid}/status")
             if _WORKERS_MASK not in status or not _is_kernel_worker(pid, tid):
@@ -262,7 +279,8 @@ def _is_kernel_worker(pid: int, tid: int) -> bool:
     return bool(int(flags) & (_PF_IO_WORKER | _PF_USER_WORKER))
 
 
-def _task_ids(pid: int) -> Iterator[int]:
+def task_ids(pid: int) -> Iterator[int]:
+    """Return the ids of all threads, the kernel's own among them. Raises NoSuchTarget."""
     try:
         return iter(sorted(map(int, os.listdir(f"{ROOT}/{pid}/task"))))
     except OSError as exc:

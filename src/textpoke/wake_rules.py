@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from textpoke.group_math import earliest_after, group_maxima, latest_before, levels
+from textpoke.group_math import earliest_after, group_maxima, group_minima, latest_before, levels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 NEVER_NS = np.iinfo(np.int64).max >> 2
 """End of a wait that did not end."""
 EVERYBODY = 1 << 30
+_SLEPT_NS = 10_000  # longer than a call takes that finds what it waits for
+_ENOUGH_SLEEPS = 8
+_FEW_TAKES = 4  # for each sleep
 
 _ENDS, _WAKES, _BEGINS = range(3)  # at one moment, in this order
 
@@ -55,6 +58,12 @@ class Waits:
     def take(self, rows: Ints | NDArray[np.bool_]) -> Self:
         """Some of them."""
         return type(self)(*(getattr(self, column.name)[rows] for column in fields(self)))
+
+
+def joined(first: Waits, second: Waits) -> Waits:
+    """The ones behind the others."""
+    names = [column.name for column in fields(Waits)]
+    return Waits(*(np.concatenate([getattr(w, name) for w in (first, second)]) for name in names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +108,9 @@ def match_counted(waits: Waits, posts: Posts, *, keeps: bool) -> Pairs:
     given = posts.take(able)
     cluster = _clusters(waits)
     alone = np.bincount(cluster, minlength=1)[cluster] == 1
-    stored = _stored(waits, posts) if keeps else np.zeros(len(waits), dtype=np.int64)
-    pairs = [_match_alone(waits, given, np.flatnonzero(alone & waits.ok & (stored == 0)))]
+    stored, untaken = _stored(waits, posts) if keeps else np.zeros((2, len(waits)), np.int64)
+    is_free = alone & waits.ok & (stored <= untaken)
+    pairs = [_match_alone(waits, given, np.flatnonzero(is_free))]
     for members in _groups(cluster, ~alone):
         first = members[np.argmin(waits.start_ns[members])]
         model = _Model(keeps=keeps, stored=int(stored[first]))
@@ -155,16 +165,41 @@ def _groups(cluster: Ints, wanted: NDArray[np.bool_]) -> Iterator[Ints]:
         yield from np.split(rows, np.flatnonzero(np.diff(cluster[rows])) + 1)
 
 
-def _stored(waits: Waits, posts: Posts) -> Ints:
-    # How many wakes a semaphore kept when each wait began, as far as the capture knows.
+def _stored(waits: Waits, posts: Posts) -> Pairs:
+    # How many wakes a semaphore kept when each wait began, as far as the capture knows; and how
+    # many of them were taken unseen, where waits tell, if they were alone.
     taken = np.flatnonzero(waits.ok)
     target = np.concatenate([posts.object, waits.object[taken]])
     when = np.concatenate([posts.ts_ns, waits.end_ns[taken]])
     step = np.repeat([1, -1], [len(posts), len(taken)])
     order = np.lexsort((step, when, target))
-    height = levels(target[order], step[order])
-    last = latest_before(target[order], when[order], waits.object, waits.start_ns + 1)
-    return np.where(last >= 0, height[last], 0) if len(height) else np.zeros(len(waits), np.int64)
+    target, when = target[order], when[order]
+    height = levels(target, step[order])
+    untaken = _never_taken(target, height, step[order])
+    untaken = np.where(_sleeps(waits, posts, target), untaken, 0)
+    last = latest_before(target, when, waits.object, waits.start_ns + 1)
+    return np.append(height, 0)[last], np.append(untaken, 0)[last]  # -1 finds the last
+
+
+def _never_taken(target: Ints, height: Ints, step: Ints) -> Ints:
+    # How many of those that were kept at each moment are still there at the last post: of takes
+    # behind it nobody knows whether they had a post, since switching off may have come between.
+    is_before_last = group_maxima(target[::-1], step[::-1])[::-1] > 0
+    known = np.where(is_before_last, height, NEVER_NS)
+    return np.minimum(group_minima(target[::-1], known[::-1])[::-1], height)
+
+
+def _sleeps(waits: Waits, posts: Posts, target: Ints) -> NDArray[np.bool_]:
+    # Whether many waits on these objects slept until a post came. Nobody sleeps while something is
+    # kept: what nobody takes from such an object was taken unseen, by a wait of before the capture.
+    took = np.flatnonzero(waits.ok)
+    object_, start_ns, end_ns = waits.object[took], waits.start_ns[took], waits.end_ns[took]
+    post = earliest_after(posts.object, posts.ts_ns, object_, start_ns)
+    slept = np.append(posts.ts_ns, NEVER_NS)[post] < end_ns  # -1 finds the last
+    slept &= end_ns - start_ns > _SLEPT_NS
+    known, of_take = np.unique(object_, return_inverse=True)
+    sleeps, takes = np.bincount(of_take[slept], minlength=len(known)), np.bincount(of_take)
+    return np.isin(target, known[(sleeps >= _ENOUGH_SLEEPS) & (_FEW_TAKES * sleeps > takes)])
 
 
 @dataclass(slots=True)

@@ -15,11 +15,13 @@ import numpy as np
 from textpoke.call_rows import rows_of
 from textpoke.group_math import latest_before, numbered
 from textpoke.libc_calls import SYS_FUTEX
+from textpoke.unseen_waits import Sleepers, sleepers, stretches, unseen
 from textpoke.wake_rules import (
     EVERYBODY,
     NEVER_NS,
     Posts,
     Waits,
+    joined,
     match_barrier,
     match_counted,
     match_last,
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from textpoke.call_rows import CallRows
     from textpoke.calls import Calls
     from textpoke.libc_calls import Function
+    from textpoke.unseen_waits import Look
 
     Ints = NDArray[np.int64]
 
@@ -75,20 +78,22 @@ class Wakes:
         return int(np.argmax(self.latency_ns)) if len(self) else None
 
 
-def wakes(calls: Calls, functions: Sequence[Function]) -> Wakes:
+def wakes(calls: Calls, functions: Sequence[Function], looks: Sequence[Look] = ()) -> Wakes:
     """Every wake of a capture that can be matched to a wait.
 
     Args:
         calls: All calls.
         functions: The function of each site (`libc_calls.known`).
+        looks: Which threads waited already when it was switched on, by time.
     """
     rows = rows_of(calls, functions)
+    asleep = sleepers(calls, looks)
     parts = [
         _mutexes(rows),
         _rwlocks(rows),
-        _conditions(rows.of("cond", ("wait", "wake", "wakeall"))),
-        _semaphores(rows.of("sem", ("wait", "try", "wake"))),
-        _futexes(rows.of("futex", ("futex",))),
+        _conditions(rows.of("cond", ("wait", "wake", "wakeall")), asleep),
+        _semaphores(rows.of("sem", ("wait", "try", "wake")), asleep),
+        _futexes(rows.of("futex", ("futex",)), asleep),
         _barriers(rows.of("barrier", ("wait",))),
     ]
     waker = np.concatenate([part[0] for part in parts])
@@ -162,27 +167,27 @@ def _ends_exclusive(rows: CallRows, releases: CallRows) -> NDArray[np.bool_]:
     return ~shares[last]
 
 
-def _conditions(rows: CallRows) -> _Part:
+def _conditions(rows: CallRows, asleep: Sleepers) -> _Part:
     everybody = rows.which(lambda f: f.role == "wakeall")
     count = np.where(everybody, EVERYBODY, 1)
     is_wait = rows.which(lambda f: f.role == "wait")
-    return _counted(rows, is_wait, count, rows.succeeded, keeps=False)
+    return _counted(rows, asleep, is_wait, count, keeps=False)
 
 
-def _semaphores(rows: CallRows) -> _Part:
+def _semaphores(rows: CallRows, asleep: Sleepers) -> _Part:
     is_post = rows.which(lambda f: f.role == "wake")
     is_try = rows.which(lambda f: f.role == "try")
     count = np.ones(len(rows), dtype=np.int64)
-    return _counted(rows, ~is_post, count, rows.succeeded, keeps=True, instant=is_try)
+    return _counted(rows, asleep, ~is_post, count, keeps=True, instant=is_try)
 
 
-def _futexes(rows: CallRows) -> _Part:
+def _futexes(rows: CallRows, asleep: Sleepers) -> _Part:
     rows = rows.take(rows.numbers("number") == SYS_FUTEX)
     operation = rows.numbers("operation") & _FUTEX_OPERATION
     rows = rows.take(np.isin(operation, (*_FUTEX_WAITS, *_FUTEX_WAKES)))
     operation = rows.numbers("operation") & _FUTEX_OPERATION
     count = np.maximum(rows.results(otherwise=0), 0)  # the kernel says how many it woke
-    return _counted(rows, np.isin(operation, _FUTEX_WAITS), count, rows.succeeded, keeps=False)
+    return _counted(rows, asleep, np.isin(operation, _FUTEX_WAITS), count, keeps=False)
 
 
 def _barriers(rows: CallRows) -> _Part:
@@ -195,22 +200,27 @@ def _barriers(rows: CallRows) -> _Part:
 
 def _counted(
     rows: CallRows,
+    asleep: Sleepers,
     is_wait: NDArray[np.bool_],
     count: Ints,
-    ok: NDArray[np.bool_],
     *,
     keeps: bool,
     instant: NDArray[np.bool_] | None = None,
 ) -> _Part:
     target = rows.addresses("object")
-    number = numbered(target)[0]
+    number, of_sleeper = numbered(target, asleep.object)
     waits, posts = np.flatnonzero(is_wait), np.flatnonzero(~is_wait)
-    made = _waits(rows.take(is_wait), number[waits], ok[waits])
+    made = _waits(rows.take(is_wait), number[waits], rows.succeeded[waits])
     if instant is not None:  # a try takes, but never waits
         made.start_ns[instant[waits]] = made.end_ns[instant[waits]]
     given = Posts(number[posts], rows.tid[posts], rows.start_ns[posts], count[posts])
-    post, wait = match_counted(made, given, keeps=keeps)
-    return rows.row[posts[post]], rows.row[waits[wait]], target[waits[wait]], int(made.ok.sum())
+    everyone = joined(made, unseen(asleep, of_sleeper, made))
+    everyone.object[:] = stretches(asleep, of_sleeper, everyone.object, everyone.end_ns)
+    given.object[:] = stretches(asleep, of_sleeper, given.object, given.ts_ns)
+    post, wait = match_counted(everyone, given, keeps=keeps)
+    recorded = wait < len(made)
+    post, wait = posts[post[recorded]], waits[wait[recorded]]
+    return rows.row[post], rows.row[wait], target[wait], int(made.ok.sum())
 
 
 def _waits(rows: CallRows, number: Ints, ok: NDArray[np.bool_]) -> Waits:

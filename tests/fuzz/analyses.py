@@ -26,7 +26,7 @@ def seeds() -> list[Seed]:
         call_tables.recipe("blk", call_tables.IO, fds=call_tables.FDS),
         call_tables.recipe("irqsoff", call_tables.LOCKS, masks={"101": 2}),
         call_tables.recipe("wakeup_rt", call_tables.WAKES, functions={"5": "read"}),
-        call_tables.recipe("wakeup_rt", call_tables.CROWD),
+        call_tables.recipe("wakeup_rt", call_tables.CROWD, waiting=call_tables.WAITING),
     )
     return [files.seed(data) for recipe in recipes for data in files.written(recipe)]
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 40
 WITHIN = 0.05
+SETTLED_S = 0.15  # the waiters are back in their waits, and were looked at
+LATE_NS = 200_000  # a return is seen after the program's own look at the clock
 
 
 @pytest.fixture
@@ -132,6 +134,50 @@ def test_wakeup_knows_the_longest_wake(known: subprocess.Popen[str], output: Pat
     assert longest["latency_ns"] == near(mine["condition_ns"])
     stacks = {stack["tid"]: stack["functions"][0] for stack in longest["stacks"]}
     assert stacks == {mine["waker"]: "wake_by_condition", mine["waiter"]: "sleep_on_condition"}
+
+
+def of_semaphore(output: Path, address: int) -> dict:
+    with Capture(output) as capture:
+        found = latency.records(capture)
+    return next(
+        row for row in found["by_object"] if (row["kind"], row["address"]) == ("sem", address)
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_wakeup_knows_who_waited_already(
+    known: subprocess.Popen[str], output: Path, threads: int
+) -> None:
+    """The first wake of each is not shown: its wait has no begin."""
+    ask(known, f"crowd {threads}")
+    with untouched(known), api.attach(known.pid) as target:
+        with target.trace([], tracer="wakeup_rt", output=output) as trace:
+            trace.run(SETTLED_S)
+            mine = json.loads(ask(known, f"posts {ROUNDS}"))
+        assert trace.lost == 0
+    semaphore = of_semaphore(output, mine["semaphore"])
+    assert semaphore["count"] == ROUNDS - threads
+    assert semaphore["max_ns"] <= mine["longest_ns"] * (1 + WITHIN) + LATE_NS
+
+
+def test_wakeup_knows_who_waits_when_it_is_switched_on_again(
+    known: subprocess.Popen[str], output: Path
+) -> None:
+    ask(known, "crowd 3")
+    with api.attach(known.pid) as target:
+        with target.trace([], tracer="wakeup_rt", output=output) as trace:
+            trace.run(SETTLED_S)
+            first = json.loads(ask(known, f"posts {ROUNDS}"))
+            trace.tracer = "nop"
+            ask(known, f"posts {ROUNDS}")  # each gets some
+            trace.tracer = "wakeup_rt"
+            trace.run(SETTLED_S)
+            second = json.loads(ask(known, f"posts {ROUNDS}"))
+        assert trace.lost == 0
+    semaphore = of_semaphore(output, first["semaphore"])
+    assert semaphore["count"] == 2 * (ROUNDS - 3)
+    longest_ns = max(first["longest_ns"], second["longest_ns"])
+    assert semaphore["max_ns"] <= longest_ns * (1 + WITHIN) + LATE_NS
 
 
 @pytest.mark.parametrize("tracer", ["function", "function_graph"])

@@ -5,7 +5,8 @@
  * takes the time of its longest lock, masked section and wake itself.
  *
  * Lines it understands, each answered by one line of JSON: "io ROUNDS DIRECTORY", "locks ROUNDS",
- * "masks ROUNDS", "wakes ROUNDS", "branches ROUNDS", "calls ROUNDS". Times are nanoseconds.
+ * "masks ROUNDS", "wakes ROUNDS", "crowd THREADS" (once), "posts ROUNDS", "branches ROUNDS",
+ * "calls ROUNDS". Times are nanoseconds.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -322,6 +323,63 @@ PLAIN static void do_wakes(int rounds)
 	    sleeper.condition_ns, (unsigned long)&sleeper.semaphore, sleeper.semaphore_ns);
 }
 
+/* --- posts: to a crowd that waits already, each to one, when all of it is asleep --- */
+
+enum { MOST_IN_CROWD = 8 };
+
+static struct crowd {
+	sem_t semaphore, answer;
+	int threads;
+	volatile int tids[MOST_IN_CROWD];
+	volatile long posted_at_ns;
+	long longest_ns;
+} crowd;
+
+PLAIN static void *sleep_in_crowd(void *argument)
+{
+	*(volatile int *)argument = (int)syscall(SYS_gettid);
+	for (;;) {
+		while (sem_wait(&crowd.semaphore))
+			;
+		keep_longest(&crowd.longest_ns, now_ns() - crowd.posted_at_ns);
+		sem_post(&crowd.answer);
+	}
+	return NULL;
+}
+
+PLAIN static void await_crowd(void)
+{
+	for (int i = 0; i < crowd.threads; i++)
+		while (!crowd.tids[i] || !is_asleep(crowd.tids[i]))
+			usleep(100);
+}
+
+PLAIN static void do_crowd(int threads)
+{
+	pthread_t thread;
+
+	crowd.threads = threads < MOST_IN_CROWD ? threads : MOST_IN_CROWD;
+	for (int i = 0; i < crowd.threads; i++)
+		pthread_create(&thread, NULL, sleep_in_crowd, (void *)&crowd.tids[i]);
+	await_crowd();
+	say("{\"semaphore\": %lu}", (unsigned long)&crowd.semaphore);
+}
+
+PLAIN static void do_posts(int rounds)
+{
+	crowd.longest_ns = 0;
+	for (int i = 0; i < rounds; i++) {
+		await_crowd();
+		crowd.posted_at_ns = now_ns();
+		sem_post(&crowd.semaphore);
+		while (sem_wait(&crowd.answer))
+			;
+	}
+	await_crowd();
+	say("{\"semaphore\": %lu, \"longest_ns\": %ld}", (unsigned long)&crowd.semaphore,
+	    crowd.longest_ns);
+}
+
 /* --- branches: one conditional jump in each function, whose direction is known --- */
 
 /* Jumps when x can be divided by three. */
@@ -423,6 +481,10 @@ PLAIN static void obey(const char *line)
 		do_masks(rounds);
 	else if (sscanf(line, "wakes %d", &rounds) == 1)
 		do_wakes(rounds);
+	else if (sscanf(line, "crowd %d", &rounds) == 1)
+		do_crowd(rounds);
+	else if (sscanf(line, "posts %d", &rounds) == 1)
+		do_posts(rounds);
 	else if (sscanf(line, "branches %d", &rounds) == 1)
 		do_branches(rounds);
 	else if (sscanf(line, "calls %d", &rounds) == 1)

@@ -163,3 +163,4 @@ CROWD = [
     *(call(tid, "pthread_barrier_wait", 600 + tid, 700 + tid, object=LOCK) for tid in (1, 2)),
 ]
 """Several waiters at a time."""
+WAITING = {"tsc": captures.meta()["clock"]["tsc"] + 405 * TICKS_PER_US, "threads": {"3": LOCK}}

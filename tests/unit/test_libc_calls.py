@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from textpoke import call_notes, descriptors, elf
+from textpoke import call_notes, descriptors, elf, proc
 from textpoke._capture_json import SiteName
 from textpoke.libc_calls import (
     OTHER,
@@ -153,6 +153,42 @@ def test_a_look_at_proc_is_read_back() -> None:
     assert look.files[read] == look.files[write] == name
     assert 0 < look.ts_ns <= time.monotonic_ns()
     assert call_notes.open_files(1 << 22) == {}
+
+
+def test_threads_that_are_blocked_on_a_futex() -> None:
+    semaphore, tids = threading.Semaphore(0), []
+    python_thread = threading.Thread(
+        target=lambda: (tids.append(threading.get_native_id()), semaphore.acquire())
+    )
+    python_thread.start()
+    deadline = time.monotonic() + 5
+    while not (tids and proc.read_futex_wait(os.getpid(), tids[0])):
+        assert time.monotonic() < deadline
+    waiting = call_notes.Waiting()
+    (look,) = waiting.begin(os.getpid()).values()
+    assert isinstance(look, dict)
+    assert look["threads"][str(tids[0])] == proc.read_futex_wait(os.getpid(), tids[0])
+    assert str(threading.get_native_id()) not in look["threads"]
+    semaphore.release()
+    python_thread.join()
+    assert proc.read_futex_wait(os.getpid(), tids[0]) == 0  # it is gone
+    assert call_notes.Waiting().begin(1 << 22) == {}
+
+
+def test_who_was_awake_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {1: [0], 2: [0x1000], 3: [None] * 12 + [0x2000]}
+    monkeypatch.setattr(proc, "task_ids", lambda _pid: iter(answers))
+    monkeypatch.setattr(proc, "read_futex_wait", lambda _pid, tid: answers[tid].pop(0))
+    waiting = call_notes.Waiting()
+    (first,) = waiting.begin(0).values()
+    assert first["threads"] == {"2": 0x1000}
+    looks: list[dict] = []
+    deadline = time.monotonic() + 5
+    while not looks and time.monotonic() < deadline:
+        looks += waiting.more(0).values()
+    assert looks == [{"tsc": first["tsc"], "threads": {"3": 0x2000}}]
+    assert not any(answers.values())
+    assert waiting.more(0) == {}
 
 
 def test_masks_of_all_threads() -> None:

@@ -3,25 +3,35 @@
 
 from __future__ import annotations
 
+from collections import deque
+from typing import TYPE_CHECKING
+
+import captures
 import numpy as np
 import pytest
-from call_tables import Call, call, table
+from call_tables import Call, call, recipe, table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textpoke import wake_rules
 from textpoke.call_rows import open_calls
+from textpoke.capture import Capture
+from textpoke.decode import Clock
+from textpoke.unseen_waits import Look, looks
 from textpoke.wake_rules import Posts, Waits
 from textpoke.wakeup import FAMILIES, wakes
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 X, Y, MUTEX = 0x1000, 0x2000, 0x3000
 FUTEX_WAIT, FUTEX_WAKE, PRIVATE = 0, 1, 128
 
 
-def found(calls: list[Call]) -> list[tuple[str, int, int, int, int]]:
+def found(calls: list[Call], *looks: Look) -> list[tuple[str, int, int, int, int]]:
     """Family, waker, waiter, when, latency of each wake."""
     made, functions = table("wakeup_rt", calls)
-    woken = wakes(made, functions)
+    woken = wakes(made, functions, looks)
     return [
         (FAMILIES[family], int(made.tid[waker]), int(made.tid[waiter]), ts_ns, latency_ns)
         for family, waker, waiter, ts_ns, latency_ns in zip(
@@ -174,6 +184,170 @@ def test_a_post_may_be_taken_by_somebody_who_came_later() -> None:
 def test_an_interrupted_wait_was_not_woken() -> None:
     assert found([sem_wait(1, 10, 100, -1), post(2, 60)]) == []
     assert found([sem_wait(1, 10, 100, -1), post(2, 60), sem_wait(3, 110, 120)]) == []
+
+
+def test_the_first_post_goes_to_the_one_that_waited_already() -> None:
+    calls = [post(2, 50), sem_wait(1, 60, 105), post(2, 100), sem_wait(1, 110, 208), post(2, 200)]
+    assert found(calls) == []  # the first one looks as if it had been kept
+    assert found(calls, Look(10, {1: X})) == [("sem", 2, 1, 100, 5), ("sem", 2, 1, 200, 8)]
+
+
+def test_three_workers_that_waited_already_get_a_post_each() -> None:
+    posts = [post(9, 100 * i) for i in range(1, 8)]
+    # Each returns 10 after its post, in turn, and waits again.
+    waits = [sem_wait(1 + i % 3, 100 * i + 111, 100 * i + 410) for i in range(4)]
+    in_turn = [("sem", 9, 1 + i % 3, 100 * i + 400, 10) for i in range(4)]
+    assert found([*posts, *waits], Look(10, {1: X, 2: X, 3: X})) == in_turn
+    assert found([*posts, *waits]) != in_turn
+
+
+def test_ping_pong_begun_before() -> None:
+    def round_at(ts: int) -> list[Call]:
+        there, back = call(1, "sem_post", ts, ts + 2, object=X), sem_wait(2, ts + 60, ts + 105)
+        answer = call(2, "sem_post", ts + 50, ts + 52, object=Y)
+        return [there, back, answer, call(1, "sem_wait", ts + 3, ts + 57, object=Y)]
+
+    calls = [one for ts in (100, 200, 300) for one in round_at(ts)]
+    there = [("sem", 1, 2, ts, 5) for ts in (200, 300)]
+    back = [("sem", 2, 1, ts + 50, 7) for ts in (100, 200, 300)]
+    assert found(calls, Look(10, {2: X})) == sorted(there + back, key=lambda wake: wake[3])
+
+
+def test_one_that_waited_already_and_is_never_heard_of_takes_nobodys_wake() -> None:
+    calls = [sem_wait(1, 20, 105), post(9, 100), sem_wait(1, 110, 205), post(9, 200)]
+    woken = [("sem", 9, 1, 100, 5), ("sem", 9, 1, 200, 5)]
+    assert found(calls, Look(10, {2: X})) == woken
+    # It took the first post, or still waits: nobody knows, and the others' wakes are the same.
+    assert found([post(9, 15), *calls], Look(10, {2: X})) == woken
+
+
+def test_one_whose_wait_was_recorded_waits_once() -> None:
+    calls = [sem_wait(1, 10, 105), post(9, 100), sem_wait(2, 30, 205), post(9, 200)]
+    woken = [("sem", 9, 1, 100, 5), ("sem", 9, 2, 200, 5)]
+    assert found(calls, Look(20, {1: X})) == found(calls) == woken
+    two_posts = [sem_wait(1, 10, 105), post(9, 50), post(9, 100)]
+    kept = [*two_posts, sem_wait(1, 110, 205), post(9, 200)]  # it takes the one of 100
+    assert found(kept, Look(20, {1: X})) == [("sem", 9, 1, 50, 55)]
+    never_back = [sem_wait(1, 10, None), sem_wait(2, 30, 205), post(9, 200)]
+    assert found(never_back, Look(20, {1: X})) == [("sem", 9, 2, 200, 5)]
+
+
+def test_nothing_was_kept_where_a_thread_was_blocked() -> None:
+    """Somebody took the first post unseen, and was back in its wait when proc was looked at."""
+    calls = [post(9, 10), sem_wait(1, 20, 105), post(9, 100)]
+    assert found(calls) == []
+    assert found(calls, Look(30, {1: X})) == [("sem", 9, 1, 100, 5)]
+    assert found(calls, Look(30, {1: Y})) == []
+
+
+def test_a_return_tells_that_a_wait_was_over() -> None:
+    """What it waited in was recorded by another tracer, before this one was switched on."""
+    serve = call(1, "serve", 1, 60)
+    later = [sem_wait(2, 20, 205), post(9, 50), post(9, 200)]
+    assert found([serve, *later], Look(10, {1: X})) == [("sem", 9, 2, 200, 5)]
+
+
+def test_of_two_looks_each_is_true_from_then_on() -> None:
+    calls = [post(9, 100), sem_wait(1, 110, 150), post(9, 145), post(9, 300), sem_wait(1, 310, 405)]
+    twice = Look(10, {1: X}), Look(200, {1: X})
+    assert found([*calls, post(9, 400)], *twice) == [
+        ("sem", 9, 1, 145, 5),
+        ("sem", 9, 1, 400, 5),
+    ]
+
+
+def test_what_sleepers_never_take_was_taken_unseen() -> None:
+    """Nobody noted who took the first post: it was awake when proc was looked at."""
+    us = 1000
+    posts = [post(9, 100 * us * i) for i in range(10)]
+    waits = [sem_wait(1, 100 * us * i + 50 * us, 100 * us * i + 105 * us) for i in range(9)]
+    in_turn = [("sem", 9, 1, 100 * us * i, 5 * us) for i in range(1, 10)]
+    assert found([*posts, *waits]) == in_turn
+    # The last post came while the recording was switched off.
+    assert found([*posts, *waits, sem_wait(1, 950 * us, 1005 * us)]) == in_turn
+    assert found([*posts[:8], *waits[:7]]) == []  # too few to tell
+
+
+def test_what_nobody_sleeps_for_may_stay_kept() -> None:
+    us = 1000
+    posts = [post(9, 100 * us * i) for i in range(70)]
+    quick = [sem_wait(1, 100 * us * i - us, 100 * us * i + us) for i in range(1, 50)]
+    held_up = [sem_wait(1, 100 * us * i - 50 * us, 100 * us * i + us) for i in range(50, 60)]
+    assert found([*posts, *quick, *held_up]) == []
+
+
+def test_a_futex_that_was_waited_for_already() -> None:
+    calls = [
+        futex(9, 50, 51, FUTEX_WAKE, 1),
+        futex(2, 20, 105, FUTEX_WAIT),
+        futex(1, 60, 205, FUTEX_WAIT),
+        futex(9, 100, 101, FUTEX_WAKE, 1),
+        futex(9, 200, 201, FUTEX_WAKE, 1),
+    ]
+    right = [("futex", 9, 2, 100, 5), ("futex", 9, 1, 200, 5)]
+    assert found(calls) != right
+    assert found(calls, Look(10, {1: X})) == right
+
+
+def test_looks_of_another_shape_are_passed_over(tmp_path: Path) -> None:
+    with Capture(captures.write(tmp_path / "x", recipe("wakeup_rt", []))) as capture:
+        clock = Clock(capture)
+        tsc = capture.meta.clock.tsc
+    threads = {"7": X, "x": 1, "8": -1, "9": 1 << 64, "1" * 11: 1, "10": True}
+    blocks: list[dict[str, object]] = [
+        {"waiting": {"tsc": tsc + 3000, "threads": {}}},
+        {"waiting": {"tsc": tsc, "threads": threads}},
+        {"waiting": {"tsc": tsc - 3000, "threads": threads}},  # before the recording
+        {"waiting": {"tsc": 1 << 64, "threads": threads}},
+        {"waiting": {"tsc": tsc, "threads": [7]}},
+        {"waiting": [7]},
+        {"waiting": {"tsc": tsc, "threads": {"6": Y}}},  # of the same look
+        {},
+    ]
+    assert looks(blocks, clock) == [Look(0, {7: X, 6: Y}), Look(1000, {})]
+
+
+STEPS = st.lists(st.booleans(), min_size=4, max_size=40)
+
+
+def semaphore_in_use(workers: int, steps: list[bool], work: int) -> list[Call]:
+    """Workers that wait in turn; at each true step a post, taken 3 later, then work for a while."""
+    begun = dict.fromkeys(range(1, workers + 1), 0)
+    asleep, busy = deque(begun), deque[tuple[int, int]]()
+    calls, kept = [], 0
+    for step, is_post in enumerate(steps, start=1):
+        now = 20 * step
+        while busy and busy[0][1] < now:
+            tid, begun[tid] = busy.popleft()
+            asleep.append(tid)
+            if kept:  # it finds one that was kept, and does not sleep
+                kept -= 1
+                calls.append(sem_wait(asleep.pop(), begun[tid], begun[tid] + 1))
+                calls.append(call(tid, "serve", begun[tid] + 2, begun[tid] + 20 * work))
+                busy.append((tid, begun[tid] + 20 * work + 1))
+        if is_post:
+            calls.append(post(99, now))
+            kept += not asleep
+            if asleep:
+                tid = asleep.popleft()
+                calls.append(sem_wait(tid, begun[tid], now + 3))
+                calls.append(call(tid, "serve", now + 4, now + 20 * work + 4))
+                busy.append((tid, now + 20 * work + 5))
+    return [*calls, *(sem_wait(tid, begun[tid], None) for tid in asleep)]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), STEPS, st.integers(1, 5), st.integers(1, 40))
+def test_a_recording_that_begins_in_the_middle_misses_nothing_from_there_on(
+    workers: int, steps: list[bool], work: int, first_step: int
+) -> None:
+    calls = semaphore_in_use(workers, steps, work)
+    began = 20 * first_step - 5
+    waits = [c for c in calls if c.name == "sem_wait"]
+    waiting = {c.tid: X for c in waits if c.start < began and (c.end or began + 1) > began}
+    seen = {(c.tid, c.end) for c in waits if c.start >= began}
+    wanted = [w for w in found(calls) if (w[2], w[3] + w[4]) in seen]
+    assert found([c for c in calls if c.start >= began], Look(began, waiting)) == wanted
 
 
 def test_the_last_to_come_opens_the_barrier() -> None:

@@ -14,6 +14,7 @@ from textpoke.report.analysed import Analysed, spread_record, us
 from textpoke.report.layout import columns
 from textpoke.sections import KINDS, attempts, sections
 from textpoke.spread import spread
+from textpoke.unseen_waits import looks
 from textpoke.wakeup import FAMILIES, wakes
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ def _found(analysed: Analysed, limit: int | None) -> tuple[str, list[_Longest], 
 
 
 def _woken(analysed: Analysed, limit: int | None) -> tuple[str, list[_Longest], list[_Table]]:
-    found = wakes(analysed.calls, analysed.functions)
+    waiting = looks(analysed.capture.notes, analysed.clock)
+    found = wakes(analysed.calls, analysed.functions, waiting)
     waiters = analysed.calls.tid[found.waiter].astype(np.int64)
     wakers = analysed.calls.tid[found.waker].astype(np.int64)
     tables = [
