@@ -150,7 +150,7 @@ class Resolver:
             pattern = Pattern(spec.pattern)
             chosen = [site for site in sites if pattern.matches(site)]
             if not chosen and strict and not _may_come(pattern, modules):
-                raise UnknownFunction(spec.pattern, pattern.close_names(sites))
+                raise UnknownFunction(spec.pattern, pattern.close_names(sites), "is traced")
             failures: list[ArgumentSpec] = []
             for site in chosen:
                 try:

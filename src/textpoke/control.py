@@ -17,8 +17,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from textpoke import control_place
-from textpoke._errors import ControlFailed, NobodyRecords
+from textpoke import control_place, proc
+from textpoke._errors import ControlFailed, NobodyRecords, NoSuchTarget
 from textpoke.control_verbs import ErrorLog, Session, answer
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ _REQUEST_S = 2.0
 _IDLE_S = 60.0
 _POLL_S = 0.001
 _CLIENT_S = 30.0
+_SLICE_S = 2.0
 
 
 @dataclass(slots=True)
@@ -231,14 +232,17 @@ class ControlClient:
 
     Raises:
         NobodyRecords: No tool listens for this target.
+        NoSuchTarget, AttachDenied: There is no such process, or it is another user's.
         ControlUnsafe: A place where it might listen is not its user's alone.
     """
 
     def __init__(self, pid: int, timeout_s: float = _CLIENT_S) -> None:
         found = control_place.connect(pid, timeout_s)
         if found is None:
+            proc.read_maps(pid)  # there may be no such process, or it is not ours to ask about
             raise NobodyRecords(pid)
         self._socket = found
+        self._timeout_s = timeout_s
         self._received = bytearray()
         self._pid = pid
 
@@ -290,6 +294,17 @@ class ControlClient:
             raise ControlFailed(verb, "the answer is not JSON") from None
         return _result(verb, answered)
 
+    def _require_running(self, verb: str) -> None:
+        """A tool that was stopped (Ctrl-Z) answers when it goes on, which may be never."""
+        tool = control_place.peer_pid(self._socket)
+        with contextlib.suppress(NoSuchTarget):
+            if proc.read_status(tool).get("State", "")[:1] in ("T", "t"):
+                problem = (
+                    f"the textpoke that records pid {self._pid} is stopped, "
+                    f"let it go on: kill -CONT {tool}"
+                )
+                raise ControlFailed(verb, problem)
+
     def _send(self, line: bytes, fds: Sequence[int]) -> None:
         sent = 0
         if fds:
@@ -297,8 +312,16 @@ class ControlClient:
         self._socket.sendall(line[sent:], socket.MSG_NOSIGNAL)
 
     def _line(self, verb: str) -> bytes:
+        deadline = time.monotonic() + self._timeout_s
         while b"\n" not in self._received:
-            data = self._socket.recv(_PIECE_BYTES)
+            self._socket.settimeout(max(min(_SLICE_S, deadline - time.monotonic()), 0.001))
+            try:
+                data = self._socket.recv(_PIECE_BYTES)
+            except TimeoutError:
+                self._require_running(verb)
+                if time.monotonic() >= deadline:
+                    raise
+                continue
             if not data:
                 raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
             self._received += data

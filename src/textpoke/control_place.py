@@ -206,6 +206,13 @@ def _connect(path: str, name: str, uid: int, timeout_s: float) -> socket.socket 
     return None
 
 
+def peer_pid(connection: socket.socket) -> int:
+    """The process at the other end, as the kernel says: who listened."""
+    data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid: int = _CREDENTIALS.unpack(data)[0]
+    return pid
+
+
 def peer_uid(connection: socket.socket) -> int:
     """The user at the other end, as the kernel says."""
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

@@ -220,7 +220,9 @@ def choose(
     closed = _closable_sites(agent, places)
     among = set(closed)
     rest = [i for i in everything if i not in among] if closed else everything
-    found = _choose_lasting(agent, places, rest, no_traps or obstacle) if rest else []
+    found = []
+    if rest or not closed:
+        found = _choose_lasting(agent, places, rest, no_traps or obstacle)
     return _with_closable(agent, found, closed)
 
 

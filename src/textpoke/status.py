@@ -55,6 +55,7 @@ def read_status(pid: int) -> Status:
     Raises:
         NoSuchTarget, AttachDenied: It cannot be looked at.
     """
+    target.read_maps(pid)  # who may not look must not be told that nothing is there
     agent = connect_to_look(pid)
     if agent is None:
         return Status(pid)

@@ -37,6 +37,7 @@ _NS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 _TIME = r"(\d{1,15}(?:\.\d{1,9})?)(ns|us|ms|s)"
 _SPAN = re.compile(_TIME, re.ASCII)
 _OVER = re.compile(rf">{_TIME}$", re.ASCII)
+_NO_TIME = re.compile(r">(-?\d[\w.]*)$", re.ASCII)
 # From the right: names of C++ are full of ":" and ">".
 _TAIL = r"(?:=([^:]*))?(?::([^:]*))?$"
 _WORD = re.compile(rf"(?<!:):(\w+){_TAIL}", re.ASCII)
@@ -124,6 +125,10 @@ def parse_trigger(text: str) -> Trigger:
     command = Command(word)
     head = text[int(remove) : found.start()]
     over = _OVER.search(head)
+    odd = None if over else _NO_TIME.search(head)
+    if odd is not None:
+        column = int(remove) + odd.start(1) + 1
+        raise BadTrigger(text, column, f"{odd[1]!r} is not a time: 5ms, 100us")
     over_ns = _ns(text, int(remove) + over.start() + 2, *over.groups()) if over else 0
     rule = _rule(text, head[: over.start()] if over else head, remove=remove)
     before_ns, after_ns = _kept(text, found, command, remove=remove)

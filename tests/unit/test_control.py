@@ -20,7 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from textpoke import control, control_place
-from textpoke._errors import ControlBusy, ControlFailed, ControlUnsafe, NobodyRecords
+from textpoke._errors import (
+    ControlBusy,
+    ControlFailed,
+    ControlUnsafe,
+    NobodyRecords,
+    NoSuchTarget,
+)
 from textpoke.control import ControlClient, ControlServer
 from textpoke.control_verbs import answer
 
@@ -263,7 +269,31 @@ def test_any_request_is_answered_with_plain_json(verb: str, fields: dict[str, ob
 
 def test_nobody_records() -> None:
     with pytest.raises(NobodyRecords, match="start one with textpoke record -p"):
+        ControlClient(os.getpid())
+    with pytest.raises(NoSuchTarget):
         ControlClient(PID)
+
+
+@pytest.mark.usefixtures("private")
+def test_a_tool_that_is_stopped_is_told_as_such() -> None:
+    """Whoever asks it would wait until somebody lets it go on."""
+    program = (
+        "import sys, time; from textpoke.control import ControlServer; "
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r}); "
+        "from fake_session import FakeSession; "
+        f"server = ControlServer(FakeSession({PID})); print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGSTOP)
+        cure = f"is stopped, let it go on: kill -CONT {process.pid}"
+        with ControlClient(PID) as client, pytest.raises(ControlFailed, match=cure):
+            client.ask("status")
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_the_socket_is_its_users_alone(private: Path) -> None:
@@ -330,7 +360,7 @@ def test_a_killed_tools_socket_is_replaced(private: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert (private / "textpoke" / f"{PID}.sock").exists()
-    with pytest.raises(NobodyRecords):
+    with pytest.raises(NoSuchTarget):
         ControlClient(PID)
     with Serving(FakeSession(PID)), ControlClient(PID) as client:
         assert client.ask("status")["pid"] == PID

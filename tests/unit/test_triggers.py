@@ -109,6 +109,8 @@ def test_modules_that_triggers_name() -> None:
         ("!:traceoff", 2),
         ("!!handle:traceoff", 2),
         ("handle>0ms:traceoff", 8),
+        ("handle>5:traceoff", 8),
+        ("!handle>-5ms:traceoff", 9),
         ("f:modul:x:traceoff", 3),
     ],
 )

@@ -492,7 +492,7 @@ def _say_end(
         )
     console.say(str(overhead))
     if trace.lost:
-        console.say("to lose fewer: a larger --buffer, or fewer functions with -i and -x")
+        console.say(_lose_fewer(trace))
     for by in sorted(_counting(trace) - {args.tracer}):
         console.say(escape(f"textpoke report --by {by} {trace.output}"))
     console.say(escape(f"textpoke report {trace.output}"))
@@ -502,6 +502,15 @@ def _counting(trace: Trace) -> set[str]:
     """The tracers at work, now or before, that count and write no events."""
     counted = {PROFILE: trace.counted.calls, BRANCH: trace.branch_counts(lines=False)}
     return {tracer for tracer, found in counted.items() if found or trace.tracer == tracer}
+
+
+def _lose_fewer(trace: Trace) -> str:
+    if 2 * trace.lost_no_ring > trace.lost:
+        return (
+            f"{trace.lost_no_ring:,} of them are of threads that came when every ring was taken: "
+            "start again, rings are made for twice the threads that there are"
+        )
+    return "to lose fewer: a larger --buffer, or fewer functions with -i and -x"
 
 
 def _taken(trace: Trace) -> str:
