@@ -72,12 +72,16 @@ def test_tracers_of_a_recording(run) -> None:
 )
 def test_nobody_records(run, words: tuple[str, ...]) -> None:
     code, out, err = run(*words)
+    assert (code, out) == (3, "")
+    assert err == f"textpoke: error: no process with pid {PID}: check the number with ps\n"
+    assert not os.path.exists(f"x-{PID}.tptrace")
+    own = os.getpid()
+    code, out, err = run(words[0], "-p", str(own), *words[1 + len(P) :])
     assert (code, out) == (1, "")
     assert err == (
-        f"textpoke: error: no textpoke is recording pid {PID}: start one with "
-        f"textpoke record -p {PID}\n"
+        f"textpoke: error: no textpoke is recording pid {own}: start one with "
+        f"textpoke record -p {own}\n"
     )
-    assert not os.path.exists(f"x-{PID}.tptrace")
 
 
 @pytest.mark.parametrize(
