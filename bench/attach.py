@@ -19,6 +19,7 @@ from targets.many import BUILD, Many
 from textpoke import tracer
 from textpoke._native import lib
 from textpoke.capture import Capture
+from textpoke.decode import Decoder
 
 if TYPE_CHECKING:
     import argparse
@@ -93,12 +94,10 @@ def first_event_ms(path: str, start_tsc: int) -> float | None:
             return None
         first, last = capture.meta.clock, capture.clocks[-1]
         ns_per_tick = (last.monotonic_ns - first.monotonic_ns) / (last.tsc - first.tsc)
-        stamps = []
-        for block in filter(lambda block: block.payload_bytes, capture.events):
-            stamp = bytearray(8)
-            capture.read_into(block.offset, memoryview(stamp))
-            stamps.append(int.from_bytes(stamp, "little"))
-    return (min(stamps) - start_tsc) * ns_per_tick / 1e6 if stamps else None
+        since_ns = Decoder(capture).all().ts_ns  # the capture's first clock point is 0
+    if not len(since_ns):
+        return None
+    return ((first.tsc - start_tsc) * ns_per_tick + float(since_ns.min())) / 1e6
 
 
 def _take_parts(said: str, figures: Figures) -> list[str]:
