@@ -131,11 +131,8 @@ static int learn_sites(const struct job *job)
 {
 	uint64_t room = job->batch.count + (known_block ? known_block->table.count : 0);
 	uint64_t bytes = PAGE_UP(sizeof(struct table_block) + room * sizeof(struct tp_known));
-	struct table_block *fresh;
+	struct table_block *fresh = tpa_map_private(bytes);
 
-	if (all_known(job))
-		return 0;
-	fresh = tpa_map_private(bytes);
 	if (!fresh)
 		return -ENOMEM;
 	fresh->bytes = bytes;
@@ -244,7 +241,7 @@ static int run_one_by_one(struct job *job)
 	int error;
 
 	tp_sort_pokes(all, count);
-	error = learn_sites(job);
+	error = all_known(job) ? 0 : learn_sites(job);
 	job->batch.count = 1;
 	for (uint64_t i = 0; !error && i < count; i++) {
 		job->batch.pokes = all + i;

@@ -330,7 +330,8 @@ static int run_window(struct tp_engine *engine, struct tp_batch *batch, const st
 	if (error)
 		return blame_unreadable(engine, batch, pass, window);
 	if (tp_is_undo(pass)) /* what it changes is told by what was there */
-		__builtin_memcpy(engine->readback, engine->window, sizeof(engine->readback));
+		__builtin_memcpy(copy_of(engine->readback, window->start, window->start),
+				 copy.bytes, window->end - window->start);
 	error = tp_edit_sites(batch, pass, &copy);
 	if (!error && pass->edit != TP_EDIT_NONE)
 		error = write_window(engine, batch, pass, window);

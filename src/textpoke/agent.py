@@ -28,7 +28,7 @@ from textpoke._errors import (
 )
 from textpoke._native import ffi, lib
 from textpoke.agent_image import load_image
-from textpoke.proc import living_task, read_status
+from textpoke.proc import is_stopped, living_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -199,11 +199,8 @@ class Agent:
             TargetExited: The process has ended.
         """
         self.require_alive("a command to the agent")
-        why = ""
-        with contextlib.suppress(NoSuchTarget):
-            if read_status(self.pid).get("State", "")[:1] in ("T", "t"):
-                why = f"pid {self.pid} is stopped, let it go on: kill -CONT {self.pid}"
-        return AgentTimeout(f"command {command}", waited_s, why)
+        why = f"pid {self.pid} is stopped, let it go on: kill -CONT {self.pid}"
+        return AgentTimeout(f"command {command}", waited_s, why if is_stopped(self.pid) else "")
 
     def require(self, action: str, command: int, *args: int) -> int:
         """Like `command`, but raises AgentFailed naming `action` for a negative result."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from textpoke import control_place, proc
-from textpoke._errors import ControlFailed, NobodyRecords, NoSuchTarget
+from textpoke._errors import ControlFailed, NobodyRecords
 from textpoke.control_verbs import ErrorLog, Session, answer
 
 if TYPE_CHECKING:
@@ -297,13 +297,12 @@ class ControlClient:
     def _require_running(self, verb: str) -> None:
         """A tool that was stopped (Ctrl-Z) answers when it goes on, which may be never."""
         tool = control_place.peer_pid(self._socket)
-        with contextlib.suppress(NoSuchTarget):
-            if proc.read_status(tool).get("State", "")[:1] in ("T", "t"):
-                problem = (
-                    f"the textpoke that records pid {self._pid} is stopped, "
-                    f"let it go on: kill -CONT {tool}"
-                )
-                raise ControlFailed(verb, problem)
+        if proc.is_stopped(tool):
+            problem = (
+                f"the textpoke that records pid {self._pid} is stopped, "
+                f"let it go on: kill -CONT {tool}"
+            )
+            raise ControlFailed(verb, problem)
 
     def _send(self, line: bytes, fds: Sequence[int]) -> None:
         sent = 0

@@ -232,14 +232,13 @@ def _choose_lasting(
     """For sites whose module stays where it is."""
     if no_traps:
         return _without_traps(agent, indexes, places, no_traps)
-    among = set(indexes)
-    masked = [i for i in _runtime_sites(agent, places) if i in among]
+    among = set(_runtime_sites(agent, places))
+    masked = [i for i in indexes if i in among] if among else []
     if not masked:
         return [Choice(Mode.INT3, "", indexes)]
-    among -= set(masked)
-    free = [i for i in indexes if i in among]
-    usual = [Choice(Mode.INT3, "", free)] if free else []
     why = "in a runtime that runs with all signals blocked"
+    free = [i for i in indexes if i not in among]
+    usual = [Choice(Mode.INT3, "", free)] if free else []
     return usual + _without_traps(agent, masked, places, why)
 
 

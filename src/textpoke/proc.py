@@ -201,6 +201,14 @@ def read_status(pid: int, task: str = "") -> dict[str, str]:
     return _fields(read_file(pid, f"{task}status"))
 
 
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process was stopped by a signal or a debugger; not one that is gone."""
+    try:
+        return read_status(pid).get("State", "")[:1] in ("T", "t")
+    except NoSuchTarget:
+        return False
+
+
 def _fields(content: bytes) -> dict[str, str]:
     text = content.decode("utf-8", "backslashreplace")
     pairs = (line.partition(":") for line in text.split("\n"))

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,15 @@ def post(agent: textpoke.Agent, request: Request, flags: int, timeout_s: float =
     return agent.command(lib.TP_CMD_BATCH, len(request.pokes), flags, timeout_s=timeout_s)
 
 
+@contextmanager
+def attached(pid: int) -> Iterator[textpoke.Target]:
+    """Attach; the detach leaves nothing."""
+    with textpoke.attach(pid) as target:
+        yield target
+    assert target.report is not None
+    assert target.report.residue == []
+
+
 @pytest.fixture
 def program(
     compile_target: Compile, start_target: Start
@@ -70,20 +80,18 @@ def program(
 
 def test_it_is_written_by_the_next_command(program: tuple[subprocess.Popen[str], int]) -> None:
     process, address = program
-    with textpoke.attach(process.pid) as target:
+    with attached(process.pid) as target:
         agent = target.agent
         assert post(agent, batch_of(address), PREPARE) == 0
         assert agent.read(address, 5) == NOP5
         assert agent.command(lib.TP_CMD_WRITE) == 0
         assert agent.read(address, 5) == OTHER_NOP5
         assert agent.command(lib.TP_CMD_WRITE) == -lib.TP_ECOMMAND  # once
-    assert target.report is not None
-    assert target.report.residue == []
 
 
 def test_any_other_command_forgets_it(program: tuple[subprocess.Popen[str], int]) -> None:
     process, address = program
-    with textpoke.attach(process.pid) as target:
+    with attached(process.pid) as target:
         agent = target.agent
         assert post(agent, batch_of(address), PREPARE) == 0
         agent.keep(on=False)
@@ -91,8 +99,6 @@ def test_any_other_command_forgets_it(program: tuple[subprocess.Popen[str], int]
         assert agent.read(address, 5) == NOP5
         run_request(agent, batch_of(address), mode=Mode.STOP)
         assert agent.read(address, 5) == OTHER_NOP5
-    assert target.report is not None
-    assert target.report.residue == []
 
 
 def test_what_changes_in_between_is_refused_and_nothing_is_written(
@@ -100,7 +106,7 @@ def test_what_changes_in_between_is_refused_and_nothing_is_written(
 ) -> None:
     """The table of known sites learns what is there when it is written, not what was there."""
     process, address = program
-    with textpoke.attach(process.pid) as target:
+    with attached(process.pid) as target:
         agent = target.agent
         second = Poke(address + STEP, NOP5, OTHER_NOP5)
         request = Request.of([Poke(address, NOP5, OTHER_NOP5), second])
@@ -113,15 +119,13 @@ def test_what_changes_in_between_is_refused_and_nothing_is_written(
         os.pwrite(agent.mem_fd, NOP5, second.address)
         run_request(agent, request, mode=Mode.STOP)
         assert agent.read(second.address, 5) == OTHER_NOP5
-    assert target.report is not None
-    assert target.report.residue == []
 
 
 def test_what_cannot_be_left_out_is_not_written(
     program: tuple[subprocess.Popen[str], int],
 ) -> None:
     process, address = program
-    with textpoke.attach(process.pid) as target:
+    with attached(process.pid) as target:
         agent = target.agent
         assert post(agent, batch_of(address), PREPARE) == 0
         assert agent.command(lib.TP_CMD_WRITE, 1) == -lib.TP_ECOMMAND  # which one?
@@ -133,7 +137,7 @@ def test_other_modes_are_not_prepared(
     mode: Mode, program: tuple[subprocess.Popen[str], int]
 ) -> None:
     process, address = program
-    with textpoke.attach(process.pid) as target:
+    with attached(process.pid) as target:
         flags = lib.TP_BATCH_PREPARE | mode.number << lib.TP_BATCH_MODE_SHIFT
         assert post(target.agent, batch_of(address), flags) == -lib.TP_EMODE
         assert target.agent.command(lib.TP_CMD_WRITE) == -lib.TP_ECOMMAND
@@ -145,7 +149,7 @@ def test_a_process_that_is_stopped_writes_nothing_when_it_goes_on(
 ) -> None:
     """Whoever waited for it has given up, and holds nobody any more."""
     process, address = program
-    with textpoke.attach(process.pid) as target:
+    with attached(process.pid) as target:
         agent = target.agent
         if prepared:
             assert post(agent, batch_of(address), PREPARE) == 0
@@ -167,8 +171,6 @@ def test_a_process_that_is_stopped_writes_nothing_when_it_goes_on(
         assert agent.read(address, 5) == NOP5
         run_request(agent, batch_of(address), mode=Mode.STOP)
         assert agent.read(address, 5) == OTHER_NOP5
-    assert target.report is not None
-    assert target.report.residue == []
 
 
 def test_guards_beside_records_that_are_there_already(
@@ -176,14 +178,12 @@ def test_guards_beside_records_that_are_there_already(
 ) -> None:
     """These are not in the table of known sites."""
     process, address = program
-    with textpoke.attach(process.pid) as target:
+    with attached(process.pid) as target:
         there = Poke(address, None, None)
         request = Request.of([there, Poke(address + STEP, NOP5, OTHER_NOP5)])
         flags = lib.TP_BATCH_GUARDS | Mode.STOP.number << lib.TP_BATCH_MODE_SHIFT
         assert post(target.agent, request, flags) == 0
         assert target.agent.read(address + STEP, 5) == OTHER_NOP5
-    assert target.report is not None
-    assert target.report.residue == []
 
 
 def test_what_differs_is_refused_before_anybody_is_held(
@@ -212,11 +212,9 @@ def test_a_tool_that_dies_behind_it_leaves_nothing(
     words = [str(process.pid), os.path.dirname(__file__), str(address)]
     died = subprocess.run([sys.executable, "-c", DIES, *words], timeout=60, check=False)
     assert died.returncode == -9
-    with textpoke.attach(process.pid) as target:
+    with attached(process.pid) as target:
         agent = target.agent
         assert agent.read(address, 5) == NOP5
         outcome = run_request(agent, batch_of(address), mode=Mode.STOP)
         assert (outcome.finished, outcome.hold_ns > 0) == (1, True)
         assert agent.read(address, 5) == OTHER_NOP5
-    assert target.report is not None
-    assert target.report.residue == []

@@ -129,7 +129,7 @@ def places() -> Places:
 
 @pytest.fixture
 def kept(target: Target, places: Places) -> Records:
-    return Records(target, places, DEFAULT)  # type: ignore[arg-type]
+    return Records(target, places, DEFAULT)  # type: ignore[arg-type] - Target above is no agent
 
 
 def on(target: Target) -> list[bool]:

@@ -19,6 +19,7 @@ from textpoke.report.stacks import stack_records
 from textpoke.report.text import text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 IN, OUT = 1, 2
@@ -44,9 +45,9 @@ def opened(tmp_path: Path, tracer: str, *notes: dict[str, object], rings: list[R
     return Capture(captures.write(tmp_path / "x.tptrace", Recipe(rings, meta=meta)))
 
 
-def body(chunks: object) -> list[str]:
+def body(chunks: Iterable[str]) -> list[str]:
     """Without the header and the tasks' names."""
-    found = [line for line in "".join(chunks).splitlines() if line[0] != "#"]  # type: ignore[arg-type]
+    found = [line for line in "".join(chunks).splitlines() if line[0] != "#"]
     return [line.partition("-100     ")[2] or line for line in found]
 
 
@@ -130,14 +131,21 @@ def test_calls_are_open_where_ends_are_recorded_though_none_was_seen_yet(tmp_pat
 def test_records_hold_stacks(tmp_path: Path) -> None:
     hit = note(3, (GET, 2), (UNKNOWN, 0))
     with opened(tmp_path, "function_graph", hit, rings=[Ring(NESTED)]) as capture:
-        (found,) = records(capture, count(capture))["stacks"]  # type: ignore[misc]
-    assert found == {
-        "trigger": "getCommand:stacktrace",
-        "tid": 100,
-        "ts_ns": 3_000,
-        "open_calls": True,
-        "frames": [
-            {"module": "redis-server", "function": "getCommand", "address": GET, "since_ns": 2_000},
-            {"module": None, "function": None, "address": UNKNOWN, "since_ns": 0},
-        ],
-    }
+        found = records(capture, count(capture))["stacks"]
+    assert found == [
+        {
+            "trigger": "getCommand:stacktrace",
+            "tid": 100,
+            "ts_ns": 3_000,
+            "open_calls": True,
+            "frames": [
+                {
+                    "module": "redis-server",
+                    "function": "getCommand",
+                    "address": GET,
+                    "since_ns": 2_000,
+                },
+                {"module": None, "function": None, "address": UNKNOWN, "since_ns": 0},
+            ],
+        }
+    ]

@@ -55,7 +55,8 @@ def text(capture: Capture, *, symbol: Callable[[int], str | None] | None = None)
             *((_row(events, loss), _lost(labels, loss)) for loss in events.losses),
             *((row, _stack(capture, one, start_ns)) for row, one in stacks.before_end_of(events)),
         ]
-        for row, line in reversed(sorted(inserted, key=lambda place: place[0])):  # noqa: C413
+        # From the last one on, so that rows stay; of one row, the first comes to stand first.
+        for row, line in sorted(inserted, key=lambda place: place[0])[::-1]:
             lines.insert(row, line)
         yield "".join(lines)
     yield "".join(_stack(capture, one, start_ns) for one in stacks.rest())
