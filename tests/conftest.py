@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 TARGETS = Path(__file__).parent / "targets"
 # Surveys of what is compiled here belong into nobody's cache.
 os.environ["TEXTPOKE_CACHE"] = "off"
-# In the background of a shell without job control it begins ignored, for all that we start too.
+# Without job control, and under nohup, these begin ignored, for all that we start too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Compile(Protocol):
