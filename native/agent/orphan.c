@@ -10,6 +10,7 @@
 #define LOCK_EX_NB 6
 #define LOCK_UN_NR 8
 #define STRANGERS 100000
+#define SCHED_RESET_ON_FORK_NR 0x40000000
 #define STATUS_BYTES 2048
 #define ENTRIES_BYTES 2048
 #define PF_IO_WORKER_FLAG 0x10
@@ -126,6 +127,20 @@ static int no_thread_blocks_sigtrap(void)
 	return bytes == 0;
 }
 
+/* A tool that died while it waited for us has left us on its processor and before others (scheduling.c). */
+static void be_as_usual(void)
+{
+	const int nothing = 0;
+	uint64_t everywhere[16];
+
+	if (tpa.is_filtered)
+		return;
+	for (int i = 0; i < 16; i++)
+		everywhere[i] = ~0ull;
+	sys3(__NR_sched_setscheduler, 0, SCHED_RESET_ON_FORK_NR, (long)&nothing); /* SCHED_OTHER */
+	sys3(__NR_sched_setaffinity, 0, sizeof(everywhere), (long)everywhere);
+}
+
 /* Sites written in stop mode stay: only a tool can hold the threads. They do nothing any more. */
 static void turn_off(void)
 {
@@ -133,6 +148,7 @@ static void turn_off(void)
 	uint64_t flags = tpa_any_frames() ? TP_BATCH_GUARDS : 0; /* only a tool can let frames go */
 	struct tp_outcome outcome;
 
+	be_as_usual();
 	if (tpa_any_gate_open())
 		tpa_image.orphaned++;
 	tpa_close_gates();

@@ -221,13 +221,15 @@ static int post_and_wait(struct tp_wire *wire, uint32_t command, const uint64_t 
 }
 
 /* In a hurry: the answer would wait for the time slices of others, and while the agent waits for a look
- * threads run into int3s. */
+ * threads run into int3s. We wait while it works: it can do so in our place. */
 static int run_command(struct tp_wire *wire, uint32_t command, const uint64_t *args, int timeout_ms,
 		       int pid, int tid, struct tp_windows *windows)
 {
 	bool hurried = tp_hurry();
-	int result = post_and_wait(wire, command, args, timeout_ms, pid, tid, windows);
+	int result;
 
+	tp_bring_beside(tid);
+	result = post_and_wait(wire, command, args, timeout_ms, pid, tid, windows);
 	tp_relax(hurried);
 	return result;
 }

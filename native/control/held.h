@@ -3,25 +3,13 @@
 #ifndef TP_HELD_H
 #define TP_HELD_H
 
-#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 #include <sys/user.h>
 
+#include "scheduling.h"
 #include "textpoke.h"
-
-/** struct sched_attr of the kernel, first version: glibc 2.36 does not declare it. */
-struct tp_scheduling {
-	uint32_t size;
-	uint32_t policy;
-	uint64_t flags;
-	int32_t nice;
-	uint32_t priority;
-	uint64_t runtime;
-	uint64_t deadline;
-	uint64_t period;
-};
 
 struct tp_held {
 	pid_t pid;
@@ -37,12 +25,10 @@ struct tp_held {
 	struct user_regs_struct saved;
 	uint64_t saved_mask;
 	uint64_t since_ns;
-	uint64_t until_ns;  /* it ran again */
-	cpu_set_t affinity; /* of the calling thread, while it stands beside its tracee */
-	bool moved;
-	bool urgent; /* we are scheduled before others while we hold it */
-	bool lifted; /* and so is the thread; @scheduling is what it had */
-	struct tp_scheduling scheduling;
+	uint64_t until_ns;   /* it ran again */
+	struct tp_pin pin;   /* of the calling thread, while it stands beside its tracee */
+	bool urgent;	     /* we are scheduled before others while we hold it */
+	struct tp_lift lift; /* and so is the thread */
 };
 
 uint64_t tp_now_ns(void);

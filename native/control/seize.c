@@ -27,7 +27,6 @@
 
 #define STOP_TIMEOUT_MS 5000
 #define USER_CS_64 0x33
-#define RESET_ON_FORK 1 /* SCHED_FLAG_RESET_ON_FORK */
 #define PTRACE_GETSIGMASK_NR 0x420a
 #define PTRACE_SETSIGMASK_NR 0x420b
 
@@ -122,73 +121,21 @@ static int last_processor(pid_t pid, pid_t tid)
 	return processor;
 }
 
-/**
- * Where we may: keep others from running in our place, while threads of the target are stopped or
- * wait for us in some other way. It holds for a guard that we make meanwhile, too.
- */
-bool tp_hurry(void)
-{
-	const struct sched_param lowest = { .sched_priority = 1 };
-
-	return sched_getscheduler(0) == SCHED_OTHER && !sched_setscheduler(0, SCHED_FIFO, &lowest);
-}
-
-/** Undo a tp_hurry() that returned true. */
-void tp_relax(bool hurried)
-{
-	const struct sched_param none = { 0 };
-
-	if (hurried)
-		sched_setscheduler(0, SCHED_OTHER, &none);
-}
-
 /*
  * Wait on the tracee's own processor: when we sleep it runs, when it stops we run. Elsewhere each
  * hand-over may cost a time slice of whoever else is busy there. tp_release() moves back.
  */
 static void move_beside(struct tp_held *held)
 {
-	int processor = last_processor(held->pid, held->tid);
-	cpu_set_t one;
-
 	held->urgent = tp_hurry();
-	if (processor < 0 || sched_getaffinity(0, sizeof(held->affinity), &held->affinity))
-		return;
-	CPU_ZERO(&one);
-	CPU_SET(processor, &one);
-	held->moved = !sched_setaffinity(0, sizeof(one), &one);
+	tp_pin(0, last_processor(held->pid, held->tid), &held->pin);
 }
 
 static void move_back(struct tp_held *held)
 {
-	if (held->moved)
-		sched_setaffinity(0, sizeof(held->affinity), &held->affinity);
+	tp_unpin(0, &held->pin);
 	tp_relax(held->urgent);
-	held->moved = held->urgent = false;
-}
-
-/*
- * The stopped thread has to run a few times before it is free again. Where we may, let it not wait
- * for the time slices of others: a lock that it holds is held as long as we hold it.
- */
-static void lift(struct tp_held *held)
-{
-	struct tp_scheduling first = { .size = sizeof(first),
-				       .policy = SCHED_FIFO,
-				       .flags = RESET_ON_FORK, /* not for the agent's thread */
-				       .priority = 1 };
-
-	if (syscall(SYS_sched_getattr, held->tid, &held->scheduling, sizeof(first), 0) ||
-	    held->scheduling.policy != SCHED_OTHER)
-		return;
-	held->lifted = !syscall(SYS_sched_setattr, held->tid, &first, 0);
-}
-
-static void drop(struct tp_held *held)
-{
-	if (held->lifted)
-		syscall(SYS_sched_setattr, held->tid, &held->scheduling, 0);
-	held->lifted = false;
+	held->urgent = false;
 }
 
 /* The kernel forbids (EPERM) to seize a thread that has exited (a first thread that is a zombie while
@@ -245,12 +192,13 @@ int tp_ask_to_stop(struct tp_held *held)
 {
 	int error;
 
-	lift(held);
+	/* A lock that it holds is held as long as we hold it: it waits for no others' time slices. */
+	tp_lift(held->tid, &held->lift);
 	held->since_ns = tp_now_ns();
 	error = seize(held);
 	held->asked = !error;
 	if (error)
-		drop(held);
+		tp_drop(held->tid, &held->lift);
 	return error;
 }
 
@@ -264,7 +212,7 @@ int tp_await_stop(struct tp_held *held)
 		error = run_to_event_stop(held, status);
 	held->late = error == -ETIMEDOUT;
 	if (error)
-		drop(held);
+		tp_drop(held->tid, &held->lift);
 	return error;
 }
 
@@ -393,7 +341,7 @@ int tp_seize(struct tp_held *held, pid_t pid, pid_t tid)
 	if (!error)
 		error = tp_block_signals(held);
 	if (error)
-		drop(held);
+		tp_drop(held->tid, &held->lift);
 	if (error && held->stopped) {
 		ptrace(PTRACE_DETACH, tid, 0, 0);
 		held->stopped = false;
@@ -494,7 +442,7 @@ int tp_release(struct tp_held *held)
 	if (!error && held->masked &&
 	    ptrace(PTRACE_SETSIGMASK_NR, held->tid, (void *)8, &held->saved_mask))
 		error = -errno;
-	drop(held);
+	tp_drop(held->tid, &held->lift);
 	if (held->stopped && ptrace(PTRACE_DETACH, held->tid, 0, 0) && !error)
 		error = -errno;
 	held->until_ns = tp_now_ns();

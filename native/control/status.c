@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/** @file Readers of proc/PID/task/TID/status, stat and of proc/PID/maps. */
+/** @file Readers of proc/PID/task/TID/status and stat. */
 #include "status.h"
 
 #include <errno.h>
@@ -11,7 +11,8 @@
 	0xfffffffffffbfeffull	      /* all but SIGKILL and SIGSTOP: no program can block more */
 #define KERNEL_WORKER (0x10 | 0x4000) /* PF_IO_WORKER | PF_USER_WORKER */
 
-static FILE *open_of_thread(pid_t pid, pid_t tid, const char *name)
+/** A file of a thread in proc, or NULL and errno. */
+FILE *tp_open_of_thread(pid_t pid, pid_t tid, const char *name)
 {
 	char path[64];
 
@@ -51,7 +52,7 @@ static void take_line(struct tp_thread *thread, const char *line)
 /** Read the status of one thread. Returns 0 or -errno; -ESRCH and -ENOENT: it has ended. */
 int tp_read_status(pid_t pid, pid_t tid, struct tp_thread *thread)
 {
-	FILE *file = open_of_thread(pid, tid, "status");
+	FILE *file = tp_open_of_thread(pid, tid, "status");
 	char line[256]; /* what is longer is a list of groups: its rest begins like no field */
 	int error;
 
@@ -69,7 +70,7 @@ int tp_read_status(pid_t pid, pid_t tid, struct tp_thread *thread)
 /** A thread of the kernel's own (io_uring's), which never runs the program's code? */
 bool tp_is_kernel_worker(pid_t pid, pid_t tid)
 {
-	FILE *file = open_of_thread(pid, tid, "stat");
+	FILE *file = tp_open_of_thread(pid, tid, "stat");
 	const char *behind_name = NULL;
 	unsigned int flags = 0;
 	char text[512];
@@ -142,82 +143,4 @@ int64_t tp_read_threads(pid_t pid, struct tp_thread *threads, uint64_t room)
 	if (threads)
 		qsort(threads, count < room ? count : room, sizeof(*threads), by_tid);
 	return count ? (int64_t)count : -ESRCH;
-}
-
-/* Room for one more. */
-static bool grow(struct tp_stacks *stacks, uint64_t *room)
-{
-	uint64_t *grown;
-
-	if (stacks->count < *room)
-		return true;
-	grown = realloc(stacks->pairs, 2 * (*room + 64) * sizeof(*grown));
-	if (!grown)
-		return false;
-	stacks->pairs = grown;
-	*room += 64;
-	return true;
-}
-
-/* The line is "start-end perms ...", in hexadecimal; a rest of a long one is not. */
-static bool is_writable(const char *line, uint64_t *start, uint64_t *end)
-{
-	char *at;
-
-	*start = strtoull(line, &at, 16);
-	if (at == line || *at != '-')
-		return false;
-	*end = strtoull(at + 1, &at, 16);
-	return at[0] == ' ' && at[1] && at[2] == 'w';
-}
-
-static int read_stacks_of(pid_t pid, pid_t tid, struct tp_stacks *stacks)
-{
-	FILE *maps = open_of_thread(pid, tid, "maps");
-	uint64_t room = 0, start, end;
-	char line[512];
-	int error = 0;
-
-	if (!maps)
-		return -errno;
-	while (!error && fgets(line, sizeof(line), maps)) {
-		if (!is_writable(line, &start, &end))
-			continue;
-		if (!grow(stacks, &room)) {
-			error = -ENOMEM;
-			break;
-		}
-		stacks->pairs[2 * stacks->count] = start;
-		stacks->pairs[2 * stacks->count++ + 1] = end;
-	}
-	fclose(maps);
-	return error;
-}
-
-/**
- * Where stacks may be, as the kernel lists it. A first thread that has exited has no memory any
- * more; one of the others has. Returns 0 or -errno.
- */
-int tp_read_stacks(pid_t pid, struct tp_stacks *stacks)
-{
-	DIR *tasks;
-	int error;
-	pid_t tid;
-
-	*stacks = (struct tp_stacks){ 0 };
-	error = read_stacks_of(pid, pid, stacks);
-	if (error || stacks->count)
-		return error;
-	tasks = tp_open_tasks(pid);
-	while (tasks && !stacks->count && (tid = tp_next_thread(tasks)) > 0)
-		read_stacks_of(pid, tid, stacks); /* it may end meanwhile: the next one will do */
-	if (tasks)
-		closedir(tasks);
-	return 0;
-}
-
-void tp_free_stacks(struct tp_stacks *stacks)
-{
-	free(stacks->pairs);
-	*stacks = (struct tp_stacks){ 0 };
 }

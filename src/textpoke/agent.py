@@ -106,6 +106,7 @@ class Agent:
     masking: Masking | None = None  # of the program: `masks`
     obstacle: str = ""  # to traps, at the last look: `modes`
     no_traps: tuple[str, float] = ("", 0.0)  # why not, and until when nobody looks again: `modes`
+    usual_until: float = 0.0  # nobody looks for a debugger again before: `modes`
     layout: Layout | None = None
     known_restorer: int = 0  # see `restorer`
     silent: bool = False

@@ -34,6 +34,7 @@ _CLOSABLE = "in a library that the program may close at any moment"
 _NOP_BYTES = frozenset(b"\x66\x90")
 _AUTO_PATIENCE_S = 0.02
 _NO_TRAPS_S = 1.0
+_USUAL_S = 0.01  # a debugger that comes within is one that comes a moment after the look
 
 
 class Mode(enum.StrEnum):
@@ -272,16 +273,23 @@ def choose_one(agent: Agent, places: Places, *, no_traps: str = "") -> Choice:
 def _why_no_traps(agent: Agent) -> str:
     """Why no batch may trap, also if it had to last for a while; "" when any may."""
     why, until = agent.no_traps
-    if why and time.monotonic() < until:  # the other modes are right at any moment
-        try:
-            for tid in {agent.pid, agent.tid}:  # a debugger takes the first one, if not all
-                _require_usual(agent, read_thread(agent.pid, tid))
-        except NoSuchTarget as exc:
-            raise TargetExited(agent.pid, "a batch") from exc
+    now = time.monotonic()
+    if why and now < until:  # the other modes are right at any moment
+        if now >= agent.usual_until:
+            _require_still_usual(agent)
+            agent.usual_until = now + _USUAL_S
         return why
     why = _lasting_obstacle(agent) or why_masking(agent)
     agent.no_traps = why, time.monotonic() + _NO_TRAPS_S
     return why
+
+
+def _require_still_usual(agent: Agent) -> None:
+    try:
+        for tid in {agent.pid, agent.tid}:  # a debugger takes the first one, if not all
+            _require_usual(agent, read_thread(agent.pid, tid))
+    except NoSuchTarget as exc:
+        raise TargetExited(agent.pid, "a batch") from exc
 
 
 def _lasting_obstacle(agent: Agent) -> str:

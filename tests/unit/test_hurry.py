@@ -37,6 +37,15 @@ def test_it_is_over_with_the_block() -> None:
     assert policy() == os.SCHED_OTHER
 
 
+def test_it_stays_on_one_processor_meanwhile() -> None:
+    before = os.sched_getaffinity(0)
+    with hurried():
+        inside = os.sched_getaffinity(0)
+    assert len(inside) == 1 if allowed() == os.SCHED_FIFO else inside == before
+    assert inside <= before
+    assert os.sched_getaffinity(0) == before
+
+
 def test_it_is_over_when_the_block_fails() -> None:
     with pytest.raises(KeyboardInterrupt), hurried():
         raise KeyboardInterrupt
