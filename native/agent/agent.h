@@ -83,6 +83,10 @@ void tpa_unmap(void *start, size_t bytes);
 void tpa_copy(void *to, const void *from, size_t bytes);
 void tpa_pause(void);
 
+/* reads.c */
+void tpa_choose_copies(struct tp_copies *shared);
+int tpa_read_text(void *ctx, uint64_t addr, void *buf, size_t len);
+
 /* look.c */
 int tpa_look(void *ctx, struct tp_batch *batch);
 

@@ -20,6 +20,7 @@
 #define HIGHEST_PRIORITY (-20) /* while a batch waits, the program's threads run into its int3s */
 #define FAR_BYTES (16ull << 30)
 #define WATCH_NS 250000000
+#define COPIES_BYTES PAGE_UP(sizeof(struct tp_copies))
 
 #define DECLARE_PROBE(name)     \
 	void name(void);        \
@@ -98,7 +99,8 @@ static uint64_t shared_size(void)
 {
 	uint64_t stride = TP_PAGE_BYTES + (uint64_t)tpa_image.ring_bytes;
 
-	return TP_PAGE_BYTES + tpa_image.request_bytes + stride * tpa_image.ring_count;
+	return TP_PAGE_BYTES + tpa_image.request_bytes + COPIES_BYTES +
+	       stride * tpa_image.ring_count;
 }
 
 static void fill_wire(struct tp_wire *wire, uint64_t bytes)
@@ -108,7 +110,8 @@ static void fill_wire(struct tp_wire *wire, uint64_t bytes)
 	wire->total_bytes = bytes;
 	wire->request_offset = TP_PAGE_BYTES;
 	wire->request_bytes = tpa_image.request_bytes;
-	wire->ring_offset = TP_PAGE_BYTES + tpa_image.request_bytes;
+	wire->copies_bytes = COPIES_BYTES;
+	wire->ring_offset = TP_PAGE_BYTES + tpa_image.request_bytes + COPIES_BYTES;
 	wire->ring_count = tpa_image.ring_count;
 	wire->ring_stride = TP_PAGE_BYTES + tpa_image.ring_bytes;
 	wire->ring_bytes = tpa_image.ring_bytes;
@@ -142,6 +145,7 @@ static void map_shared(void)
 	tpa_image.shared_fd = tpa.shared_fd;
 	tpa_image.shared_base = (uint64_t)at;
 	tpa_image.shared_bytes = bytes;
+	tpa_choose_copies((struct tp_copies *)(at + TP_PAGE_BYTES + (long)tpa_image.request_bytes));
 }
 
 static void map_slots(void)

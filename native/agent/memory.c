@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /**
  * @file
- * The engine's operations on the target's own memory: reads that cannot fault, writes through the
- * mem file (text stays r-x for ever), core serialisation by membarrier.
+ * The engine's operations on the target's own memory: writes through the mem file (text stays r-x for
+ * ever), core serialisation by membarrier; reads are in reads.c.
  */
 #include <linux/membarrier.h>
 
@@ -12,12 +12,6 @@
 #define PROT_READ_ONLY 1
 #define MAP_PRIVATE_ANON 0x22
 #define CLOCK_MONOTONIC_ID 1
-#define READ_TRIES 5
-
-struct io_vector {
-	uint64_t base;
-	uint64_t len;
-};
 
 /* gcc turns loops and struct copies into these; there is no libc to provide them. */
 void *memcpy(void *to, const void *from, size_t bytes);
@@ -65,45 +59,28 @@ void tpa_pause(void)
 	sys2(__NR_nanosleep, (long)span, 0);
 }
 
-/* A module may be closed while it is patched: nothing of ours is left then, and no harm done. */
-static int is_unmapped(uint64_t addr, size_t len)
+static long write_mem(uint64_t addr, const void *buf, size_t len)
 {
-	uint64_t start = PAGE_OF(addr);
-	uint8_t resident[TP_WINDOW_PAGES + 1];
-
-	return addr + len - start <= sizeof(resident) * TP_PAGE_BYTES &&
-	       sys3(__NR_mincore, (long)start, (long)(addr + len - start), (long)resident) ==
-		       -12; /* ENOMEM */
+	return sys4(__NR_pwrite64, tpa.mem_fd, (long)buf, (long)len, (long)addr);
 }
 
-/* process_vm_readv answers EFAULT where a load would fault; execute-only text needs the file. */
-static bool can_read(uint64_t addr, void *buf, size_t len)
-{
-	struct io_vector local = { (uint64_t)buf, len };
-	struct io_vector remote = { addr, len };
-
-	return sys6(__NR_process_vm_readv, tpa.pid, (long)&local, 1, (long)&remote, 1, 0) ==
-		       (long)len ||
-	       sys4(__NR_pread64, tpa.mem_fd, (long)buf, (long)len, (long)addr) == (long)len;
-}
-
-/* A module may be mapped anew between a look that failed and the question why: look again. */
-static int read_text(void *ctx, uint64_t addr, void *buf, size_t len)
-{
-	(void)ctx;
-	for (int i = 0; i < READ_TRIES; i++) {
-		if (can_read(addr, buf, len))
-			return 0;
-		if (is_unmapped(addr, len))
-			return -6; /* ENXIO */
-	}
-	return -14; /* EFAULT */
-}
-
+/*
+ * The kernel takes 4096 bytes at a time from where a write begins (mem_rw) and looks up each page that
+ * those are on: two, unless the write begins with a page.
+ */
 static long write_text(void *ctx, uint64_t addr, const void *buf, size_t len)
 {
+	size_t first = PAGE_UP(addr) - addr;
+	long done, rest;
+
 	(void)ctx;
-	return sys4(__NR_pwrite64, tpa.mem_fd, (long)buf, (long)len, (long)addr);
+	if (!first || len <= TP_PAGE_BYTES)
+		return write_mem(addr, buf, len);
+	done = write_mem(addr, buf, first);
+	if (done != (long)first)
+		return done;
+	rest = write_mem(addr + first, (const char *)buf + first, len - first);
+	return sys_failed(rest) ? done : done + rest;
 }
 
 /* Where the region of ours ends in which @at is; 0: there is none. */
@@ -183,7 +160,7 @@ static void relax(void *ctx)
 }
 
 const struct tp_ops tpa_ops = {
-	.read = read_text,
+	.read = tpa_read_text,
 	.write = write_text,
 	.sync = sync_cores,
 	.look = tpa_look,

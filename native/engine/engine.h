@@ -93,6 +93,18 @@ struct tp_batch {
 #define TP_WINDOW_BYTES (TP_WINDOW_PAGES * TP_PAGE_BYTES)
 #define TP_LINE_BYTES 64
 
+/*
+ * Copies stand as their text does relative to a cache line: a copy at another offset takes twice the
+ * time (measured on AMD). 16 bytes of slack for tp_same_prefix().
+ */
+#define TP_COPY_BYTES (TP_WINDOW_BYTES + TP_LINE_BYTES + 16)
+
+/** Where text is read to. */
+struct tp_copies {
+	uint8_t window[TP_COPY_BYTES] __attribute__((aligned(TP_LINE_BYTES)));
+	uint8_t readback[TP_COPY_BYTES] __attribute__((aligned(TP_LINE_BYTES)));
+};
+
 /* Handlers in flight are counted in padded slots, so that a trap storm shares no cache line. */
 #define TP_SLOTS 64
 
@@ -118,13 +130,8 @@ struct tp_engine {
 	const struct tp_known_table *known;
 	unsigned int window_pages; /* pages in one write, up to TP_WINDOW_PAGES; 0: one */
 	bool broken; /* a recovery failed: int3s of ours are left, the descriptor stays */
+	struct tp_copies *copies;
 	struct tp_slot slots[TP_SLOTS];
-	/* Copies stand as their text does relative to a cache line: a copy at another offset takes
-	 * twice the time (measured on AMD). 16 bytes of slack for tp_same_prefix(). */
-	uint8_t window[TP_WINDOW_BYTES + TP_LINE_BYTES + 16]
-		__attribute__((aligned(TP_LINE_BYTES)));
-	uint8_t readback[TP_WINDOW_BYTES + TP_LINE_BYTES + 16]
-		__attribute__((aligned(TP_LINE_BYTES)));
 };
 
 static inline uint64_t tp_word(const uint8_t *bytes)

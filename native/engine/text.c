@@ -124,7 +124,7 @@ static int blame_unreadable(struct tp_engine *engine, struct tp_batch *batch,
 
 		if (tp_selected(poke, pass) &&
 		    read_window(engine, batch, poke->addr, poke->addr + poke->len,
-				engine->readback))
+				engine->copies->readback))
 			return tp_fail(batch, pass->phase, -EFAULT, i);
 	}
 	return tp_fail(batch, pass->phase, -EFAULT, window->blame);
@@ -187,12 +187,13 @@ static bool is_strangers(const struct tp_poke *poke, const struct tp_pass *pass,
 static int read_back(struct tp_engine *engine, struct tp_batch *batch, const struct tp_pass *pass,
 		     const struct window *window)
 {
-	const uint8_t *wrote = copy_of(engine->window, window->start, window->write_start);
-	const uint8_t *found = copy_of(engine->readback, window->write_start, window->write_start);
+	const uint8_t *wrote = copy_of(engine->copies->window, window->start, window->write_start);
+	const uint8_t *found =
+		copy_of(engine->copies->readback, window->write_start, window->write_start);
 	size_t bytes = window->write_end - window->write_start;
 
 	int error = read_window(engine, batch, window->write_start, window->write_end,
-				engine->readback);
+				engine->copies->readback);
 
 	if (error == -ENXIO && tp_is_undo(pass))
 		return error;
@@ -225,8 +226,8 @@ static int write_span(struct tp_engine *engine, struct tp_batch *batch, const st
 	long done;
 
 	batch->outcome->writes++;
-	done = engine->ops->write(engine->ctx, start, copy_of(engine->window, window->start, start),
-				  bytes);
+	done = engine->ops->write(engine->ctx, start,
+				  copy_of(engine->copies->window, window->start, start), bytes);
 	*end = start + (uint64_t)(done > 0 ? done : 0);
 	return done < 0 ? (int)done : (size_t)done < bytes ? -EIO : 0;
 }
@@ -235,8 +236,8 @@ static int write_span(struct tp_engine *engine, struct tp_batch *batch, const st
 static bool find_changes(const struct tp_engine *engine, const struct window *window,
 			 uint64_t *start, uint64_t *end)
 {
-	const uint8_t *edited = copy_of((uint8_t *)engine->window, window->start, window->start);
-	const uint8_t *found = copy_of((uint8_t *)engine->readback, window->start, window->start);
+	const uint8_t *edited = copy_of(engine->copies->window, window->start, window->start);
+	const uint8_t *found = copy_of(engine->copies->readback, window->start, window->start);
 
 	while (*start < *end && edited[*start - window->start] == found[*start - window->start])
 		++*start;
@@ -281,9 +282,10 @@ static int finish_window(struct tp_batch *batch, const struct tp_pass *pass,
 static bool is_old_again(struct tp_engine *engine, struct tp_batch *batch,
 			 const struct tp_poke *poke)
 {
-	const uint8_t *found = copy_of(engine->readback, poke->addr, poke->addr);
+	const uint8_t *found = copy_of(engine->copies->readback, poke->addr, poke->addr);
 
-	return !read_window(engine, batch, poke->addr, poke->addr + poke->len, engine->readback) &&
+	return !read_window(engine, batch, poke->addr, poke->addr + poke->len,
+			    engine->copies->readback) &&
 	       tp_same_prefix(found, poke->old, poke->len);
 }
 
@@ -304,13 +306,14 @@ static bool forget_gone(struct tp_engine *engine, struct tp_batch *batch,
 		if (!tp_selected(poke, pass) &&
 		    (poke->outcome != pass->to || poke->outcome == TP_SITE_RESTORED))
 			continue;
-		error = read_window(engine, batch, poke->addr, poke->addr + 1, engine->readback);
+		error = read_window(engine, batch, poke->addr, poke->addr + 1,
+				    engine->copies->readback);
 		if (error == -ENXIO || (!error && is_old_again(engine, batch, poke)))
 			poke->outcome = TP_SITE_RESTORED;
-		else if (error ||
-			 tp_is_still_ours(batch, pass, poke,
-					  *copy_of(engine->readback, poke->addr, poke->addr),
-					  tp_old_heads(poke)))
+		else if (error || tp_is_still_ours(batch, pass, poke,
+						   *copy_of(engine->copies->readback, poke->addr,
+							    poke->addr),
+						   tp_old_heads(poke)))
 			continue;
 		any = true;
 	}
@@ -322,15 +325,16 @@ static int run_window(struct tp_engine *engine, struct tp_batch *batch, const st
 		      const struct window *window)
 {
 	const struct tp_copy copy = { window->first, window->last, window->start,
-				      copy_of(engine->window, window->start, window->start) };
-	int error = read_window(engine, batch, window->start, window->end, engine->window);
+				      copy_of(engine->copies->window, window->start,
+					      window->start) };
+	int error = read_window(engine, batch, window->start, window->end, engine->copies->window);
 
 	if (error == -ENXIO && tp_is_undo(pass))
 		return error;
 	if (error)
 		return blame_unreadable(engine, batch, pass, window);
 	if (tp_is_undo(pass)) /* what it changes is told by what was there */
-		__builtin_memcpy(copy_of(engine->readback, window->start, window->start),
+		__builtin_memcpy(copy_of(engine->copies->readback, window->start, window->start),
 				 copy.bytes, window->end - window->start);
 	error = tp_edit_sites(batch, pass, &copy);
 	if (!error && pass->edit != TP_EDIT_NONE)

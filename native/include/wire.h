@@ -15,7 +15,7 @@
 #define TP_WIRE_MAGIC 0x454b4f5054584554ull /* "TEXTPOKE" */
 
 enum {
-	TP_WIRE_VERSION = 5,
+	TP_WIRE_VERSION = 6,
 	TP_PAGE_BYTES = 4096,
 	TP_MAX_INSN = 15,
 	TP_INT3 = 0xcc,
@@ -411,10 +411,11 @@ struct tp_wire {
 	uint64_t events_without_ring;
 	uint64_t claims;
 	/* a look at all threads, in the midst of a batch: the agent asks, the tool answers */
-	uint32_t look_seq;   /* the agent adds one, and wakes done_seq */
-	uint32_t looked_seq; /* futex: the tool follows */
-	int32_t look_result; /* 0: busy sites are marked in the request area; or -errno */
-	uint32_t hold;	     /* tp_hold_of() a command, by its command_seq */
+	uint32_t look_seq;     /* the agent adds one, and wakes done_seq */
+	uint32_t looked_seq;   /* futex: the tool follows */
+	int32_t look_result;   /* 0: busy sites are marked in the request area; or -errno */
+	uint32_t hold;	       /* tp_hold_of() a command, by its command_seq */
+	uint64_t copies_bytes; /* behind the request area: where the agent reads text to */
 };
 
 #ifndef TP_CDEF

@@ -33,6 +33,7 @@ void rig_open(struct rig *rig, size_t pages)
 	rig->engine.window_pages = window ? (unsigned int)atoi(window) : 0;
 	rig->engine.ops = &fake_ops;
 	rig->engine.ctx = &rig->fake;
+	rig->engine.copies = &rig->copies;
 	rig->batch.finish = record_finish;
 	rig->batch.finish_ctx = &rig->fake;
 	rig->batch.outcome = &rig->outcome;

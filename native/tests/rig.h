@@ -11,6 +11,7 @@
 struct rig {
 	struct fake fake;
 	struct tp_engine engine;
+	struct tp_copies copies;
 	struct tp_known_table known;
 	struct tp_batch batch;
 	struct tp_outcome outcome;

@@ -74,6 +74,7 @@ static struct {
 	struct code text;
 	struct code pads;
 	struct tp_engine engine;
+	struct tp_copies copies;
 	struct tp_known known[SITES];
 	struct tp_known_table table;
 	struct tp_poke pokes[SITES];
@@ -202,6 +203,7 @@ static int open_live(void)
 	write_text();
 	error = write_pad((uint64_t)live.text.rx + functions[2].offset);
 	live.engine.ops = &live_ops;
+	live.engine.copies = &live.copies;
 	live.engine.window_pages = TP_WINDOW_PAGES; /* as in the agent */
 	for (size_t i = 0; i < SITES; i++) {
 		struct tp_poke *poke = &live.pokes[i];

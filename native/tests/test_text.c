@@ -249,8 +249,8 @@ TEST(pitfall_24_conflict_looks_only_at_sites_that_this_pass_has_written)
 		if (!new)
 			*(uint8_t *)rig.pokes[i].addr = TP_INT3;
 	}
-	memset(rig.engine.window, 0xaa, sizeof(rig.engine.window)); /* a look beside is seen */
-	memset(rig.engine.readback, 0x55, sizeof(rig.engine.readback));
+	memset(rig.copies.window, 0xaa, sizeof(rig.copies.window)); /* a look beside is seen */
+	memset(rig.copies.readback, 0x55, sizeof(rig.copies.readback));
 	set_stranger(&rig, 2, 3050, 0x42);
 	CHECK_EQ(run_pass(&rig, &again), 0);
 	CHECK_EQ(rig.outcome.conflicts, 1);

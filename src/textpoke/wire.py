@@ -24,6 +24,7 @@ MOST_KNOWN = 1 << 22
 """Sites that were ever poked in one target."""
 KNOWN_BYTES = ffi.sizeof("struct tp_known")
 _MOST_RINGS = 1 << 16
+_LARGEST_COPIES = 1 << 20
 _LARGEST_RING = 1 << 28
 _LARGEST_REQUEST = 1 << 30
 _MOST_COUNTED = 1 << 61
@@ -70,7 +71,8 @@ def read_layout(header: bytes, size: int) -> Layout:
         and layout.ring_bytes & (layout.ring_bytes - 1) == 0
         and layout.ring_stride == page + layout.ring_bytes
         and 0 < layout.ring_count <= _MOST_RINGS
-        and layout.ring_offset == page + layout.request_bytes
+        and wire.copies_bytes <= _LARGEST_COPIES
+        and layout.ring_offset == page + layout.request_bytes + wire.copies_bytes
         and layout.ring_offset + layout.ring_count * layout.ring_stride == size
     )
     if not sane:
