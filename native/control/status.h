@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/** @file What proc tells of threads and mappings, read on the way to a hold: status.c, stacks.c. */
+/** @file What proc tells of threads and mappings, read on the way to a hold: status.c, maps.c. */
 #ifndef TP_STATUS_H
 #define TP_STATUS_H
 

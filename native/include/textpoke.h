@@ -75,6 +75,19 @@ struct tp_thread {
 int tp_read_status(int pid, int tid, struct tp_thread *thread);
 int64_t tp_read_threads(int pid, struct tp_thread *threads, uint64_t room);
 
+/* maps.c */
+/** Code of a file as it is mapped. */
+struct tp_code {
+	uint64_t start;
+	uint64_t end;
+	uint64_t offset;
+	uint64_t inode;
+	uint32_t major; /* of the device */
+	uint32_t minor;
+};
+
+int64_t tp_read_code(int pid, struct tp_code *found, uint64_t room);
+
 /* ask.c */
 int tp_ask(int socket_fd, int pidfd, const void *request, uint64_t request_bytes, void *answer,
 	   uint64_t answer_bytes, int timeout_ms);

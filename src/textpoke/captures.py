@@ -43,6 +43,8 @@ class Captures:
         self._enums: dict[str, Mapping[int, str]] = {}
         self._libc: dict[str, dict[int, Function]] = {}
         self._uploaded: dict[int, dict[int, CaptureProgram]] = {}  # by number of the set
+        # By number of the set and tracer: of which programs, and how many plans, that was found.
+        self._checked: dict[tuple[int, str], tuple[Mapping[int, CaptureProgram], int]] = {}
         self._waiting = call_notes.Waiting()
         self._by_return: dict[int, Function] = {}
         self._programs: dict[str, dict[int, CaptureProgram]] = {}  # by tracer, as made last
@@ -57,6 +59,7 @@ class Captures:
         """
         self._asked = {site.address for site in sites}
         self._uploaded.clear()  # another trace may have had these rings since
+        self._checked.clear()
         if not specs:
             return []
         found = target.captures(specs, sites)
@@ -113,14 +116,20 @@ class Captures:
 
     def upload(self, rings: RingSet, tracer: str, plans: Mapping[int, SitePlan]) -> None:
         """Give the agent what its probes need, where it has not got it yet."""
+        wanted, key = self.programs(tracer), (rings.number, tracer)
+        checked = self._checked.get(key)
+        if checked is not None and checked[0] is wanted and checked[1] == len(plans):
+            return
         programs = {
             plans[address].return_address: program
-            for address, program in self.programs(tracer).items()
+            for address, program in wanted.items()
             if address in plans
         }
         there = self._uploaded.get(rings.number, {})
         if programs.items() <= there.items():
+            self._checked[key] = wanted, len(plans)
             return
+        self._checked.clear()
         # What other tracers' probes need stays, so that switching back and forth gives it once.
         together = {**there, **programs}
         if not (there.items() <= together.items() and capturing.fits(rings, together)):

@@ -197,15 +197,15 @@ def _run_part(agent: Agent, request: Request, choice: Choice, how: _How) -> Outc
         except BaseException:  # it may have been written all the same
             _tell(agent, request, began, (), failed=True)
             raise
-        _tell(agent, request, began, look.left(), failed=code < 0)
+        left_out = look.left()
+        _tell(agent, request, began, left_out, failed=code < 0)
         if attempt == _STOPS - 1 or not _could_not_look(code, wire.outcome):
             break
         time.sleep(_STOP_PAUSE_S)
     if code < 0:
         raise _failure(agent.pid, -code, _copied(wire), request.pokes)
-    left = tuple(choice.indexes[k] for k in look.left())
-    outcome = read_outcome(wire.outcome, hold_ns, (choice,), left)
-    return replace(outcome, outlasted=True) if look.outlasted else outcome
+    left = tuple(choice.indexes[k] for k in left_out)
+    return read_outcome(wire.outcome, hold_ns, (choice,), left, outlasted=look.outlasted)
 
 
 def _tell(

@@ -263,13 +263,21 @@ class Request:
         """The batch of some of the pokes; the same one when it is asked for again."""
         if len(indexes) == len(self.pokes):
             return self
+        for half, found in zip(self.halves, self._halved, strict=True):
+            if indexes is half:  # thousands of them: to compare them takes longer than all the rest
+                return found
         key = tuple(indexes)
-        found = self._parts.get(key)
-        if found is None:
+        part = self._parts.get(key)
+        if part is None:
             if len(self._parts) >= _MOST_PARTS:
                 self._parts.clear()
-            found = self._parts[key] = Request.of(self.pokes[i] for i in indexes)
-        return found
+            part = self._parts[key] = Request.of(self.pokes[i] for i in indexes)
+        return part
+
+    @functools.cached_property
+    def _halved(self) -> tuple[Request, Request]:
+        first, second = self.halves
+        return Request.of(self.pokes[i] for i in first), Request.of(self.pokes[i] for i in second)
 
     def reversed(self, indexes: Sequence[int]) -> Request:
         """The batch that undoes some of the pokes."""
@@ -316,7 +324,12 @@ class Poked:
 
 
 def read_outcome(
-    raw: Pointer, hold_ns: int, choices: tuple[Choice, ...], left: tuple[int, ...]
+    raw: Pointer,
+    hold_ns: int,
+    choices: tuple[Choice, ...],
+    left: tuple[int, ...],
+    *,
+    outlasted: bool = False,
 ) -> Outcome:
     """A Python copy of struct tp_outcome, with what the tool knows besides (`Outcome`)."""
     return Outcome(
@@ -335,6 +348,7 @@ def read_outcome(
         hold_ns,
         choices,
         left,
+        outlasted,
     )
 
 

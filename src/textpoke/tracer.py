@@ -30,6 +30,7 @@ from textpoke.inject import DEFAULT_RING_BYTES, load
 from textpoke.modes import Mode
 from textpoke.one_trace import Trace
 from textpoke.placing import Placing
+from textpoke.proc import read_code
 from textpoke.records import Records
 from textpoke.redirection import Redirection
 from textpoke.returns import Returns
@@ -77,6 +78,7 @@ class Target:
         self.command_line = _command_line(self.pid)
         self._modules: list[Module] | None = None
         self._maps: Sequence[Mapping] = ()  # at the last look
+        self._code = b""  # likewise
         self._files: list[Mapping] = []  # what was mapped when the modules were read
         self._finders = {
             (everything, traps): process_sites.of_process(
@@ -122,6 +124,10 @@ class Target:
     @property
     def modules(self) -> list[Module]:
         """The main program and every shared object that is mapped now."""
+        code = read_code(self.pid)  # first: what changes behind it is seen the next time
+        if self._modules is not None and code and code == self._code:
+            return self._modules
+        self._code = code
         maps = target.read_mappings(self.pid)
         if self._modules is not None and maps is self._maps:
             return self._modules

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/** @file Writable mappings: the kernel's answers and the lines of a maps file say the same. */
+/** @file Mappings: the kernel's answers and the lines of a maps file say the same. */
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -87,4 +87,26 @@ TEST(who_is_gone_has_none)
 	CHECK_EQ(waitpid(child, NULL, 0), child);
 	CHECK_EQ(tp_read_stacks(child, &stacks), -ENOENT);
 	CHECK_EQ(stacks.count, 0);
+}
+
+TEST(code_of_files_is_told_apart)
+{
+	struct tp_code found[64];
+	const void *plain =
+		mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int64_t count = tp_read_code(getpid(), found, 64);
+	bool own = false;
+
+	if (count == -ENOTTY) /* before Linux 6.11 */
+		return;
+	CHECK(count > 0 && count <= 64);
+	for (int64_t i = 0; i < count; i++) {
+		own |= found[i].start <= (uint64_t)tp_read_code &&
+		       (uint64_t)tp_read_code < found[i].end;
+		CHECK(found[i].inode);
+		CHECK(found[i].start != (uint64_t)plain);
+		CHECK(!i || found[i - 1].end <= found[i].start);
+	}
+	CHECK(own);
+	CHECK_EQ(tp_read_code(getpid(), found, 1), count); /* told, though there is no room */
 }
