@@ -102,7 +102,8 @@ void tp_bring_beside(pid_t tid)
 	send_back();
 	own.beside = tid;
 	tp_lift(tid, &own.its_lift);
-	tp_pin(tid, sched_getcpu(), &own.its_pin);
+	if (own.its_lift.done) /* else it would wait for whoever else is busy here */
+		tp_pin(tid, sched_getcpu(), &own.its_pin);
 }
 
 /** Undo a tp_hurry() that returned true. */

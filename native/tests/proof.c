@@ -118,9 +118,10 @@ void proof_prepare(struct proof *proof)
 	struct tp_engine *engine = &rig->engine;
 
 	memcpy(rig->fake.bytes, proof->pristine, rig->fake.size);
-	memset(engine, 0, offsetof(struct tp_engine, window));
+	memset(engine, 0, sizeof(*engine));
 	engine->ops = proof->settings.is_blind ? &fake_blind_ops : &fake_ops;
 	engine->ctx = &rig->fake;
+	engine->copies = &rig->copies;
 	engine->window_pages = proof->settings.window_pages;
 	rig->known.count = 0;
 	rig->batch.all_or_nothing = proof->settings.all_or_nothing;

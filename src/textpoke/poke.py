@@ -256,28 +256,27 @@ class Request:
         )
 
     @functools.cached_property
-    def _parts(self) -> dict[tuple[int, ...], Request]:
+    def _parts(self) -> dict[int | tuple[int, ...], Request]:
         return {}
 
     def part(self, indexes: Sequence[int]) -> Request:
         """The batch of some of the pokes; the same one when it is asked for again."""
         if len(indexes) == len(self.pokes):
             return self
-        for half, found in zip(self.halves, self._halved, strict=True):
-            if indexes is half:  # thousands of them: to compare them takes longer than all the rest
-                return found
-        key = tuple(indexes)
-        part = self._parts.get(key)
-        if part is None:
+        key = self._key(indexes)
+        found = self._parts.get(key)
+        if found is None:
             if len(self._parts) >= _MOST_PARTS:
                 self._parts.clear()
-            part = self._parts[key] = Request.of(self.pokes[i] for i in indexes)
-        return part
+            found = self._parts[key] = Request.of(self.pokes[i] for i in indexes)
+        return found
 
-    @functools.cached_property
-    def _halved(self) -> tuple[Request, Request]:
-        first, second = self.halves
-        return Request.of(self.pokes[i] for i in first), Request.of(self.pokes[i] for i in second)
+    def _key(self, indexes: Sequence[int]) -> int | tuple[int, ...]:
+        """What a part is kept by. Comparing the thousands of positions of a half takes too long."""
+        for number, half in enumerate(self.__dict__.get("halves", ())):  # if they were asked for
+            if indexes is half:
+                return number
+        return tuple(indexes)
 
     def reversed(self, indexes: Sequence[int]) -> Request:
         """The batch that undoes some of the pokes."""

@@ -79,3 +79,23 @@ def test_a_new_start_gives_all_again(uploads: list[dict[int, CaptureProgram]]) -
     given.of_arguments(cast("captures.Resolves", None), [], [])  # others may have had the rings
     given.upload(RINGS, "blk", PLANS)
     assert uploads == [{6: ONE}, {6: ONE}]
+
+
+def test_what_is_planned_later_is_given_then(uploads: list[dict[int, CaptureProgram]]) -> None:
+    given = Given({"blk": {1: ONE, 4: OTHER}})
+    plans = dict(PLANS)
+    for _ in range(2):
+        given.upload(RINGS, "blk", plans)
+    plans[4] = cast("SitePlan", SimpleNamespace(return_address=9))
+    for _ in range(2):
+        given.upload(RINGS, "blk", plans)
+    assert uploads == [{6: ONE}, {6: ONE, 9: OTHER}]
+
+
+def test_what_another_upload_has_driven_out_is_given_again(
+    uploads: list[dict[int, CaptureProgram]],
+) -> None:
+    given = Given({"blk": {1: ONE, 2: ONE}, "wakeup_rt": {3: ONE}})
+    for tracer in ("blk", "blk", "wakeup_rt", "blk", "blk"):
+        given.upload(RINGS, tracer, PLANS)
+    assert uploads == [{6: ONE, 7: ONE}, {8: ONE}, {6: ONE, 7: ONE}]
