@@ -370,6 +370,14 @@ class Threads:
                 chosen.add(tid)
         return chosen
 
+    def unknown(self, threads: Collection[tuple[int, str]]) -> list[str]:
+        """Of what is to be traced, that which no thread is: ids and globs, as they were given."""
+        return [
+            rule
+            for rule in self.trace
+            if not any(_is_thread((rule,), tid, name) for tid, name in threads)
+        ]
+
     @property
     def everyone(self) -> bool:
         """True when no thread is left out."""

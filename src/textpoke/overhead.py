@@ -97,7 +97,9 @@ class Overhead:
             return "overhead: nothing that could be measured"
         about = "about" if self.known else "more than"
         ns = self.cost_ns / self.events
-        text = f"overhead: {about} {self.share * 100:.2g} % of the target's CPU time"
+        percent = self.share * 100
+        digits = f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
+        text = f"overhead: {about} {digits} % of the target's CPU time"
         text += (
             f" ({_rounded(self.events)} {self._unit} at {ns:.0f} ns in {self.cpu_ns / 1e9:.1f} s)"
         )

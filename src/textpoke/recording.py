@@ -40,6 +40,7 @@ _MOST_HELD_BYTES = 256 << 20
 _GOVERN_S = 0.25
 _THREADS_S = 0.1
 _READ_S = 0.1
+_MOST_NAMES = 8  # of threads, in a remark
 _MOST_REMARKS = 5  # about arguments, of one change
 _COST_NS = {"function": 14.0, "function_graph": 40.0, "profile": 40.0}
 _COST_OF_OTHERS_NS = 150.0
@@ -61,8 +62,8 @@ class Recording:
         filters: What was asked for last.
         triggers: Likewise.
         hits: Triggers that did something, for whoever shows them; take and clear.
-        remarks: What the governor and the flight recorder have done, and which arguments cannot be
-            captured, one line each.
+        remarks: What the governor and the flight recorder have done, which arguments cannot be
+            captured and which threads there are not, one line each.
         remarks_shown: How many of them somebody has shown.
         snapshots: Paths of the snapshots that were written.
     """
@@ -420,6 +421,15 @@ class Recording:
         flow.tids = chosen if self._threads_before is None else (flow.tids or set()) | chosen
         if self._threads_before is None:
             self._threads_before = {tid for tid, _ in there}
+            self._say_unknown(threads.unknown(there), [name for _, name in there])
+
+    def _say_unknown(self, rules: Sequence[str], names: Sequence[str]) -> None:
+        """Of threads that are to be recorded, and that nobody is."""
+        known = list(dict.fromkeys(names))
+        some = ", ".join(known[:_MOST_NAMES]) + (", ..." if len(known) > _MOST_NAMES else "")
+        self.remarks += [
+            f"no thread is {rule!r} now; the {len(names)} there are called {some}" for rule in rules
+        ]
 
     def _govern(self) -> None:
         """Once an interval: switch off what the budget does not allow, on what it allows again."""

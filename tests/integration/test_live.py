@@ -221,6 +221,7 @@ def test_threads_and_the_switch_by_hand(running: Running) -> None:
     before = running.trace.events
     running.drain(0.1)
     assert running.trace.events == before
+    assert any("no thread is 'nobody' now" in remark for remark in running.recording.remarks)
     running.tool("filter", "--clear")
     running.drain(0.1)
     assert running.trace.events > before

@@ -164,6 +164,8 @@ def test_each_verb_has_help_with_examples(run, name: str) -> None:
         (["sites", "-p", "1", "x"], "more than one target: "),
         (["sites", "1234567"], "no such file: '1234567'; did you mean -p 1234567?"),
         (["record", "-p", "1", "--threshold", "5ms"], "--threshold 5ms: the function tracer sees"),
+        (["record", "-p", "1", "--depth", "3"], "--depth 3: the function tracer sees no returns"),
+        (["record", "-p", "1", "--depth", "3", "-t", "branch"], "--depth 3: the branch tracer"),
         (["report"], "the following arguments are required: FILE"),
         (["report", "a", "b"], "unrecognized arguments: b"),
         (["report", "--text", "--json", "a"], "argument --json: not allowed with argument --text"),

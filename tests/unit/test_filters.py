@@ -332,6 +332,12 @@ def test_thread_filters(threads: Threads, tids: set[int]) -> None:
     assert threads.everyone == (not threads.trace and not threads.notrace)
 
 
+def test_threads_that_nobody_is_are_told() -> None:
+    assert Threads(("100", "bio*")).unknown(THREADS) == []
+    assert Threads(("99", "bio*", "nobody"), ("none",)).unknown(THREADS) == ["99", "nobody"]
+    assert Threads((), ("none",)).unknown(THREADS) == []
+
+
 def test_new_threads_are_followed_on_request() -> None:
     later = [*THREADS, (103, "io_thd_1"), (104, "bio_lazy")]
     before = {tid for tid, _ in THREADS}

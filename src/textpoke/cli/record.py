@@ -116,7 +116,11 @@ def _add_tracing(parser: _parser.VerbParser) -> None:
         help="what a function returns: 'f', 'f/s', 'f/x'",
     )
     tracing.add_argument(
-        "--depth", type=_parser.positive, default=0, metavar="N", help="follow so many calls deep"
+        "--depth",
+        type=_parser.positive,
+        default=0,
+        metavar="N",
+        help="with function_graph, profile: follow so many calls deep",
     )
     tracing.add_argument(
         "--threshold",
@@ -218,12 +222,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _require_returns(args: argparse.Namespace) -> None:
-    if args.threshold and args.tracer in (FUNCTION, BRANCH):
+    if args.tracer not in (FUNCTION, BRANCH):
+        return
+    what = f"the {args.tracer} tracer sees no returns"
+    if args.threshold:
         from textpoke.triggers import span_text
 
         raise _parser.UsageError(
-            f"--threshold {span_text(args.threshold)}: the {args.tracer} tracer sees no returns, "
+            f"--threshold {span_text(args.threshold)}: {what}, "
             f"so no call takes longer: record with -t {GRAPH}"
+        )
+    if args.depth:
+        raise _parser.UsageError(
+            f"--depth {args.depth}: {what}, so no call is deeper than another: "
+            f"record with -t {GRAPH}"
         )
 
 
