@@ -216,5 +216,7 @@ const char *tpa_field(const char *text, const char *name);
 
 /* orphan.c */
 void tpa_watch_tool(void);
+void tpa_note_usual(void);
+void tpa_be_as_usual(void);
 
 #endif

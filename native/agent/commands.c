@@ -366,20 +366,48 @@ static struct tp_poke undo_of(const struct tp_known *entry, uint32_t index)
 	return poke;
 }
 
+/* Does the text still hold what we have left there? */
+static bool is_in_place(const struct tp_known *entry)
+{
+	uint8_t *found = tpa.engine.copies->readback;
+
+	return !tpa_read_text(NULL, entry->addr, found, entry->len) &&
+	       tp_same_prefix(found, entry->current, entry->len);
+}
+
+/*
+ * Sites of two modules that stood at one address, one after the other, may overlap; at most one of them
+ * is there now. Forgets the other. Returns whether it was the @earlier one.
+ */
+static bool forget_one_of(struct tp_known *earlier, struct tp_known *later)
+{
+	bool is_earlier = !is_in_place(earlier);
+
+	(is_earlier ? earlier : later)->patched = 0;
+	return is_earlier;
+}
+
 /* Of the sites that were last written in one of @modes; without guards where those must stay. */
 static struct job *undo_job(uint32_t modes, int keep_guards)
 {
 	uint64_t count = known_block ? known_block->table.count : 0, used = 0;
 	struct job *job = new_job(count);
+	struct tp_known *last = NULL;
 
 	for (uint64_t i = 0; job && i < count; i++) {
-		const struct tp_known *entry = &known_block->entries[i];
+		struct tp_known *entry = &known_block->entries[i];
 
 		if (!entry->patched || !(modes & 1u << entry->mode) ||
 		    (entry->guard && keep_guards))
 			continue;
+		if (last && entry->addr < last->addr + last->len) {
+			if (!forget_one_of(last, entry))
+				continue;
+			used--;
+		}
 		job->pokes[used] = undo_of(entry, (uint32_t)used);
 		used++;
+		last = entry;
 	}
 	if (job)
 		job->batch.count = used;
@@ -500,6 +528,7 @@ static int open_here(const char *path, int flags)
 
 static int take_fds(const uint64_t args[4])
 {
+	tpa_be_as_usual(); /* the tool before this one may have been killed */
 	tpa.ids_watched = args[1] != 0;
 	tpa.seen_tid = args[0] ? (uint32_t)args[2] : tpa_image.tid;
 	if (args[0])

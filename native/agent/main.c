@@ -189,6 +189,7 @@ static void start(void)
 	close_inherited();
 	sys3(__NR_setpriority, 0, 0,
 	     HIGHEST_PRIORITY); /* of this thread, where root's program allows */
+	tpa_note_usual();
 	tpa_drop_privileges();
 	step(sys3(__NR_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0));
 	map_shared();

@@ -25,6 +25,13 @@ struct dirent64 {
 	char name[];
 };
 
+static struct {
+	long policy;
+	int priority;
+	long mask_bytes;
+	uint64_t mask[16];
+} usual;
+
 static int is_blocked(const char *text)
 {
 	const char *mask = tpa_field(text, "SigBlk:");
@@ -127,18 +134,33 @@ static int no_thread_blocks_sigtrap(void)
 	return bytes == 0;
 }
 
-/* A tool that died while it waited for us has left us on its processor and before others (scheduling.c). */
-static void be_as_usual(void)
+/** How this thread was born: see tpa_be_as_usual(). */
+void tpa_note_usual(void)
 {
-	const int nothing = 0;
-	uint64_t everywhere[16];
+	usual.policy = sys1(__NR_sched_getscheduler, 0);
+	sys2(__NR_sched_getparam, 0, (long)&usual.priority);
+	usual.mask_bytes = sys3(__NR_sched_getaffinity, 0, sizeof(usual.mask), (long)usual.mask);
+}
 
-	if (tpa.is_filtered)
+static bool is_unusual(void)
+{
+	long policy = tpa.is_filtered ? usual.policy : sys1(__NR_sched_getscheduler, 0);
+
+	return (policy | SCHED_RESET_ON_FORK_NR) != (usual.policy | SCHED_RESET_ON_FORK_NR);
+}
+
+/**
+ * A tool that died while it waited for us has left us on its processor and before others
+ * (control/scheduling.c). What the agent may not take back is the flag alone that it came with.
+ */
+void tpa_be_as_usual(void)
+{
+	if (!is_unusual())
 		return;
-	for (int i = 0; i < 16; i++)
-		everywhere[i] = ~0ull;
-	sys3(__NR_sched_setscheduler, 0, SCHED_RESET_ON_FORK_NR, (long)&nothing); /* SCHED_OTHER */
-	sys3(__NR_sched_setaffinity, 0, sizeof(everywhere), (long)everywhere);
+	sys3(__NR_sched_setscheduler, 0, usual.policy | SCHED_RESET_ON_FORK_NR,
+	     (long)&usual.priority);
+	if (usual.mask_bytes > 0)
+		sys3(__NR_sched_setaffinity, 0, usual.mask_bytes, (long)usual.mask);
 }
 
 /* Sites written in stop mode stay: only a tool can hold the threads. They do nothing any more. */
@@ -148,7 +170,6 @@ static void turn_off(void)
 	uint64_t flags = tpa_any_frames() ? TP_BATCH_GUARDS : 0; /* only a tool can let frames go */
 	struct tp_outcome outcome;
 
-	be_as_usual();
 	if (tpa_any_gate_open())
 		tpa_image.orphaned++;
 	tpa_close_gates();
@@ -159,14 +180,22 @@ static void turn_off(void)
 		tpa_undo(IS(TP_MODE_INT3), TP_MODE_INT3, flags, &strangers, &outcome);
 }
 
+/* Is there something of a tool that is gone which this thread may undo alone? */
+static bool has_to_turn_off(void)
+{
+	return !tpa_image.keep && !tpa.engine.broken && tpa.mem_fd >= 0 &&
+	       (tpa_any_gate_open() || tpa_any_patched(IS(TP_MODE_DIRECT) | IS(TP_MODE_INT3)));
+}
+
 /** Called now and then by the agent's thread. */
 void tpa_watch_tool(void)
 {
-	if (tpa_image.keep || tpa.engine.broken || tpa.mem_fd < 0 ||
-	    (!tpa_any_gate_open() && !tpa_any_patched(IS(TP_MODE_DIRECT) | IS(TP_MODE_INT3))))
+	if (!is_unusual() && !has_to_turn_off())
 		return;
 	if (sys_failed(sys2(__NR_flock, tpa.shared_fd, LOCK_EX_NB)))
 		return; /* a tool is there */
-	turn_off();
+	tpa_be_as_usual();
+	if (has_to_turn_off())
+		turn_off();
 	sys2(__NR_flock, tpa.shared_fd, LOCK_UN_NR);
 }

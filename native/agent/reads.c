@@ -16,6 +16,7 @@
 #define MAP_PRIVATE_ANON 0x22
 #define MADV_HUGEPAGE_NR 14
 #define MADV_DONTDUMP_NR 16
+#define MADV_WIPEONFORK_NR 18
 #define READ_TRIES 5
 #define LOOKS 3			      /* the first one finds pages that are not there yet */
 #define FEW_BYTES (2 * TP_PAGE_BYTES) /* so few cost less without process_vm_writev */
@@ -107,6 +108,8 @@ static void *map_huge(void)
 		sys2(__NR_munmap, (long)(start + HUGE_BYTES), (long)(end - start - HUGE_BYTES));
 	sys3(__NR_madvise, (long)start, HUGE_BYTES, MADV_HUGEPAGE_NR);
 	sys3(__NR_madvise, (long)start, HUGE_BYTES, MADV_DONTDUMP_NR);
+	/* A page that a forked child shares would be torn into small ones by our next write. */
+	sys3(__NR_madvise, (long)start, HUGE_BYTES, MADV_WIPEONFORK_NR);
 	return (void *)start;
 }
 

@@ -2,14 +2,18 @@
 /**
  * @file
  * Hand-overs between the tool, its guard, the agent and stopped threads, without waiting for the time
- * slices of others. Where the kernel does not let us (CAP_SYS_NICE), all goes its usual way.
+ * slices of others. Where the kernel does not let us (CAP_SYS_NICE, RLIMIT_RTPRIO), all goes its usual
+ * way.
  *
  * Who is woken on another processor comes 15 to 20 us later than on the own one (measured in a virtual
  * machine), and a batch is a chain of such wake-ups: of two that take turns both stay on one.
  */
 #include "scheduling.h"
 
+#include <errno.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "textpoke.h"
@@ -27,23 +31,45 @@ static _Thread_local struct {
 	struct tp_pin its_pin;
 } own;
 
-/** Keep thread @tid (0: ourselves) on one processor. */
+/** Keep thread @tid (0: ourselves) on one processor, if it may run there. */
 void tp_pin(pid_t tid, int processor, struct tp_pin *pin)
 {
 	cpu_set_t one;
 
-	if (processor < 0 || sched_getaffinity(tid, sizeof(pin->before), &pin->before))
+	if (processor < 0 || processor >= CPU_SETSIZE ||
+	    sched_getaffinity(tid, sizeof(pin->before), &pin->before) ||
+	    !CPU_ISSET(processor, &pin->before) || CPU_COUNT(&pin->before) == 1)
 		return;
 	CPU_ZERO(&one);
 	CPU_SET(processor, &one);
 	pin->done = !sched_setaffinity(tid, sizeof(one), &one);
 }
 
+static int processors(void)
+{
+	static int known; /* asking reads a file */
+
+	if (!known)
+		known = (int)sysconf(_SC_NPROCESSORS_ONLN);
+	return known;
+}
+
+/* Who may run everywhere shall do so when there are more processors, too: the kernel cuts the mask. */
 void tp_unpin(pid_t tid, struct tp_pin *pin)
 {
+	if (pin->done && CPU_COUNT(&pin->before) >= processors())
+		memset(&pin->before, 0xff, sizeof(pin->before));
 	if (pin->done)
 		sched_setaffinity(tid, sizeof(pin->before), &pin->before);
 	pin->done = false;
+}
+
+/* The kernel counts how long a thread of the class runs, and sends SIGXCPU or SIGKILL to its process. */
+static bool is_limited(pid_t tid)
+{
+	struct rlimit limit;
+
+	return prlimit(tid, RLIMIT_RTTIME, NULL, &limit) || limit.rlim_cur != RLIM_INFINITY;
 }
 
 /** Keep others from running in the place of thread @tid, unless it is scheduled in an unusual way. */
@@ -55,15 +81,18 @@ void tp_lift(pid_t tid, struct tp_lift *lift)
 				       .priority = OF_OTHERS };
 
 	if (syscall(SYS_sched_getattr, tid, &lift->before, sizeof(first), 0) ||
-	    lift->before.policy != SCHED_OTHER)
+	    lift->before.policy != SCHED_OTHER || is_limited(tid))
 		return;
 	lift->done = !syscall(SYS_sched_setattr, tid, &first, 0);
 }
 
 void tp_drop(pid_t tid, struct tp_lift *lift)
 {
-	if (lift->done)
+	/* Only CAP_SYS_NICE may take that flag away again; RLIMIT_RTPRIO is enough to come here. */
+	if (lift->done && syscall(SYS_sched_setattr, tid, &lift->before, 0) && errno == EPERM) {
+		lift->before.flags |= RESET_ON_FORK;
 		syscall(SYS_sched_setattr, tid, &lift->before, 0);
+	}
 	lift->done = false;
 }
 
@@ -75,7 +104,8 @@ bool tp_hurry(void)
 {
 	const struct sched_param urgent = { .sched_priority = OF_US };
 
-	if (sched_getscheduler(0) != SCHED_OTHER || sched_setscheduler(0, SCHED_FIFO, &urgent))
+	if (sched_getscheduler(0) != SCHED_OTHER || is_limited(0) ||
+	    sched_setscheduler(0, SCHED_FIFO, &urgent))
 		return false;
 	tp_pin(0, sched_getcpu(), &own.pin);
 	own.hurried = true;

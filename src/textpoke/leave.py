@@ -212,12 +212,9 @@ def _files_without_module(agent: Agent, modules: list[Module]) -> list[str]:
 def _compare_mapping(agent: Agent, mapping: Mapping, fd: int, check: TextCheck) -> None:
     for start in range(mapping.start, mapping.end, _CHUNK):
         size = min(_CHUNK, mapping.end - start)
-        try:
-            ours = agent.read(start, size)
-        except AgentFailed:
-            if any(m.start <= start < m.end for m in target.read_maps(agent.pid)):
-                raise
-            return  # the module was closed meanwhile
+        ours = _read_of_module(agent, mapping, start, size)
+        if not ours:
+            return
         file = os.pread(fd, size, mapping.offset + start - mapping.start).ljust(size, b"\0")
         check.pages += size // PAGE
         if ours == file:
@@ -228,6 +225,21 @@ def _compare_mapping(agent: Agent, mapping: Mapping, fd: int, check: TextCheck) 
                 check.equal += 1
             else:
                 check.differing.append(start + at)
+
+
+def _read_of_module(agent: Agent, mapping: Mapping, start: int, size: int) -> bytes:
+    """Bytes of a module; b"" where it was closed meanwhile, though it may be open again by now."""
+    for _ in range(_TRIES):
+        try:
+            data = agent.read(start, size)
+        except AgentFailed:
+            data = b""
+        if mapping not in target.read_mappings(agent.pid):
+            return b""
+        if data:
+            return data
+        time.sleep(_PAUSE_S)
+    raise AgentFailed(f"reading {size} bytes of {mapping.path} at {start:#x}", errno.EIO)
 
 
 def detach(agent: Agent) -> DetachReport:

@@ -369,9 +369,10 @@ def _closable_sites(agent: Agent, places: Places) -> Sequence[int]:
     outside = places.outside(_lasting(agent))
     if not outside:
         return ()
-    files = tuple((m.start, m.end) for m in read_mappings(agent.pid) if m.inode)
-    nowhere = set(places.outside(files))
-    return [i for i in outside if i not in nowhere]
+    # Where nothing is mapped just now, a library that was closed may be opened again.
+    own = tuple((m.start, m.end) for m in read_mappings(agent.pid) if not m.inode)
+    elsewhere = set(places.outside(own))
+    return [i for i in outside if i in elsewhere]
 
 
 def _lasting(agent: Agent) -> tuple[tuple[int, int], ...]:

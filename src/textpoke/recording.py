@@ -414,7 +414,8 @@ class Recording:
             flow.tids = None
             return
         try:
-            there = [(t.tid, t.name) for t in target.read_threads(self.trace.target.pid)]
+            agent, pid = self.trace.target.agent.tid, self.trace.target.pid
+            there = [(t.tid, t.name) for t in target.read_threads(pid) if t.tid != agent]
         except TargetError:
             return
         chosen = threads.choose(there, self._threads_before)

@@ -124,20 +124,20 @@ class Target:
     @property
     def modules(self) -> list[Module]:
         """The main program and every shared object that is mapped now."""
-        code = read_code(self.pid)  # first: what changes behind it is seen the next time
+        code = read_code(self.pid)
         if self._modules is not None and code and code == self._code:
             return self._modules
-        self._code = code
-        maps = target.read_mappings(self.pid)
-        if self._modules is not None and maps is self._maps:
-            return self._modules
-        self._maps = maps
-        files = [m for m in maps if m.inode and "x" in m.perms]
-        if self._modules is None or files != self._files:
-            if self._modules is not None:
+        modules, files, maps = self._modules, self._files, target.read_mappings(self.pid)
+        if modules is None or maps is not self._maps:
+            files = [m for m in maps if m.inode and "x" in m.perms]
+        if modules is None or files != self._files:
+            if modules is not None:
                 self._forget_replaced(files)
-            self._modules, self._files = target.read_modules(self.pid), files
-        return self._modules
+            modules = target.read_modules(self.pid)
+        # All at once, and last: what has changed meanwhile is seen the next time.
+        self._code = code if code == read_code(self.pid) else b""
+        self._modules, self._files, self._maps = modules, files, maps
+        return modules
 
     def _forget_replaced(self, files: list[Mapping]) -> None:
         """Where a file has been mapped since, nothing of ours stands any more."""

@@ -18,12 +18,14 @@ from textpoke._errors import (
     ControlUnsafe,
     TargetExited,
     TextpokeError,
+    UnsupportedTarget,
     ViewError,
 )
 from textpoke.cli import _parser
 from textpoke.cli._console import Console, escape
+from textpoke.cli._options import require_meaning
 from textpoke.report.names import file_name
-from textpoke.tracer_names import BRANCH, FUNCTION, GRAPH, PROFILE, TRACERS
+from textpoke.tracer_names import BRANCH, FUNCTION, PROFILE, TRACERS
 
 if TYPE_CHECKING:
     import argparse
@@ -66,7 +68,8 @@ def add_arguments(parser: _parser.VerbParser) -> None:
         "--mode",
         choices=("auto", "int3", "direct", "stop"),
         default="auto",
-        help="how code is written: int3 stops nobody; direct and stop need no trap (default: auto)",
+        help="how code is written: int3 stops nobody, refused where it could kill (libc is left to "
+        "auto); direct and stop need no trap (default: auto)",
     )
     _add_tracing(parser)
     _parser.add_views(parser)
@@ -191,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the verb; returns the exit code."""
     from textpoke import tracer  # here, so that the time it takes counts as Python's own
 
-    _require_returns(args)
+    require_meaning(args)
     console = Console.from_args(args)
     stop = threading.Event()
     restore = _stop_on_signals(stop)
@@ -219,24 +222,6 @@ def run(args: argparse.Namespace) -> int:
         return _child_status(child) if child else 0
     finally:
         restore()
-
-
-def _require_returns(args: argparse.Namespace) -> None:
-    if args.tracer not in (FUNCTION, BRANCH):
-        return
-    what = f"the {args.tracer} tracer sees no returns"
-    if args.threshold:
-        from textpoke.triggers import span_text
-
-        raise _parser.UsageError(
-            f"--threshold {span_text(args.threshold)}: {what}, "
-            f"so no call takes longer: record with -t {GRAPH}"
-        )
-    if args.depth:
-        raise _parser.UsageError(
-            f"--depth {args.depth}: {what}, so no call is deeper than another: "
-            f"record with -t {GRAPH}"
-        )
 
 
 def _stop_on_signals(stop: threading.Event) -> Callable[[], None]:
@@ -295,6 +280,22 @@ def _record(
     return recording
 
 
+def _safe_mode(target: Target, mode: str) -> str:
+    """No int3 where it could kill: `auto` writes them wherever they are safe, and never in libc.
+
+    Raises UnsupportedTarget ("sigtrap-masked") where they are safe nowhere.
+    """
+    if mode != "int3":
+        return mode
+    from textpoke import modes
+
+    why = modes.why_masking(target.agent)
+    if why:
+        detail = f"--mode int3 could kill it ({why}); leave --mode out, then nobody meets an int3"
+        raise UnsupportedTarget(target.pid, "sigtrap-masked", detail)
+    return "auto"
+
+
 def _recording(args: argparse.Namespace, session: RecordSession, output: str) -> Recording:
     """What is to be recorded, by the words of the command line."""
     from textpoke.arguments import parse as parse_arguments
@@ -317,7 +318,7 @@ def _recording(args: argparse.Namespace, session: RecordSession, output: str) ->
         overwrite=args.overwrite,
         force=args.force,
         command=args.command,
-        mode=args.mode,
+        mode=_safe_mode(session.target, args.mode),
         tracer=args.tracer,
         depth=args.depth,
         threshold_us=args.threshold / 1e3,
