@@ -157,10 +157,10 @@ void tpa_be_as_usual(void)
 {
 	if (!is_unusual())
 		return;
-	sys3(__NR_sched_setscheduler, 0, usual.policy | SCHED_RESET_ON_FORK_NR,
-	     (long)&usual.priority);
 	if (usual.mask_bytes > 0)
 		sys3(__NR_sched_setaffinity, 0, usual.mask_bytes, (long)usual.mask);
+	sys3(__NR_sched_setscheduler, 0, usual.policy | SCHED_RESET_ON_FORK_NR,
+	     (long)&usual.priority);
 }
 
 /* Sites written in stop mode stay: only a tool can hold the threads. They do nothing any more. */

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import programs
 import pytest
+from observe import EXIT_CANNOT_TRACE, is_one_error_line
+from observe import textpoke as tool
 
 import textpoke
 from textpoke.modes import Mode, direct_processor
@@ -41,3 +43,10 @@ def test_signals_blocked_at_any_moment_do_no_harm(
                 toggles += 1
     assert process.wait() == ALL_WELL
     assert toggles > 1
+
+
+def test_an_int3_that_could_kill_is_refused(compile_target: Compile, start_target: Start) -> None:
+    process = start_target(compile_target("masks.c", *programs.PIE), "1")
+    result = tool("record", "-p", process.pid, "--mode", "int3", "-d", "100ms")
+    is_one_error_line(result, EXIT_CANNOT_TRACE, "--mode int3 could kill it")
+    assert process.wait() == ALL_WELL

@@ -219,3 +219,26 @@ def attempt(agent: Agent, request: Request, seen: collections.Counter[str]) -> s
         name = type(exc).__name__ if getattr(exc, "recovered", True) else "broken"
     seen[name] += 1
     return name
+
+
+def test_sites_of_two_libraries_that_overlap_are_undone(
+    compile_target: Compile, start_target: Start
+) -> None:
+    """At one address in turn, 4 bytes apart: at most one of two sites is there to be undone."""
+    flags = (*SHARED, "-falign-functions=1")
+    libraries = [compile_target("turn.c", *flags, *more) for more in ((), ("-DSHIFT=4",))]
+    process = start_target(compile_target("turns.c", *programs.PIE), *map(str, libraries))
+    switches = 0
+    with textpoke.attach(process.pid) as target, target.trace(everything=True) as trace:
+        end_s = time.monotonic() + 2 * TOGGLE_S
+        while time.monotonic() < end_s:
+            with contextlib.suppress(textpoke.TextpokeError):  # it was closed just then
+                trace.tracer = "function_graph"
+                trace.tracer = "function"
+                trace.filter = ["*"]
+                switches += 1
+    left_clean(target)
+    assert switches > 0
+    assert process.poll() is None
+    with textpoke.attach(process.pid) as target:
+        assert target.repaired == 0
