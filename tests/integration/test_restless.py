@@ -109,6 +109,7 @@ def test_an_agent_whose_tool_was_killed_goes_back_to_how_it_was(
     wait_until(lambda: not os.sched_getscheduler(tid) & os.SCHED_FIFO, "it is as others are")
     assert scheduling(tid)[1:] == before[1:]
     os.sched_setscheduler(tid, left, os.sched_param(1))
-    with textpoke.attach(process.pid) as again:  # comes before it has seen that
-        assert again.agent.tid == tid
-        assert not os.sched_getscheduler(tid) & os.SCHED_FIFO
+    again = textpoke.attach(process.pid, keep=True)  # comes before it has seen that
+    assert again.agent.tid == tid
+    assert not os.sched_getscheduler(tid) & os.SCHED_FIFO
+    assert again.detach().residue == []
