@@ -528,7 +528,6 @@ static int open_here(const char *path, int flags)
 
 static int take_fds(const uint64_t args[4])
 {
-	tpa_be_as_usual(); /* the tool before this one may have been killed */
 	tpa.ids_watched = args[1] != 0;
 	tpa.seen_tid = args[0] ? (uint32_t)args[2] : tpa_image.tid;
 	if (args[0])

@@ -228,6 +228,8 @@ void tpa_main(void)
 		if (seq == done) {
 			wait_for_command(seq);
 			tpa_watch();
+			if (__atomic_load_n(&wire->command_seq, __ATOMIC_SEQ_CST) == seq)
+				tpa_be_as_usual();
 			continue;
 		}
 		done = seq;

@@ -150,8 +150,8 @@ static bool is_unusual(void)
 }
 
 /**
- * A tool that died while it waited for us has left us on its processor and before others
- * (control/scheduling.c). What the agent may not take back is the flag alone that it came with.
+ * Called when no command has come for a while: a tool that died while it waited for us has left us on
+ * its processor and before others (control/scheduling.c). The flag that it came with stays.
  */
 void tpa_be_as_usual(void)
 {
@@ -180,22 +180,14 @@ static void turn_off(void)
 		tpa_undo(IS(TP_MODE_INT3), TP_MODE_INT3, flags, &strangers, &outcome);
 }
 
-/* Is there something of a tool that is gone which this thread may undo alone? */
-static bool has_to_turn_off(void)
-{
-	return !tpa_image.keep && !tpa.engine.broken && tpa.mem_fd >= 0 &&
-	       (tpa_any_gate_open() || tpa_any_patched(IS(TP_MODE_DIRECT) | IS(TP_MODE_INT3)));
-}
-
 /** Called now and then by the agent's thread. */
 void tpa_watch_tool(void)
 {
-	if (!is_unusual() && !has_to_turn_off())
+	if (tpa_image.keep || tpa.engine.broken || tpa.mem_fd < 0 ||
+	    (!tpa_any_gate_open() && !tpa_any_patched(IS(TP_MODE_DIRECT) | IS(TP_MODE_INT3))))
 		return;
 	if (sys_failed(sys2(__NR_flock, tpa.shared_fd, LOCK_EX_NB)))
 		return; /* a tool is there */
-	tpa_be_as_usual();
-	if (has_to_turn_off())
-		turn_off();
+	turn_off();
 	sys2(__NR_flock, tpa.shared_fd, LOCK_UN_NR);
 }

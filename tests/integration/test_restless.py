@@ -111,5 +111,5 @@ def test_an_agent_whose_tool_was_killed_goes_back_to_how_it_was(
     os.sched_setscheduler(tid, left, os.sched_param(1))
     again = textpoke.attach(process.pid, keep=True)  # comes before it has seen that
     assert again.agent.tid == tid
-    assert not os.sched_getscheduler(tid) & os.SCHED_FIFO
+    wait_until(lambda: not os.sched_getscheduler(tid) & os.SCHED_FIFO, "it is as others are")
     assert again.detach().residue == []
