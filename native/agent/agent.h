@@ -197,6 +197,7 @@ struct tpa_stack {
 	uint64_t known; /* from here on it can */
 };
 
+uint64_t tpa_final_return(uint64_t real);
 void tpa_unwind(uint64_t fs_base, uint64_t what, uint64_t slot, uint64_t argument);
 int tpa_is_below(struct tpa_stack *stack, uint64_t at);
 int tpa_put_back(struct tp_shadow *shadow, struct tp_call *frame);

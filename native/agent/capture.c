@@ -103,7 +103,7 @@ static uint64_t source_of(const struct tp_capture_op *op, const struct tpa_regs 
 	case TP_CAPTURE_STACK:
 		return regs->slot + 8 + 8 * (uint64_t)op->number;
 	default:
-		return *(const volatile uint64_t *)regs->slot;
+		return tpa_final_return(*(const volatile uint64_t *)regs->slot);
 	}
 }
 

@@ -26,10 +26,10 @@ static int swap(uint64_t slot, uint64_t from, uint64_t to)
 					   __ATOMIC_RELAXED);
 }
 
-/* A function that was left by a jump returns to the trampoline of the one before. */
-static uint64_t final_real(const struct tp_call *frame)
+/** Where a function really returns that was left by a jump: to whom, not to the trampoline of whom. */
+uint64_t tpa_final_return(uint64_t real)
 {
-	uint64_t real = frame->real, count = tpa_image.shadow_count * TP_SHADOW_DEPTH;
+	uint64_t count = tpa_image.shadow_count * TP_SHADOW_DEPTH;
 
 	for (uint64_t i = 0; i < count; i++) {
 		uint64_t number = (real - tpa_image.shadow_returns) / TP_RETURN_BYTES;
@@ -48,7 +48,7 @@ static uint64_t final_real(const struct tp_call *frame)
 int tpa_put_back(struct tp_shadow *shadow, struct tp_call *frame)
 {
 	if (tpa_state(tpa_word(frame)) != TP_FRAME_FREE)
-		swap(frame->slot, tpa_trampoline(shadow, frame), final_real(frame));
+		swap(frame->slot, tpa_trampoline(shadow, frame), tpa_final_return(frame->real));
 	return !tpa_is_passed(shadow, frame);
 }
 
@@ -139,7 +139,8 @@ static void redirect_frame(struct tp_shadow *shadow, struct tp_call *frame, stru
 		   tpa_change(frame, word, TP_FRAME_LIVE)) {
 		swap(frame->slot, frame->real, tpa_trampoline(shadow, frame));
 		if (tpa_state(tpa_word(frame)) != TP_FRAME_LIVE) /* a handler unwound just before */
-			swap(frame->slot, tpa_trampoline(shadow, frame), final_real(frame));
+			swap(frame->slot, tpa_trampoline(shadow, frame),
+			     tpa_final_return(frame->real));
 	}
 }
 

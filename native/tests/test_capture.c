@@ -11,6 +11,13 @@ enum { WORDS = 40, UNTOUCHED = 0x77 };
 
 struct tpa_state tpa;
 
+enum { TRAMPOLINE = 0x7000, BEHIND_IT = 0x401999 };
+
+uint64_t tpa_final_return(uint64_t real)
+{
+	return real == TRAMPOLINE ? BEHIND_IT : real;
+}
+
 static const uint64_t untouched = UNTOUCHED * 0x0101010101010101ull;
 static uint64_t words[WORDS];
 static uint64_t stack[4] = { 0x401234, 11, 22, 33 };
@@ -84,6 +91,9 @@ TEST(issue_5_stack_words_follow_the_return_address)
 	for (op.number = 0; op.number < 3; op.number++)
 		CHECK_EQ(one(op, &regs), 11 * (op.number + 1));
 	CHECK_EQ(one((struct tp_capture_op){ .source = TP_CAPTURE_CALLER }, &regs), 0x401234);
+	stack[0] = TRAMPOLINE; /* of a function that has left by a jump */
+	CHECK_EQ(one((struct tp_capture_op){ .source = TP_CAPTURE_CALLER }, &regs), BEHIND_IT);
+	stack[0] = 0x401234;
 	op = (struct tp_capture_op){ .source = TP_CAPTURE_STACK, .number = 1 };
 	CHECK_EQ(one(op, &regs), (int64_t)(stack + 2));
 }

@@ -215,3 +215,15 @@ def test_branches_are_counted_by_direction(known: subprocess.Popen[str]) -> None
             mine = json.loads(ask(known, f"branches {ROUNDS}"))
         rows = {row.function: (row.taken, row.not_taken) for row in counts.read()}
     assert rows == {function: tuple(numbers) for function, numbers in mine.items()}
+
+
+def test_a_lock_that_a_last_jump_releases_is_released_for_the_caller(
+    compile_target: Compile, start_target: Start, output: Path
+) -> None:
+    """The return address is a trampoline of ours then, of the function that jumps."""
+    process = start_target(compile_target("tail.c", *programs.PIE, "-O2"))
+    result = textpoke("record", "-p", process.pid, "-t", "irqsoff", "-o", output, "-d", "300ms")
+    assert result.code == 0, result
+    longest = json.loads(textpoke("report", "--json", output).out)["longest"][0]
+    assert longest["started_at"]["caller"] == "hold"
+    assert longest["ended_at"]["caller"] == "hold_and_more"

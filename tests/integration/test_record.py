@@ -361,6 +361,18 @@ def test_the_tool_is_killed_during_a_recording(
     assert reported(output) == own
 
 
+@pytest.mark.parametrize("tracer", ["profile", "branch"])
+def test_counts_of_a_killed_tool_are_said_to_be_missing(
+    counter: subprocess.Popen[str], output: Path, tracer: str
+) -> None:
+    with recording("-p", counter.pid, "-o", output, "-t", tracer) as tool:
+        work(counter)
+        assert "incomplete: the counts are written when" in textpoke("report", output).out
+        tool.kill()
+    assert "incomplete: the counts are written when" in textpoke("report", output).out
+    assert textpoke("detach", "-p", counter.pid).code == 0
+
+
 def test_a_new_recording_repairs_what_a_killed_tool_has_left(
     counter: subprocess.Popen[str], tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from textpoke._capture_json import JsonBlock
 from textpoke.model import BranchRow
 from textpoke.report.branches import branch_records, branch_table
 from textpoke.report.names import escape, program_name
+from textpoke.report.summary import table_notes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +23,7 @@ def lines(capture: Capture, *, limit: int | None = None) -> Iterator[str]:
     meta = capture.meta
     first, *body = branch_table(rows, limit=limit, main=meta.program)
     yield f"{program_name(capture)} (pid {meta.pid}), tracer branch: {first}"
+    yield from table_notes(capture)
     missing = _not_counted(capture)
     if missing:
         yield f"not counted: {sum(missing.values()):,}, most of them because {_most(missing)}"

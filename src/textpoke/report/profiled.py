@@ -14,6 +14,7 @@ from textpoke.decode import Clock
 from textpoke.profile_rows import ProfileRow, bucket_range
 from textpoke.report.layout import columns, time_text
 from textpoke.report.names import escape, program_name
+from textpoke.report.summary import table_notes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ def lines(capture: Capture, *, sort: str | None = None, limit: int | None = None
         f"{program_name(capture)} (pid {capture.meta.pid}), tracer profile: {calls:,} calls of "
         f"{len(found):,} functions"
     )
+    yield from table_notes(capture)
     if missed:
         yield f"not measured: {missed:,} calls, deeper than the shadow stack"
     if _lost(capture):

@@ -55,6 +55,23 @@ def cut_off_note(capture: Capture) -> list[str]:
     return [f"incomplete: {capture.cut_off}; everything before that is here"]
 
 
+def table_notes(capture: Capture) -> list[str]:
+    """What a reader of a table must know that a recording writes when it ends."""
+    if capture.end is None:
+        text = "the counts are written when a recording ends, and this one has not"
+        return [f"incomplete: {text}: it goes on, or its tool was killed"]
+    return _overruns(capture)
+
+
+def _overruns(capture: Capture) -> list[str]:
+    overruns = capture.end.raw.get("overruns") if capture.end else None
+    if type(overruns) is not int or overruns <= 0:
+        return []
+    why = "more than 1,023 were open in their thread, or they were made on a stack that is not "
+    why += "the thread's own (coroutines, alternate signal stacks)"
+    return [f"not followed: {overruns:,} calls are not here: {why}"]
+
+
 def notes(capture: Capture, counts: Counts) -> list[str]:
     """What a reader has to know before trusting the numbers; empty for a perfect capture."""
     lines: list[str] = []
@@ -68,13 +85,7 @@ def notes(capture: Capture, counts: Counts) -> list[str]:
         lines.append(f"lost: {counts.lost:,}, {full}{f' ({per_thread})' if per_thread else ''}")
         if tracers_of(capture) - {FUNCTION, NOP}:
             lines.append("callers and depths behind a loss may be wrong: ends of calls are missing")
-    overruns = capture.end.raw.get("overruns") if capture.end else None
-    if type(overruns) is int and overruns > 0:
-        lines.append(
-            f"not followed: {overruns:,} calls are not here: more than 1,023 were open in their "
-            "thread, or they were made on a stack that is not the thread's own (coroutines, "
-            "alternate signal stacks)"
-        )
+    lines += _overruns(capture)
     if counts.lost_no_ring:
         lines.append(f"lost: {counts.lost_no_ring:,} of threads that had no ring")
     if counts.unknown:

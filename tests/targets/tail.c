@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/** @file A function that releases its lock by its last jump: who waits for its return is who called it. */
+#include <pthread.h>
+#include <stdio.h>
+#include <unistd.h>
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+
+__attribute__((noinline)) int hold(void)
+{
+	pthread_mutex_lock(&mutex);
+	usleep(2000);
+	return pthread_mutex_unlock(&mutex);
+}
+
+__attribute__((noinline)) int hold_and_more(void)
+{
+	return hold() + 1;
+}
+
+int main(void)
+{
+	printf("ready\n");
+	fflush(stdout);
+	for (int left = 0; left != 2; usleep(100))
+		left = hold_and_more();
+}
