@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 REDIRECTING = frozenset({GRAPH, PROFILE, *LIBC})
 """Tracers that wait for returns."""
+# Of the compiler's start files. No unwind entry says where they return, so all that follows would
+# seem to be called by them.
+_GLUE = frozenset(
+    (
+        *("_init", "_fini", "frame_dummy", "__do_global_dtors_aux"),
+        *("register_tm_clones", "deregister_tm_clones"),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +86,10 @@ class Wish:
 
     def _probe(self, planned: SitePlan, captured: Container[int]) -> Probe | None:
         rich = planned.site.address in captured or self._options.sample > 1
-        waits = self._tracer in REDIRECTING and not self._why_no_return(planned.site)
+        redirects = self._tracer in REDIRECTING
+        waits = redirects and not self._why_no_return(planned.site)
+        if redirects and not waits and planned.site.function in _GLUE:
+            return None
         if not waits and (self._tracer == PROFILE or self._options.threshold_ticks):
             return None
         if self._tracer == PROFILE:

@@ -227,3 +227,15 @@ def test_a_lock_that_a_last_jump_releases_is_released_for_the_caller(
     longest = json.loads(textpoke("report", "--json", output).out)["longest"][0]
     assert longest["started_at"]["caller"] == "hold"
     assert longest["ended_at"]["caller"] == "hold_and_more"
+
+
+def test_the_compilers_start_files_call_nothing_of_the_program(
+    compile_target: Compile, output: Path
+) -> None:
+    """Nobody sees their returns: they would hold the whole program, as its callers."""
+    program = compile_target("tail.c", "-O1")
+    result = textpoke("record", "-t", "function_graph", "-o", output, "--", program, 5)
+    assert result.code == 0, result
+    tree = textpoke("report", "--tree", "--depth", "2", output).out
+    assert "main" in tree
+    assert not {"_init", "frame_dummy", "register_tm_clones"} & set(tree.split())

@@ -2,6 +2,7 @@
 /** @file A function that releases its lock by its last jump: who waits for its return is who called it. */
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -18,10 +19,14 @@ __attribute__((noinline)) int hold_and_more(void)
 	return hold() + 1;
 }
 
-int main(void)
+/* Argument: how often; none: for ever. */
+int main(int argc, char **argv)
 {
+	int left = argc > 1 ? atoi(argv[1]) : -1;
+
 	printf("ready\n");
 	fflush(stdout);
-	for (int left = 0; left != 2; usleep(100))
-		left = hold_and_more();
+	for (; left; left--, usleep(100))
+		if (hold_and_more() != 1)
+			return 1;
 }

@@ -422,7 +422,8 @@ def _say_start(
         console.warn(f"put back {target.repaired:,} sites that a killed textpoke had left on")
     if trace.refused:
         site, reason = trace.refused[0]
-        console.warn(escape(f"{len(trace.refused)} functions left out: {site}: {reason}, ..."))
+        more = f", and {len(trace.refused) - 1} more" if len(trace.refused) > 1 else ""
+        console.warn(escape(f"left out: {site}: {reason}{more}"))
     for choice in trace.on.choices if trace.on else ():
         if choice.why:
             line = f"{choice.mode} mode for {len(choice.indexes):,} sites: {choice.why}"
