@@ -41,6 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     source.write_text(
         f'#include "{NATIVE}/agent/capture.c"\n'
         "struct tpa_state tpa;\n"
+        "uint64_t tpa_final_return(uint64_t real) { return real; }\n"
         "void begin(int pid) { tpa.pid = pid; }\n"
     )
     includes = [f"-I{NATIVE / name}" for name in ("include", "engine", "agent")]
