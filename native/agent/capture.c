@@ -11,11 +11,6 @@
 
 #define WORD_BITS 64u
 
-struct io_vector {
-	uint64_t base;
-	uint64_t len;
-};
-
 /* A system call takes about 2 us, so neighbours of what was read come with it. */
 #define BLOCKS 4u
 #define BLOCK_BYTES 128u /* divides a page: it is there as a whole, or not at all */

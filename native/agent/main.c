@@ -11,9 +11,6 @@
 
 #define PR_SET_NAME_NR 15
 #define PR_SET_VMA_NR 0x53564d41
-#define MADV_DONTFORK_NR 10
-#define MADV_DONTDUMP_NR 16
-#define MADV_WIPEONFORK_NR 18
 #define F_ADD_SEALS_NR 1033
 #define SEALS (0x2 | 0x4) /* F_SEAL_SHRINK | F_SEAL_GROW: the tool maps it without fear of SIGBUS */
 #define MFD_FLAGS (0x1 | 0x2)  /* CLOEXEC | ALLOW_SEALING */

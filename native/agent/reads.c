@@ -12,19 +12,10 @@
 #include "agent.h"
 
 #define HUGE_BYTES (2ul << 20)
-#define PROT_RW 3
-#define MAP_PRIVATE_ANON 0x22
 #define MADV_HUGEPAGE_NR 14
-#define MADV_DONTDUMP_NR 16
-#define MADV_WIPEONFORK_NR 18
 #define READ_TRIES 5
 #define LOOKS 3			      /* the first one finds pages that are not there yet */
 #define FEW_BYTES (2 * TP_PAGE_BYTES) /* so few cost less without process_vm_writev */
-
-struct io_vector {
-	uint64_t base;
-	uint64_t len;
-};
 
 static struct tp_copies *shared_copies;
 
@@ -96,16 +87,15 @@ int tpa_read_text(void *ctx, uint64_t addr, void *buf, size_t len)
 /* A stretch of memory that may be one huge page, or NULL. */
 static void *map_huge(void)
 {
-	long at = sys6(__NR_mmap, 0, 2 * HUGE_BYTES, PROT_RW, MAP_PRIVATE_ANON, -1, 0);
-	uint64_t start, end = (uint64_t)at + 2 * HUGE_BYTES;
+	uint64_t at = (uint64_t)tpa_map_private(2 * HUGE_BYTES), start;
 
-	if (sys_failed(at))
+	if (!at)
 		return NULL;
-	start = ((uint64_t)at + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1);
-	if (start > (uint64_t)at)
-		sys2(__NR_munmap, at, (long)(start - (uint64_t)at));
-	if (end > start + HUGE_BYTES)
-		sys2(__NR_munmap, (long)(start + HUGE_BYTES), (long)(end - start - HUGE_BYTES));
+	start = (at + HUGE_BYTES - 1) & ~(HUGE_BYTES - 1);
+	if (start > at)
+		tpa_unmap((void *)at, start - at);
+	if (at + HUGE_BYTES > start)
+		tpa_unmap((void *)(start + HUGE_BYTES), at + HUGE_BYTES - start);
 	sys3(__NR_madvise, (long)start, HUGE_BYTES, MADV_HUGEPAGE_NR);
 	sys3(__NR_madvise, (long)start, HUGE_BYTES, MADV_DONTDUMP_NR);
 	/* A page that a forked child shares would be torn into small ones by our next write. */

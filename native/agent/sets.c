@@ -6,9 +6,6 @@
 #define MFD_FLAGS (0x1 | 0x2) /* CLOEXEC | ALLOW_SEALING */
 #define F_ADD_SEALS_NR 1033
 #define SEALS (0x2 | 0x4)
-#define MADV_DONTFORK_NR 10
-#define MADV_DONTDUMP_NR 16
-#define MADV_WIPEONFORK_NR 18
 #define MOST_RING_BYTES (1ull << 28)
 #define MOST_RINGS (1u << 12)
 

@@ -8,6 +8,17 @@
 
 #include <asm/unistd.h>
 
+/* What the kernel's headers name too, for calls that several files make. */
+#define MADV_DONTFORK_NR 10
+#define MADV_DONTDUMP_NR 16
+#define MADV_WIPEONFORK_NR 18
+
+/** struct iovec. */
+struct io_vector {
+	uint64_t base;
+	uint64_t len;
+};
+
 static inline long sys6(long nr, long a, long b, long c, long d, long e, long f)
 {
 	register long r10 __asm__("r10") = d;

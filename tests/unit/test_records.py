@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -20,6 +20,8 @@ from textpoke.records import CLOSED, INSIDE, NO_PROBE, Records, Wanted, Wants
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from textpoke.agent import Agent
 
 NOPS = b"\x90" * 5
 ISLAND, CELLS, SITES = 0x9000_0000, 0x8000_0000, 0x1_0000_0000
@@ -129,7 +131,7 @@ def places() -> Places:
 
 @pytest.fixture
 def kept(target: Target, places: Places) -> Records:
-    return Records(target, places, DEFAULT)  # type: ignore[arg-type] - Target above is no agent
+    return Records(cast("Agent", target), places, DEFAULT)
 
 
 def on(target: Target) -> list[bool]:
