@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import sys
 import time
@@ -48,8 +50,10 @@ not of the guards that hold threads) and of Redis with our agent in it, while th
   engine ms        of that, by cycle, in the protocol itself, by the engine's own clock
   held ms          by cycle, how long all threads of Redis were held
   req/s, of alone  requests by second, by Redis's own count, and their share of the throughput
-                   without any tracer (mean of a window before the method and one after; where
-                   these two differ by more than a tenth, others want the CPU: no verdict)
+                   without any tracer (mean of a window before and one after). The paced run stops
+                   for such a window after every tenth of its cycles: there the share is the median
+                   over the tenths. Where half of the windows differ by more than a tenth, others
+                   want the CPU: no verdict
   failed           requests that Redis or redis-benchmark say have failed
 """
 TRACERS = ("blk", BRANCH, "function_graph", "wakeup_rt", "irqsoff", "function", NOP)
@@ -59,6 +63,7 @@ _PACE_S = 58 / CYCLES
 _RING_BYTES = 1 << 20
 _REQUESTS = 300_000
 _STEADY = 1.1
+_PARTS = 10
 _WARM_CYCLES = 2  # then every batch has been packed and is known
 _SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -72,6 +77,7 @@ class Method:
     cycles: int
     one_by_one: bool = False
     cycle_s: float = 0.0  # from the start of one cycle to that of the next, at least
+    parts: int = 1  # with a look at the throughput without tracers between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,10 @@ class Clocks:
         names = self.__slots__
         return Clocks(*(getattr(self, name) - getattr(start, name) for name in names))
 
+    def plus(self, more: Clocks) -> Clocks:
+        """The sum."""
+        return Clocks(*(getattr(self, name) + getattr(more, name) for name in self.__slots__))
+
     def rate(self) -> float:
         """Requests by second."""
         return self.requests / self.real if self.real else 0.0
@@ -131,13 +141,18 @@ class Row:
 
     method: Method
     first_s: float
-    spent: Clocks
-    alone: list[float]  # requests by second without tracers
+    parts: list[Clocks]
+    alone: list[float]  # requests by second without tracers, before, between and after the parts
     switch_ms: dict[str, list[float]]  # by tracer, on and off
     sites: dict[str, int]
     batches: Batches
     failed: int = 0
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def spent(self) -> Clocks:
+        """On all parts."""
+        return functools.reduce(Clocks.plus, self.parts)
 
     @property
     def scaled_s(self) -> float:
@@ -151,14 +166,15 @@ class Row:
 
     @property
     def is_steady(self) -> bool:
-        """Was the throughput before the method that after it?"""
-        return max(self.alone) <= _STEADY * min(self.alone)
+        """Is the throughput without tracers, in the middle half of its windows, about the same?"""
+        windows, cut = sorted(self.alone), len(self.alone) // 4
+        return windows[-1 - cut] <= _STEADY * windows[cut]
 
     @property
     def share(self) -> float:
         """Of Redis's throughput without tracers."""
-        alone = sum(self.alone) / len(self.alone)
-        return self.spent.rate() / alone if alone else 0.0
+        beside = zip(self.parts, self.alone, self.alone[1:], strict=False)
+        return median(2 * part.rate() / (before + after) for part, before, after in beside)
 
     def cells(self) -> list[str]:
         """The row of the table."""
@@ -189,6 +205,7 @@ class Row:
             "target_sys_s": s.target_sys,
             "real_500_s": self.scaled_s,
             "requests_s": s.rate(),
+            "requests_s_of_parts": [part.rate() for part in self.parts],
             "requests_s_alone": self.alone,
             "share": self.share,
             "engine_ms": self.engine_ms,
@@ -220,19 +237,18 @@ class Bench:
         self.redis, self.names, self.window_s = redis, names, window_s
 
     def alone(self) -> float:
-        """Requests by second with nothing of ours in place."""
+        """Requests by second with no tracer in place."""
         start = Clocks.now(self.redis)
         time.sleep(self.window_s)
         return Clocks.now(self.redis).since(start).rate()
 
     def measure(self, method: Method, load: Load) -> Row:
         """All cycles of one method; the first one apart."""
-        before, failed = self.alone(), failures(self.redis, load)
+        failed = failures(self.redis, load)
         with textpoke.attach(self.redis.pid, ring_bytes=_RING_BYTES) as target:
             row = self._run(target, method)
         residue = target.report.residue if target.report else ["no report of the detach"]
         row.problems += [f"{method.name}: {line}" for line in residue]
-        row.alone = [before, self.alone()]
         row.failed = failures(self.redis, load) - failed
         return row
 
@@ -248,16 +264,22 @@ class Bench:
             first_s = time.perf_counter() - start
             for _ in range(_WARM_CYCLES):
                 self._cycle(trace, {name: [] for name in self.names})
+            alone, parts = [self.alone()], []
             with _watched(target, one_by_one=method.one_by_one) as batches:
-                begin = Clocks.now(self.redis)
-                for number in range(1, method.cycles + 1):
-                    self._cycle(trace, took)
-                    wait_s = begin.real + number * method.cycle_s - time.perf_counter()
-                    time.sleep(max(wait_s, 0))
-                spent = Clocks.now(self.redis).since(begin)
-        row = Row(method, first_s, spent, [], took, sites, batches)
+                for _ in range(method.parts):
+                    parts.append(self._part(trace, method, took))
+                    alone.append(self.alone())
+        row = Row(method, first_s, parts, alone, took, sites, batches)
         row.problems = problems_of(trace, method)
         return row
+
+    def _part(self, trace: Trace, method: Method, took: dict[str, list[float]]) -> Clocks:
+        begin = Clocks.now(self.redis)
+        for number in range(1, method.cycles // method.parts + 1):
+            self._cycle(trace, took)
+            wait_s = begin.real + number * method.cycle_s - time.perf_counter()
+            time.sleep(max(wait_s, 0))
+        return Clocks.now(self.redis).since(begin)
 
     def _cycle(self, trace: Trace, took: dict[str, list[float]]) -> None:
         for name in self.names:
@@ -296,9 +318,10 @@ def failures(redis: Redis, load: Load) -> int:
 def methods(args: argparse.Namespace) -> list[Method]:
     """What is measured, and through how many cycles."""
     few = 1 if args.quick else 10
+    many = 5 if args.quick else args.cycles
     return [
-        Method("batched", "auto", 5 if args.quick else args.cycles),
-        Method("batched, paced", "auto", 5 if args.quick else args.cycles, cycle_s=_PACE_S),
+        Method("batched", "auto", many),
+        Method("batched, paced", "auto", many, cycle_s=_PACE_S, parts=math.gcd(many, _PARTS)),
         Method("batched, int3", "int3", 2 * few),
         Method("one by one", "int3", 1 if args.quick else args.slow_cycles, one_by_one=True),
         Method("threads stopped", "stop", 2 * few),

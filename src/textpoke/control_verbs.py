@@ -73,7 +73,10 @@ class Session(Protocol):
         ...
 
     def switch(self, instance: str, tracer: str) -> Mapping[str, object]:
-        """Go over to another tracer, in one batch; returns at least sites and total_ns."""
+        """Go over to another tracer, in one batch; returns at least sites, total_ns and rests.
+
+        `rests`: a line for each trigger, filter or budget that means nothing with it.
+        """
         ...
 
     def tracing(self, instance: str, *, on: bool) -> None:

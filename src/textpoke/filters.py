@@ -493,7 +493,11 @@ class FilterSet:
         """The expressions as they were written, and the rest; for people and captures."""
         found = [rule.text for rule in self.trace]
         found += [f"notrace {rule.text}" for rule in self.notrace]
-        found += [f"thread {text}" for text in self.threads.trace]
+        return found + self.partial()
+
+    def partial(self) -> list[str]:
+        """What leaves calls of chosen functions out, for people and captures; empty for nothing."""
+        found = [f"thread {text}" for text in self.threads.trace]
         found += [f"notrace thread {text}" for text in self.threads.notrace]
         found += ["follow new threads"] if self.threads.follow else []
         found += [f"one of {self.sample} calls"] if self.sample > 1 else []

@@ -8,15 +8,24 @@ recorder or a budget are at work, its events take the way through a `Flow`.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from textpoke import clock, target
-from textpoke._errors import BadTrigger, CaptureError, CaptureWrite, SiteError, TargetError
+from textpoke._errors import (
+    BadFilter,
+    BadTrigger,
+    CaptureError,
+    CaptureWrite,
+    SiteError,
+    TargetError,
+)
 from textpoke._native import lib
-from textpoke.filters import FilterSet
+from textpoke.filters import FilterSet, Threads
 from textpoke.governor import Governor
 from textpoke.overhead import Meter, Overhead, cpu_ns, function_event_ns
-from textpoke.tracer_names import BRANCH, FUNCTION, GRAPH, LIBC, PROFILE
+from textpoke.tracer_names import BRANCH, FUNCTION, GRAPH, LIBC, NOP, PROFILE
+from textpoke.tracer_options import why_not
 from textpoke.triggers import Command, TriggerSet, span_text
 
 if TYPE_CHECKING:
@@ -79,7 +88,7 @@ class Recording:
         budget: Budget | None = None,
     ) -> None:
         self.trace = trace
-        self.filters = filters or FilterSet()
+        self.filters = filters or FilterSet(sample=trace.sample)
         self.triggers = triggers or TriggerSet()
         self.hits: list[Hit] = []
         self.remarks: list[str] = []
@@ -96,6 +105,7 @@ class Recording:
         self._flight: RingFlight | None = None  # the same, where nothing is drained
         self._watch: Watch | None = None  # and what its triggers act on
         self._engine: TriggerEngine | None = None
+        self._partial: list[str] = []  # as the capture was told
         self._threads_before: set[int] | None = None
         self._next_threads = self._next_step = 0.0
         self._last_step = 0.0
@@ -118,9 +128,13 @@ class Recording:
 
         Raises:
             UnknownFunction, BadTrigger: For a trigger that means nothing, or that can never act.
+            BadFilter: For a filter or a budget that means nothing with the tracer.
             CaptureExists, PokeError and others: As `Trace.start`.
         """
-        self._require_that_they_act(self.triggers.triggers, f"record with -t {GRAPH}")
+        cure = f"record with -t {GRAPH}"
+        self._require_that_they_act(self.triggers.triggers, cure)
+        self._require_meaning(self.filters, FilterSet(), cure, self._budget)
+        self.trace.sample = self.filters.sample
         places = self._trigger_sites(strict=True)
         if places or not self.filters.threads.everyone or self._only_kept or self._budget:
             self._make_flow()
@@ -130,6 +144,7 @@ class Recording:
         function_event_ns()  # measured before anything is switched on
         self.trace.start()
         self._take_remarks()
+        self._note_partial()
         self._meter.begin()
         self._place_triggers()
         self._last_step = self._next_step = time.monotonic()
@@ -186,12 +201,66 @@ class Recording:
         calls = sum(row.hits for row in self.trace.profile().values())
         self._meter.look(self.trace.tracer, self.trace.written(), calls)
 
-    def switch(self, tracer: str) -> None:
-        """Go over to another tracer. Raises as `Trace.tracer`."""
+    def switch(self, tracer: str) -> list[str]:
+        """Go over to another tracer; what of triggers, filters and budget rests with it, and why.
+
+        Raises as `Trace.tracer`.
+        """
         self._read_meter()
-        self.trace.tracer = tracer
+        sample = self.trace.sample
+        self._sample(self.filters, tracer)
+        try:
+            self.trace.tracer = tracer
+        except BaseException:
+            self.trace.sample = sample
+            raise
+        self._note_partial()
         idle = [(t.text, self._why_idle(t, tracer)) for t in self.triggers.triggers if not t.remove]
-        self.remarks += [f"{text} rests: {why}" for text, why in idle if why]
+        if tracer != NOP:
+            idle += self._without_meaning(self.filters, self._budget, tracer)
+        rests = [f"{text} rests: {why}" for text, why in idle if why]
+        self.remarks += rests
+        return rests
+
+    def _note_partial(self) -> None:
+        """Let the capture tell what leaves calls of traced functions out from now on."""
+        tracer, filters = self.trace.tracer, self.filters
+        if why_not("sample", tracer):
+            filters = replace(filters, sample=1)
+        if why_not("thread", tracer):
+            filters = replace(filters, threads=Threads())
+        partial = filters.partial()
+        if partial != self._partial:
+            self._partial = partial
+            self.trace.note({"partial": partial})
+
+    def _sample(self, filters: FilterSet, tracer: str) -> None:
+        self.trace.sample = 1 if why_not("sample", tracer) else filters.sample
+
+    @staticmethod
+    def _without_meaning(
+        filters: FilterSet, budget: Budget | None, tracer: str
+    ) -> list[tuple[str, str]]:
+        """What of this means nothing with a tracer, as `record` takes it, and why."""
+        asked = (
+            ("sample", f"--sample {filters.sample}", filters.sample > 1),
+            ("thread", "--thread", not filters.threads.everyone),
+            ("budget", "--budget", budget is not None),
+        )
+        whys = [(text, why_not(option, tracer)) for option, text, is_asked in asked if is_asked]
+        return [(text, why) for text, why in whys if why]
+
+    def _other_tracer(self) -> str:
+        return f"textpoke switch -p {self.trace.target.pid} {GRAPH}"
+
+    def _require_meaning(
+        self, filters: FilterSet, before: FilterSet, cure: str, budget: Budget | None = None
+    ) -> None:
+        """Refuse what is new in filters and means nothing with the tracer."""
+        rested = self._without_meaning(before, None, self.trace.tracer)
+        for text, why in self._without_meaning(filters, budget, self.trace.tracer):
+            if (text, why) not in rested:
+                raise BadFilter(text, 1, f"{why}: {cure}")
 
     def tracing(self, *, on: bool) -> None:
         """Record or do not; everything stays patched."""
@@ -207,6 +276,7 @@ class Recording:
             UnknownFunction, BadFilter: Nothing was changed.
             BatchRefused, BatchFailed, UnsupportedTarget: The batch could not be run.
         """
+        self._require_meaning(filters, self.filters, self._other_tracer())
         names = self._names(filters, self.triggers)
         filters = filters.fixed(names)
         chosen = [names.sites[i] for i in filters.select(names).indices]
@@ -214,7 +284,7 @@ class Recording:
         after = {site.address for site in chosen}
         if not filters.threads.everyone and self._flow is None:
             self._make_flow()
-        self.trace.sample = filters.sample
+        self._sample(filters, self.trace.tracer)
         self._wanted = chosen
         self._governed.clear()
         self._governor = None
@@ -222,6 +292,7 @@ class Recording:
             self._flow.counter = None  # it must count the new ones, too
         self._choose(chosen)
         self.filters = filters
+        self._note_partial()
         self._own_choice = None
         self._threads_before = None
         self._next_threads = 0.0
@@ -241,8 +312,7 @@ class Recording:
         triggers.place(names)
         before = self.triggers.triggers
         known = len(before) if triggers.triggers[: len(before)] == before else 0
-        cure = f"textpoke switch -p {self.trace.target.pid} {GRAPH}"
-        self._require_that_they_act(triggers.triggers[known:], cure)
+        self._require_that_they_act(triggers.triggers[known:], self._other_tracer())
         self.triggers = triggers
         if self._flow is None:
             self._make_flow()

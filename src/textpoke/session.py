@@ -133,7 +133,7 @@ class RecordSession:
         """Go over to another tracer, in one batch; none where no code has to change."""
         recording = self._recording(instance)
         start = time.perf_counter_ns()
-        recording.switch(tracer)
+        rests = recording.switch(tracer)
         took_ns = time.perf_counter_ns() - start
         last = recording.trace.last
         return {
@@ -142,6 +142,7 @@ class RecordSession:
             "sites": last.sites if last else 0,
             "total_ns": last.total_ns if last else 0,
             "refused": len(recording.trace.refused),
+            "rests": rests,
         }
 
     def tracing(self, instance: str, *, on: bool) -> None:
@@ -195,7 +196,6 @@ class RecordSession:
         try:
             chosen = self._chosen(filters, tracer)
             trace = self.target.trace_of(chosen, writer, tracer=tracer, name=name)
-            trace.sample = filters.sample
             recording = Recording(trace, self.names, filters)
             recording.start()
         except BaseException:

@@ -65,6 +65,19 @@ def stack_traces(capture: Capture) -> list[StackTrace]:
     return sorted((one for one in found if one is not None), key=lambda one: one.tsc)
 
 
+def left_out(capture: Capture) -> list[str]:
+    """What left calls of traced functions out, one line each: filters, a budget."""
+    rules: dict[str, None] = {}
+    for data in capture.notes:
+        found = data.get("partial")
+        rules.update(dict.fromkeys(map(str, found if isinstance(found, list) else ())))
+    lines = [f"partial: recorded with {', '.join(rules)}"] if rules else []
+    steps = sum("governor" in note for note in _notes(capture))
+    if steps:
+        lines.append(f"partial: functions were off at times, for the budget ({steps:,} steps)")
+    return lines
+
+
 def _notes(capture: Capture) -> Iterator[dict[str, object]]:
     for data in capture.notes:
         notes = data.get("notes")

@@ -20,6 +20,7 @@ from live import Running, marks
 import textpoke
 from textpoke.decode import Decoder
 from textpoke.governor import Budget
+from textpoke.trigger_notes import left_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -233,6 +234,30 @@ def test_threads_and_the_switch_by_hand(running: Running) -> None:
     running.tool("switch", "--on")
     running.drain(0.1)
     assert running.trace.events > before
+
+
+def test_filters_rest_with_a_tracer_that_cannot_honour_them(running: Running) -> None:
+    """Who pairs calls needs all of them; who counts in the target sees no threads."""
+    running.tool("filter", "--sample", "10")
+    running.drain(0.2)
+    before = running.trace.events
+    running.tool("switch", "irqsoff")
+    assert running.trace.sample == 1
+    assert "--sample 10 rests: the irqsoff tracer pairs calls" in running.recording.remarks[-1]
+    running.tool("filter", "loud")  # it is not in the way
+    assert "pairs calls" in running.tool("filter", "--sample", "20", code=2)
+    running.tool("switch", "profile")
+    refused = running.tool("filter", "--thread", "nobody", code=2)
+    assert refused.endswith(f"textpoke switch -p {running.session.pid} function_graph\n")
+    assert "writes no events" in refused
+    running.tool("switch", "function")
+    assert running.trace.sample == 10
+    assert running.recording.remarks[-1].startswith("--sample 10 rests: the profile tracer")
+    running.drain(0.2)
+    assert running.trace.events > before
+    running.recording.stop()
+    with textpoke.Capture(running.trace.output) as capture:
+        assert left_out(capture) == ["partial: recorded with one of 10 calls"]
 
 
 def test_an_instance_of_another_tool(running: Running) -> None:

@@ -10,7 +10,7 @@ import pytest
 from captures import Recipe
 
 from textpoke.capture import Capture
-from textpoke.trigger_notes import StackTrace, resumptions, stack_traces
+from textpoke.trigger_notes import StackTrace, left_out, resumptions, stack_traces
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,3 +71,20 @@ def test_frames_of_another_shape_are_left_out(tmp_path: Path) -> None:
     note = {"command": "stacktrace", "tid": 1, "tsc": 1, "frames": frames}
     with opened(tmp_path, [note]) as capture:
         assert [one.frames for one in stack_traces(capture)] == [((2, 3), (8, 9))]
+
+
+def test_what_left_calls_out_is_told_once(tmp_path: Path) -> None:
+    notes = [{"governor": "!f off: it cost too much"}, {"governor": "f on again"}, turn("dump", 1)]
+    meta = captures.meta(notes=notes, partial=["thread w*", "one of 10 calls", "thread w*"])
+    with Capture(captures.write(tmp_path / "x.tptrace", Recipe(meta=meta))) as capture:
+        assert left_out(capture) == [
+            "partial: recorded with thread w*, one of 10 calls",
+            "partial: functions were off at times, for the budget (2 steps)",
+        ]
+
+
+@pytest.mark.parametrize("partial", [None, [], "thread w*", {"a": 1}])
+def test_a_capture_that_left_nothing_out_says_nothing(tmp_path: Path, partial: object) -> None:
+    meta = captures.meta(partial=partial)
+    with Capture(captures.write(tmp_path / "x.tptrace", Recipe(meta=meta))) as capture:
+        assert left_out(capture) == []

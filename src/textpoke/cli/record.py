@@ -208,7 +208,6 @@ def run(args: argparse.Namespace) -> int:
             target = tracer.launch(args.command, ring_bytes=args.buffer)
         else:
             target = tracer.attach(args.pid, ring_bytes=args.buffer)
-        child = target.pid if args.command else 0
         try:
             recording = _record(args, console, target, stop, started)
         except BaseException:
@@ -219,7 +218,7 @@ def run(args: argparse.Namespace) -> int:
         _say_end(console, args, target, recording)
         for line in report.residue:
             console.warn(escape(f"left in the target: {line}"))
-        return _child_status(child) if child else 0
+        return _child_status(console, target) if args.command else 0
     finally:
         restore()
 
@@ -324,7 +323,6 @@ def _recording(args: argparse.Namespace, session: RecordSession, output: str) ->
         threshold_us=args.threshold / 1e3,
         arguments=arguments,
     )
-    trace.sample = args.sample
     recording = Recording(
         trace, session.names, filters, triggers, only_kept=args.flight, budget=args.budget
     )
@@ -548,9 +546,12 @@ def _taken(trace: Trace) -> str:
     return "; ".join(parts)
 
 
-def _child_status(pid: int) -> int:
+def _child_status(console: Console, target: Target) -> int:
     try:
-        _, status = os.waitpid(pid, 0)
+        ended, status = os.waitpid(target.pid, os.WNOHANG)
+        if not ended:
+            console.say(escape(f"waiting for {target.program} (pid {target.pid}) to end"))
+            _, status = os.waitpid(target.pid, 0)
     except ChildProcessError:
         return 0
     code = os.waitstatus_to_exitcode(status)

@@ -61,4 +61,6 @@ def run(args: argparse.Namespace) -> int:
         console.json(result)
     else:
         console.say(escape(f"pid {args.pid}: {text}"))
+        for line in _control.texts_of(result, "rests"):
+            console.warn(escape(line))
     return 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from textpoke.calls import tracers_of
 from textpoke.report.names import escape, program_name, thread_label
 from textpoke.tracer_names import FUNCTION, NOP
+from textpoke.trigger_notes import left_out
 
 if TYPE_CHECKING:
     from textpoke.capture import Capture
@@ -60,7 +61,7 @@ def table_notes(capture: Capture) -> list[str]:
     if capture.end is None:
         text = "the counts are written when a recording ends, and this one has not"
         return [f"incomplete: {text}: it goes on, or its tool was killed"]
-    return _overruns(capture)
+    return [*map(escape, left_out(capture)), *_overruns(capture)]
 
 
 def _overruns(capture: Capture) -> list[str]:
@@ -85,7 +86,7 @@ def notes(capture: Capture, counts: Counts) -> list[str]:
         lines.append(f"lost: {counts.lost:,}, {full}{f' ({per_thread})' if per_thread else ''}")
         if tracers_of(capture) - {FUNCTION, NOP}:
             lines.append("callers and depths behind a loss may be wrong: ends of calls are missing")
-    lines += _overruns(capture)
+    lines += [*map(escape, left_out(capture)), *_overruns(capture)]
     if counts.lost_no_ring:
         lines.append(f"lost: {counts.lost_no_ring:,} of threads that had no ring")
     if counts.unknown:

@@ -12,6 +12,7 @@ from textpoke.decode import DATA, ENTRY, Decoder
 from textpoke.payload import Formatter, Layout, count_words
 from textpoke.report.names import NAME_WIDTH, TID_WIDTH, escape, function_labels, padded_label
 from textpoke.report.stacks import Stacks
+from textpoke.trigger_notes import left_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,6 +108,8 @@ def header(capture: Capture, decoder: Decoder) -> Iterator[str]:
     if capture.end and capture.end.overruns:
         overruns = capture.end.overruns
         yield f"# overruns, calls too deep or on a stack not their thread's own: {overruns}"
+    for line in left_out(capture):
+        yield f"# {escape(line)}"
     if no_ring:
         yield f"# lost by threads without a ring: {no_ring}"
     if capture.cut_off:
