@@ -94,7 +94,7 @@ tpa_profile_exit:
 	jne	.Lforeign
 	leaq	FRAME_BYTES(%rsi), %rax
 	cmpq	%rax, SHADOW_TOP(%rdi)
-	jne	.Lforeign
+	jne	.Lbelow
 	movq	.Lgate(%rip), %rax
 	cmpq	$0, (%rax)
 	je	.Lclosed
@@ -112,6 +112,7 @@ tpa_profile_exit:
 	jne	.Lnot_top
 	pop_word %rdi
 	movq	%rcx, %rsi		/* rsi: ticks, rdx: of them its own, rdi: the row */
+.Lcount:
 	incq	PROFILE_HITS(%rdi)
 	addq	%rsi, PROFILE_TOTAL(%rdi)
 	addq	%rdx, PROFILE_SELF(%rdi)
@@ -157,6 +158,31 @@ tpa_profile_exit:
 .Lcarry:
 	incq	PROFILE_SQUARES+8(%rdi)
 	jmp	.Lreturn
+.Lbelow:				/* what stands above was left, by a jump that nobody saw */
+	movq	.Lgate(%rip), %rax
+	cmpq	$0, (%rax)
+	je	.Lforeign
+	rdtsc
+	shlq	$32, %rdx
+	orq	%rdx, %rax
+	subq	FRAME_TSC(%rsi), %rax
+	addq	%rax, FRAME_CHILD-FRAME_BYTES(%rsi)
+	movq	%rax, %rcx
+	subq	FRAME_CHILD(%rsi), %rcx
+	movb	$0, FRAME_STATE(%rsi)
+	push_word FRAME_REAL(%rsi)
+	pop_word KEPT_BYTES(%rsp)
+	push_word %rax
+	push_word %rcx
+	push_word FRAME_AUX(%rsi)
+	rdfsbase %rdx
+	movq	.Lset(%rip), %rcx
+	xchgq	%rsi, %rdi
+	call_c	.Lpop(%rip)
+	pop_word %rdi
+	pop_word %rdx
+	pop_word %rsi
+	jmp	.Lcount
 .Lclosed:
 	leaq	FRAME_BYTES(%rsi), %rax
 	push_word %rax

@@ -212,6 +212,22 @@ def test_calls_on_other_stacks_are_not_in_a_profile(start) -> None:
     let_go(process, target)
 
 
+def test_a_profile_counts_who_was_jumped_back_to(start) -> None:
+    """__builtin_longjmp calls nobody: frames of who was left still stand above at the return."""
+    process = start()
+    with api.attach(process.pid) as target:
+        with target.trace("*jump*", tracer="profile") as trace:
+            there = trace.sites_by_return()
+            names = {address: site.function.rpartition("::")[2] for site, address in there}
+            assert ask(process, "run jumps 50") == "0"
+            rows = {names[address]: row for address, row in trace.profile().items()}
+        hits = {name: row.hits for name, row in rows.items() if row.hits}
+        assert hits == {"builtin_jumps()": 50, "jumps()": 50}
+        assert all(sum(row.buckets) == row.hits for row in rows.values())
+        assert rows["builtin_jumps()"].total <= rows["jumps()"].total - rows["jumps()"].self
+    let_go(process, target)
+
+
 def test_on_the_stacks_of_coroutines_no_return_is_redirected(start, tmp_path: Path) -> None:
     process, output = start(), tmp_path / "x.tptrace"
     with api.attach(process.pid) as target:
