@@ -185,7 +185,9 @@ def _run_part(agent: Agent, request: Request, choice: Choice, how: _How) -> Outc
     if wire is None or shared is None or layout is None:
         raise AgentFailed("running a batch on a closed connection", errno.EBADF)
     if len(request.data) > layout.request_bytes:
-        raise BatchRefused(error_text(lib.TP_ETOOMANY))
+        most = layout.request_bytes // ffi.sizeof("struct tp_poke")
+        why = f"{len(request.pokes):,} sites, at most {most:,} can be: choose fewer functions"
+        raise BatchRefused(f"{error_text(lib.TP_ETOOMANY)} ({why})")
     start = lib.TP_PAGE_BYTES
     words = (len(request.pokes), how.flags(choice.mode), *how.callbacks)
     for attempt in range(_STOPS):
