@@ -130,6 +130,7 @@ int tpa_is_own(const struct tp_shadow *shadow, uint64_t at);
 int tpa_any_frames(void);
 int tpa_is_replaced(const struct tp_shadow *shadow, const struct tp_call *frame);
 int tpa_is_passed(const struct tp_shadow *shadow, const struct tp_call *frame);
+void tpa_forget_callers(void);
 void tpa_note_migration(void);
 int tpa_frames_migrate(void);
 
@@ -179,6 +180,11 @@ static inline uint64_t tpa_word(const struct tp_call *frame)
 
 struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, uint64_t fs_base,
 			       struct tpa_set *set);
+
+/* callers.c */
+int tpa_set_callers(const void *request, const uint64_t args[4]);
+const struct tp_caller *tpa_callers(void);
+int tpa_is_known_caller(uint64_t real);
 
 /* rich.c */
 int tpa_set_captures(const void *request, const uint64_t args[4]);

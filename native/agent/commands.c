@@ -595,6 +595,8 @@ int tpa_run_command(struct tp_wire *wire)
 		return tpa_add_set(wire, args);
 	case TP_CMD_CAPTURE:
 		return tpa_set_captures((const char *)wire + TP_PAGE_BYTES, args);
+	case TP_CMD_CALLERS:
+		return tpa_set_callers((const char *)wire + TP_PAGE_BYTES, args);
 	case TP_CMD_SHADOW:
 		return tpa_make_shadows(wire, args);
 	case TP_CMD_STORE:

@@ -89,9 +89,6 @@
 	.globl	tpa_profile_exit
 	.hidden	tpa_profile_exit
 tpa_profile_exit:
-	rdfsbase %rdx
-	cmpq	%rdx, SHADOW_FS(%rdi)
-	jne	.Lforeign
 	leaq	FRAME_BYTES(%rsi), %rax
 	cmpq	%rax, SHADOW_TOP(%rdi)
 	jne	.Lbelow
@@ -101,6 +98,9 @@ tpa_profile_exit:
 	rdtsc
 	shlq	$32, %rdx
 	orq	%rdx, %rax
+	rdfsbase %rcx			/* in the shadow of rdtsc: 1.5 ns less than before it */
+	cmpq	%rcx, SHADOW_FS(%rdi)
+	jne	.Lforeign
 	subq	FRAME_TSC(%rsi), %rax
 	addq	%rax, FRAME_CHILD-FRAME_BYTES(%rsi)	/* of who called: the frame below */
 	movq	%rax, %rdx
@@ -159,6 +159,9 @@ tpa_profile_exit:
 	incq	PROFILE_SQUARES+8(%rdi)
 	jmp	.Lreturn
 .Lbelow:				/* what stands above was left, by a jump that nobody saw */
+	rdfsbase %rdx
+	cmpq	%rdx, SHADOW_FS(%rdi)
+	jne	.Lforeign
 	movq	.Lgate(%rip), %rax
 	cmpq	$0, (%rax)
 	je	.Lforeign
@@ -184,6 +187,9 @@ tpa_profile_exit:
 	pop_word %rsi
 	jmp	.Lcount
 .Lclosed:
+	rdfsbase %rdx
+	cmpq	%rdx, SHADOW_FS(%rdi)
+	jne	.Lforeign
 	leaq	FRAME_BYTES(%rsi), %rax
 	push_word %rax
 	give_back

@@ -28,7 +28,7 @@ tpa_return:
 	movl	SAVED_BYTES(%rsp), %esi
 	movl	%esi, %edi
 	shrl	$DEPTH_SHIFT, %edi
-	shlq	$FRAME_SHIFT, %rdi	/* a shadow stack's head is as large as a frame */
+	shlq	$HEAD_SHIFT, %rdi
 	addq	.Lshadows(%rip), %rdi
 	shlq	$FRAME_SHIFT, %rsi
 	addq	.Lframes(%rip), %rsi

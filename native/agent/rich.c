@@ -192,6 +192,10 @@ static struct tp_call *redirect(struct tp_shadow *shadow, struct tp_ring *ring, 
 		ring->overruns++;
 		return NULL;
 	}
+	if (!tpa_is_known_caller(*(const uint64_t *)slot)) {
+		ring->overruns++;
+		return NULL;
+	}
 	do {
 		frame = (struct tp_call *)shadow->top;
 		if ((uint64_t)frame >= shadow->limit)

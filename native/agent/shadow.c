@@ -44,6 +44,8 @@ int tpa_make_shadows(struct tp_wire *wire, const uint64_t args[4])
 	error = tpa_note_region((uint64_t)memory, first + frames);
 	if (error)
 		return error;
+	if (!tpa_image.callers)
+		tpa_image.callers = (uint64_t)tpa_callers(); /* nobody */
 	tpa_image.shadow_heads = wire->args[0] = (uint64_t)memory;
 	tpa_image.shadow_frames = wire->args[1] = (uint64_t)memory + first;
 	tpa_image.shadow_returns = args[1];
@@ -66,6 +68,11 @@ static void begin(struct tp_shadow *shadow, uint64_t number, uint64_t fs_base, u
 	shadow->base = (uint64_t)(sentinel + 1);
 	shadow->limit = tpa_end_of(shadow);
 	shadow->walker = sentinel->tsc = sentinel->aux = 0;
+	shadow->first = *tpa_callers();
+	if (shadow->first.span == ~0ull)
+		shadow->first.span = 0;
+	shadow->caller = (uint64_t)&shadow->first;
+	shadow->callers = (uint64_t)&tpa_image.callers;
 	__atomic_store_n(&shadow->top, shadow->base, __ATOMIC_RELEASE);
 	__atomic_store_n(&shadow->state, SHADOW_USED, __ATOMIC_RELEASE);
 }
@@ -470,6 +477,13 @@ struct tp_ring *tpa_shadow_pop(struct tp_call *frame, struct tp_shadow *shadow, 
 	}
 	slot = *set->gate ? tpa_claim(fs_base, set) : NULL;
 	return slot ? slot->ring : NULL;
+}
+
+/** Other callers are known by now: let no thread go by what it has found before. */
+void tpa_forget_callers(void)
+{
+	for (uint64_t i = 0; i < tpa_image.shadow_count; i++)
+		__atomic_store_n(&heads()[i].caller, (uint64_t)&heads()[i].first, __ATOMIC_RELAXED);
 }
 
 /** Is any return redirected? */

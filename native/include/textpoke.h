@@ -601,6 +601,11 @@ uint64_t tp_most_functions(const struct tp_tables *in);
 int tp_find_functions(const struct tp_tables *in, struct tp_found *out);
 int tp_read_targets(const struct tp_tables *in, uint64_t *targets, uint64_t room, uint64_t *count);
 
+/* native/code/callers.c: whose calls' returns may be redirected */
+
+int tp_find_callers(const struct tp_tables *in, const uint64_t *targets, uint64_t target_count,
+		    int absolute, struct tp_range *rows, uint64_t room, uint64_t *count);
+
 /* pair.c: calls from entries and exits, read from a capture */
 
 /** Turns ticks into nanoseconds; without a known rate they stay ticks. */

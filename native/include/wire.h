@@ -15,7 +15,7 @@
 #define TP_WIRE_MAGIC 0x454b4f5054584554ull /* "TEXTPOKE" */
 
 enum {
-	TP_WIRE_VERSION = 6,
+	TP_WIRE_VERSION = 7,
 	TP_PAGE_BYTES = 4096,
 	TP_MAX_INSN = 15,
 	TP_INT3 = 0xcc,
@@ -27,6 +27,7 @@ enum {
 		<< 16,		/* in the place of its instruction pointer; index and count below */
 	TP_SHADOW_DEPTH = 1024, /* frames a thread, the first of them never used: probe.inc */
 	TP_RETURN_BYTES = 16,	/* of a frame's trampoline */
+	TP_MOST_CALLERS = 1023, /* stretches of code whose calls are followed */
 	TP_MAX_SETS = 16,
 	TP_PROFILE_BUCKETS = 112,
 	TP_LAP_MASK = 0xfff,
@@ -151,7 +152,8 @@ enum tp_command {
 	TP_CMD_SHADOW, /* shadow stacks for arg0 threads, whose trampolines stand at arg1; args become heads, frames */
 	TP_CMD_CAPTURE, /* what is captured where: arg0 bytes of the request area hold struct tp_capture_head, its sites, its operations; arg1 = set */
 	TP_CMD_STORE, /* arg1 aligned words at arg0, in memory of TP_MAP_DATA: the request area holds what they are, then what they become; -EILSEQ: they are not, nothing is stored */
-	TP_CMD_QUIT,  /* leave: the agent's thread ends, memory stays for the tool to unmap */
+	TP_CMD_CALLERS, /* code whose calls' returns may be redirected: arg0 struct tp_caller of the request area, the one with most callers first */
+	TP_CMD_QUIT,	/* leave: the agent's thread ends, memory stays for the tool to unmap */
 };
 
 enum tp_batch_flags {
@@ -267,6 +269,12 @@ enum tp_frame_state {
 	TP_FRAME_PUSHED,   /* the code that fills it may be interrupted, and comes back */
 };
 
+/** Code whose calls are followed (callers.c). */
+struct tp_caller {
+	uint64_t start;
+	uint64_t span;
+};
+
 /** A thread's shadow stack; frames from base to top are in use. */
 struct tp_shadow {
 	uint64_t top;
@@ -278,6 +286,10 @@ struct tp_shadow {
 	uint32_t state;	 /* 0: free, 1: in use */
 	uint64_t low;	 /* of the thread's own stack, as far as it was looked at (shadow.c) */
 	uint64_t walker; /* where the return address of that somebody stands; or 0 */
+	struct tp_caller first; /* what most calls come from */
+	uint64_t caller;	/* the struct tp_caller of the last call that came from elsewhere */
+	uint64_t callers;	/* where the address of the table stands */
+	uint64_t unused[4];
 };
 
 /**
@@ -336,6 +348,7 @@ struct tp_image {
 	uint64_t shadow_frames; /* struct tp_call[TP_SHADOW_DEPTH] of each */
 	uint64_t shadow_count;
 	uint64_t shadow_returns; /* the first trampoline */
+	uint64_t callers;	 /* struct tp_caller[], the last of span ~0; 0: none are known */
 	uint64_t main_stack;	 /* where the stack of the process's first thread begins, on top */
 	uint64_t known_base;	 /* struct tp_known[known_count] */
 	uint64_t known_bytes;	 /* of the whole mapping, which begins in the same page */
@@ -496,7 +509,7 @@ _Static_assert(sizeof(struct tp_known) == 56, "wire layout");
 _Static_assert(sizeof(struct tp_event) == 16, "wire layout");
 _Static_assert(sizeof(struct tp_ring) == 152, "wire layout");
 _Static_assert(sizeof(struct tp_call) == 64, "wire layout");
-_Static_assert(sizeof(struct tp_shadow) == 64, "wire layout");
+_Static_assert(sizeof(struct tp_shadow) == 128, "wire layout");
 _Static_assert(sizeof(struct tp_profile) == 512, "wire layout");
 _Static_assert(sizeof(struct tp_probe_words) == 104, "wire layout");
 _Static_assert(sizeof(struct tp_wire) <= TP_PAGE_BYTES, "wire layout");

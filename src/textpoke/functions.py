@@ -456,6 +456,34 @@ def _survey(image: elf.Image, tables: FunctionTables) -> tuple[bytes, bytes]:
     return survey.rows, survey.labels
 
 
+def callers(image: elf.Image, path: str) -> list[tuple[int, int]]:
+    """[start, end) of the code of a module whose calls' returns may be redirected.
+
+    Not the code of runtimes that walk its frames by themselves: without unwind entries, or with
+    tables of its return addresses (native/code/callers.c). In ELF addresses, ascending; of a module
+    without any unwind entries all code.
+
+    Raises:
+        BadElf: A table points outside of the file.
+    """
+    tables = FunctionTables(image, path)
+    native = _Native(tables)
+    _, frame_count = frames = _frames(image, tables, native)
+    targets, target_count = _targets(image, native, *frames)[0]
+    absolute = image.type == elf.ET_EXEC
+    rows, count = _all(
+        image,
+        "stretches of code",
+        "struct tp_range[]",
+        lambda rows, room, count: lib.tp_find_callers(
+            native.tables, targets, target_count, absolute, rows, room, count
+        ),
+    )
+    if not frame_count:
+        return [(vaddr, vaddr + len(content)) for vaddr, content in tables.code]
+    return [(rows[i].start, rows[i].end) for i in range(count)]
+
+
 def _frames(image: elf.Image, tables: FunctionTables, native: _Native) -> tuple[Pointer, int]:
     frames, frame_count = _all(
         image,

@@ -507,7 +507,8 @@ class Trace:
         """Calls that are not there, because their return could not be waited for.
 
         They were too deep, on a stack that is not their thread's own (a coroutine's, a signal
-        handler's), or of a thread without a shadow stack.
+        handler's), of a thread without a shadow stack, or from code that its runtime walks by
+        itself: a JIT's, or a language's with tables of return addresses.
         """
         sets = (self._events, self._profile)
         now = sum(rings.overruns() for rings in sets if rings is not None)

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
-from textpoke import proc, returns
-from textpoke._errors import UnsupportedTarget
+from textpoke import elf, functions, proc, returns, symbols, target
+from textpoke._errors import SiteError, UnsupportedTarget
 from textpoke._native import ffi, lib
 from textpoke.agent_image import Probe, load_image
 from textpoke.hooks import offset_of
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _USER = "guards"
 _MOST_STACKS = 1024
+_MOST_CALLERS = int(lib.TP_MOST_CALLERS)
+_CALLER = struct.Struct("<QQ")
 
 
 class Redirection:
@@ -48,6 +51,9 @@ class Redirection:
         self._seen: set[tuple[str, int, int]] = set()
         self._names: dict[int, str] = {}  # of functions that need a guard, by entry
         self.unguarded: list[tuple[Site, str]] = []
+        # By module: its code whose calls can be followed; and all of it, as the agent was told.
+        self._callers: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
+        self._told = b""
 
     def make_ready(self, modules: Sequence[Module], finder: Finder, mode: Mode) -> None:
         """Shadow stacks and guards for what is mapped now.
@@ -63,6 +69,7 @@ class Redirection:
         if why:
             raise UnsupportedTarget(self._agent.pid, "returns", why)
         self._make_stacks(modules)
+        self._tell_callers(modules)
         self._guard(fresh, finder, mode)
         why = returns.why_unguarded(self._names, self._guarded())
         if why:
@@ -92,6 +99,42 @@ class Redirection:
         lib.tp_make_returns(code, entries, before)
         first = load_image().returns(heads, frames).ljust(before, b"\xcc")
         agent.fill_code([(start, first + bytes(ffi.buffer(code)))])
+
+    def _tell_callers(self, modules: Sequence[Module]) -> None:
+        """Let the agent know whose calls' returns may be redirected (callers.c)."""
+        agent = self._agent
+        first: list[tuple[int, int]] = []
+        rest: list[tuple[int, int]] = []
+        for module in modules:
+            if module.key not in self._callers:
+                self._callers[module.key] = self._callers_in(module)
+            (first if module.is_main else rest).extend(self._callers[module.key])
+        first.sort(key=_size, reverse=True)
+        head = agent.image()
+        returns_end = head.shadow_returns + (
+            head.shadow_count * lib.TP_SHADOW_DEPTH * lib.TP_RETURN_BYTES
+        )
+        # Functions that end in a jump return to each other's trampolines.
+        own = [(int(head.shadow_returns), int(returns_end))]
+        found = [*first[:1], *own, *first[1:], *sorted(rest, key=_size, reverse=True)]
+        table = b"".join(_CALLER.pack(start, end - start) for start, end in found[:_MOST_CALLERS])
+        if table == self._told or agent.shared is None or agent.layout is None:
+            return
+        agent.shared[lib.TP_PAGE_BYTES : lib.TP_PAGE_BYTES + len(table)] = table
+        count = len(table) // _CALLER.size
+        agent.require("telling whose calls are followed", lib.TP_CMD_CALLERS, count)
+        self._told = table
+
+    def _callers_in(self, module: Module) -> list[tuple[int, int]]:
+        try:
+            with elf.Image.open(target.open_module(self._agent.pid, module)) as image:
+                found = functions.callers(image, module.path)
+                walked = symbols.addresses(image, returns.WALKED, hidden=True)
+        except SiteError:  # nobody knows what it is
+            return []
+        if any(start <= vaddr < end for vaddr in walked.values() for start, end in found):
+            return []  # its tables have a form that nobody here knows
+        return [(start + module.bias, end + module.bias) for start, end in found]
 
     def _guard(self, fresh: Sequence[Module], finder: Finder, mode: Mode) -> None:
         addresses = returns.guards(self._agent.pid, fresh)
@@ -125,6 +168,10 @@ class Redirection:
         switched = self._records.switch(_USER, wants, mode, guards=True)
         self.unguarded += switched.refused
         self._wants = wants
+
+
+def _size(stretch: tuple[int, int]) -> int:
+    return stretch[1] - stretch[0]
 
 
 def _holds(module: Module, address: int) -> bool:

@@ -54,6 +54,9 @@ GUARDED = {
 }
 """Functions that need a guard: what they do to the stack (enum tp_unwind)."""
 
+WALKED = ("caml_program",)
+"""Functions of languages whose runtime walks frames by tables of return addresses: OCaml."""
+
 _TABLES = ("_dl_find_object", "dl_iterate_phdr")
 _LOOKING = (lib.TP_UNWIND_BEGINS, lib.TP_UNWIND_WALKS)
 _TWICE = frozenset(

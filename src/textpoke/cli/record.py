@@ -499,8 +499,8 @@ def _say_end(
     console.say(f"{_taken(trace)} ({trace.reason})")
     if trace.overruns:
         console.say(
-            f"{trace.overruns:,} calls were not followed: too deep, or on a stack that is not "
-            "their thread's own"
+            f"{trace.overruns:,} calls were not followed: too deep, on a stack that is not their "
+            "thread's own, or from code that its runtime walks by itself"
         )
     console.say(str(overhead))
     if trace.lost:

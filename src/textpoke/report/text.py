@@ -107,7 +107,7 @@ def header(capture: Capture, decoder: Decoder) -> Iterator[str]:
     yield f"# entries-in-buffer/entries-written: {held}/{held + lost + no_ring}{cpus}"
     if capture.end and capture.end.overruns:
         overruns = capture.end.overruns
-        yield f"# overruns, calls too deep or on a stack not their thread's own: {overruns}"
+        yield f"# overruns, calls too deep, on other stacks or from a runtime's own code: {overruns}"
     for line in left_out(capture):
         yield f"# {escape(line)}"
     if no_ring:
