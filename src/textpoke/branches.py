@@ -43,6 +43,7 @@ _BRANCH = struct.Struct("<QQIBBBx")  # struct tp_branch
 _WINDOW = struct.Struct("<QIBBBB")  # struct tp_branch_window
 _SITE_BYTES = 5
 _RESTARTABLE = "its function holds a restartable sequence, which the kernel knows by its place"
+_FOREIGN = "its function has no unwind entry: a runtime may jump to any place in it"
 _WHY_NOT_MAPPED = "its address is not in the module's code as it is mapped"
 
 
@@ -108,8 +109,13 @@ def find_branches(image: elf.Image, module: Module, entries: Mapping[int, Site])
         windows = bytes(ffi.buffer(raw.windows, size)) if size else b""
     finally:
         lib.tp_free_branches(raw)
-    restartable = {known.last_before(vaddr) for vaddr in elf.pointers(image, "__rseq_cs")}
-    return _found(known, module, names, rows, windows, restartable)
+    unsafe = dict.fromkeys(
+        (known.index_of(vaddr) for vaddr in survey.without_frames(map(known.vaddr, indexes))),
+        _FOREIGN,
+    )
+    for vaddr in elf.pointers(image, "__rseq_cs"):
+        unsafe[known.last_before(vaddr)] = _RESTARTABLE
+    return _found(known, module, names, rows, windows, unsafe)
 
 
 def _chosen(
@@ -133,9 +139,9 @@ def _found(
     names: Mapping[int, Site],
     rows: bytes,
     windows: bytes,
-    restartable: set[int],
+    unsafe: Mapping[int, str],
 ) -> Found:
-    """Args as they come from the native side.
+    """Args as they come from the native side; `unsafe`: functions to leave alone, and why.
 
     A thread that is preempted in a stub would not be sent to the abort handler of the sequence
     (rseq(2)) that the stub's instructions come from.
@@ -151,13 +157,13 @@ def _found(
             module.name,
             names[index].function,
             known.entry(index),
-            _RESTARTABLE if index in restartable else REASONS[reason] if reason else None,
+            unsafe.get(index) or (REASONS[reason] if reason else None),
         )
         for vaddr, target, index, _, reason, _ in _BRANCH.iter_unpack(rows)
     ]
     owners = [row[2] for row in _BRANCH.iter_unpack(rows)]
     for vaddr, first, count, size, heads, live in _WINDOW.iter_unpack(windows):
-        if owners[first] in restartable:
+        if owners[first] in unsafe:
             continue
         if not is_mapped(vaddr + bias, size):
             for i in range(first, first + count):

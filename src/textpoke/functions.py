@@ -147,6 +147,10 @@ class Functions:
         """Return the index of the last function that begins at or before an address, or -1."""
         return bisect.bisect_right(self._vaddrs, vaddr) - 1
 
+    def vaddr(self, index: int) -> int:
+        """Return the ELF virtual address of the function's first byte."""
+        return self._vaddrs[index]
+
     def entry(self, index: int) -> int:
         """Return the runtime address of the function's first byte."""
         return self._vaddrs[index] + self._module.bias
@@ -436,6 +440,21 @@ class Survey:
         self.raw.target_count = len(others) // 8
         self.raw.functions, self.raw.function_count = functions, found.count
         self._kept = (native, kept)
+        self._frames, self._frame_count = frames, frame_count
+
+    def without_frames(self, vaddrs: Iterable[int]) -> set[int]:
+        """Return those of some functions that have no unwind entry in a module that has others."""
+        spans = sorted(
+            (self._frames[i].vaddr, self._frames[i].vaddr + self._frames[i].bytes)
+            for i in range(self._frame_count)
+        )
+        starts = [start for start, _ in spans]
+
+        def is_in_one(vaddr: int) -> bool:
+            at = bisect.bisect_right(starts, vaddr) - 1
+            return at >= 0 and vaddr < spans[at][1]
+
+        return {vaddr for vaddr in vaddrs if not is_in_one(vaddr)} if spans else set()
 
     @property
     def rows(self) -> bytes:
