@@ -103,6 +103,7 @@ int tpa_any_patched(uint32_t modes);
 
 /* ring_write.c */
 struct tpa_slot *tpa_claim(uint64_t fs_base, struct tpa_set *set);
+int tpa_is_ring_of(const struct tp_ring *ring, uint64_t fs_base, uint32_t tid);
 void tpa_init_rings(const struct tpa_set *set);
 void tpa_count_overrun(uint64_t fs_base, struct tpa_set *set);
 void tpa_set_limits(const struct tpa_set *set, uint64_t waiting);

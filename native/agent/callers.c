@@ -7,7 +7,7 @@
  *
  * The tool tells what there is; the last entry, of everything, stands for what nobody knows. Readers
  * take no lock: a table is filled before it is published, and filled again only when several have
- * come after it.
+ * come after it; whoever reads it all the same finds an end, in its very last place.
  */
 #include "agent.h"
 
@@ -27,6 +27,8 @@ static int make_tables(void)
 	tables = tpa_map_private(bytes);
 	if (!tables)
 		return -12; /* ENOMEM */
+	for (int i = 1; i <= TABLES; i++)
+		tables[i * TABLE_ENTRIES - 1] = nobody[0];
 	error = tpa_note_region((uint64_t)tables, bytes);
 	if (error) {
 		tpa_unmap(tables, bytes);
@@ -48,11 +50,20 @@ static int are_sane(const struct tp_caller *callers, uint64_t count)
 	return 1;
 }
 
-/* Other code may be there by now; who still looks at it finds nothing. */
-static void forget(struct tp_caller *table)
+static int holds(const struct tp_caller *table, const struct tp_caller *one)
 {
-	for (uint64_t i = 0; i < TP_MOST_CALLERS && table[i].span != EVERYTHING; i++)
-		__atomic_store_n(&table[i].span, 0, __ATOMIC_RELAXED);
+	for (; table->span != EVERYTHING; table++)
+		if (table->start == one->start && table->span == one->span)
+			return 1;
+	return 0;
+}
+
+/* What is not in the next table: other code may be there by now. Who still looks there finds nothing. */
+static void forget(struct tp_caller *table, const struct tp_caller *next)
+{
+	for (; table->span != EVERYTHING; table++)
+		if (!holds(next, table))
+			__atomic_store_n(&table->span, 0, __ATOMIC_RELAXED);
 }
 
 /** TP_CMD_CALLERS: the request area holds args[0] entries, most of the callers in the first one. */
@@ -72,10 +83,10 @@ int tpa_set_callers(const void *request, const uint64_t args[4])
 	tpa_copy(table, request, count * sizeof(*table));
 	table[count] = nobody[0];
 	__atomic_store_n(&tpa_image.callers, (uint64_t)table, __ATOMIC_RELEASE);
-	if (made)
+	if (made) {
+		forget(table_of(made - 1), table);
 		tpa_forget_callers();
-	if (made > 1)
-		forget(table_of(made - 2));
+	}
 	made++;
 	return 0;
 }

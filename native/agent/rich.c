@@ -170,7 +170,7 @@ static struct tpa_slot *slot_of_thread(struct tpa_set *set, uint64_t fs_base)
 		return NULL;
 	slot = &slots[(fs_base >> 12) % TPA_SLOT_COUNT];
 	if (slot->fs_base == fs_base && slot->ring && slot->shadow &&
-	    *(const uint32_t *)slot->ring->tid_at == slot->ring->tid)
+	    tpa_is_ring_of(slot->ring, fs_base, 0))
 		return slot;
 	return tpa_claim(fs_base, set);
 }

@@ -8,6 +8,8 @@
 
 #include "agent.h"
 
+#define DESCRIPTOR_BYTES 4096 /* probe.inc */
+
 struct tp_ring *tpa_ring(const struct tpa_set *set, uint32_t i)
 {
 	return (struct tp_ring *)((char *)set->wire + set->wire->ring_offset +
@@ -88,9 +90,19 @@ static uint64_t where_tid_is(struct tp_ring *ring, uint64_t fs_base, uint32_t ti
 	return (uint64_t)&ring->tid_copy;
 }
 
-static int owned_by(const struct tp_ring *ring, uint32_t tid)
+/**
+ * Is a ring that was found by @fs_base its thread's? It may be another thread's by now, whose descriptor
+ * has gone: as check_ring of probe.inc. @tid: of the thread, where that is known; or 0.
+ */
+int tpa_is_ring_of(const struct tp_ring *ring, uint64_t fs_base, uint32_t tid)
 {
-	return ring && ring->tid == tid && *(const uint32_t *)ring->tid_at == tid;
+	uint64_t at = ring ? __atomic_load_n(&ring->tid_at, __ATOMIC_RELAXED) : 0;
+
+	if (!ring || (tid && ring->tid != tid))
+		return 0;
+	if (at - fs_base < DESCRIPTOR_BYTES || at == (uint64_t)&ring->tid_copy)
+		return *(const uint32_t *)at == ring->tid;
+	return 0;
 }
 
 static struct tpa_slot *no_ring(const struct tpa_set *set)
@@ -109,7 +121,8 @@ struct tpa_slot *tpa_claim(uint64_t fs_base, struct tpa_set *set)
 	if (!slot)
 		return no_ring(set);
 	old = __atomic_load_n(&slot->ring, __ATOMIC_ACQUIRE);
-	if (owned_by(old, tid)) { /* a probe past its home slot, or without a shadow stack */
+	if (tpa_is_ring_of(old, fs_base,
+			   tid)) { /* a probe past its home slot, or without a shadow stack */
 		if (!slot->shadow)
 			slot->shadow = tpa_shadow_claim(fs_base, tid);
 		return slot;

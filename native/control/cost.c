@@ -48,7 +48,7 @@ static struct place *make(void)
 	memset(place->ring, 0, TP_PAGE_BYTES + RING_BYTES);
 	place->ring->mask = RING_BYTES / sizeof(struct tp_event) - 1;
 	place->ring->limit = NO_LIMIT;
-	place->ring->tid_at = (uint64_t)&place->ring->tid;
+	place->ring->tid_at = (uint64_t)&place->ring->tid_copy;
 	slot = &place->slots[(fs_base() >> 12) % SLOTS];
 	*slot = (struct slot){ fs_base(), place->ring, { 0, 0 } };
 	place->gate = place->slots;

@@ -42,6 +42,7 @@ REASONS: dict[int, str] = {
 _BRANCH = struct.Struct("<QQIBBBx")  # struct tp_branch
 _WINDOW = struct.Struct("<QIBBBB")  # struct tp_branch_window
 _SITE_BYTES = 5
+_COMPILED = (SiteKind.NOP_RUN, SiteKind.NOP5)  # by a compiler of C
 _RESTARTABLE = "its function holds a restartable sequence, which the kernel knows by its place"
 _FOREIGN = "its function has no unwind entry: a runtime may jump to any place in it"
 _WHY_NOT_MAPPED = "its address is not in the module's code as it is mapped"
@@ -109,10 +110,8 @@ def find_branches(image: elf.Image, module: Module, entries: Mapping[int, Site])
         windows = bytes(ffi.buffer(raw.windows, size)) if size else b""
     finally:
         lib.tp_free_branches(raw)
-    unsafe = dict.fromkeys(
-        (known.index_of(vaddr) for vaddr in survey.without_frames(map(known.vaddr, indexes))),
-        _FOREIGN,
-    )
+    others = [known.vaddr(i) for i in indexes if names[i].kind not in _COMPILED]
+    unsafe = dict.fromkeys(map(known.index_of, survey.without_frames(others)), _FOREIGN)
     for vaddr in elf.pointers(image, "__rseq_cs"):
         unsafe[known.last_before(vaddr)] = _RESTARTABLE
     return _found(known, module, names, rows, windows, unsafe)

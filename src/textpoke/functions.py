@@ -47,6 +47,7 @@ REASONS: dict[int, str] = {
 """Why a function's entry cannot be displaced, by enum tp_refusal: a clause for people."""
 
 _SITE_BYTES = 5
+_LEAST_SHARE = 8
 _LONGEST_NAME = 16 * 1024
 _MOST_NAME_BYTES = 256 << 20
 _WHY_NOT_MAPPED = "its address is not in the module's code as it is mapped"
@@ -441,9 +442,12 @@ class Survey:
         self.raw.functions, self.raw.function_count = functions, found.count
         self._kept = (native, kept)
         self._frames, self._frame_count = frames, frame_count
+        self._has_frames = _speak_of(tables, (frames, frame_count))
 
     def without_frames(self, vaddrs: Iterable[int]) -> set[int]:
-        """Return those of some functions that have no unwind entry in a module that has others."""
+        """Return those of some functions that have no unwind entry, in a module built with them."""
+        if not self._has_frames:
+            return set()
         spans = sorted(
             (self._frames[i].vaddr, self._frames[i].vaddr + self._frames[i].bytes)
             for i in range(self._frame_count)
@@ -454,7 +458,7 @@ class Survey:
             at = bisect.bisect_right(starts, vaddr) - 1
             return at >= 0 and vaddr < spans[at][1]
 
-        return {vaddr for vaddr in vaddrs if not is_in_one(vaddr)} if spans else set()
+        return {vaddr for vaddr in vaddrs if not is_in_one(vaddr)}
 
     @property
     def rows(self) -> bytes:
@@ -480,14 +484,14 @@ def callers(image: elf.Image, path: str) -> list[tuple[int, int]]:
 
     Not the code of runtimes that walk its frames by themselves: without unwind entries, or with
     tables of its return addresses (native/code/callers.c). In ELF addresses, ascending; of a module
-    without any unwind entries all code.
+    that was built without unwind entries all code.
 
     Raises:
         BadElf: A table points outside of the file.
     """
     tables = FunctionTables(image, path)
     native = _Native(tables)
-    _, frame_count = frames = _frames(image, tables, native)
+    frames = _frames(image, tables, native)
     targets, target_count = _targets(image, native, *frames)[0]
     absolute = image.type == elf.ET_EXEC
     rows, count = _all(
@@ -498,9 +502,18 @@ def callers(image: elf.Image, path: str) -> list[tuple[int, int]]:
             native.tables, targets, target_count, absolute, rows, room, count
         ),
     )
-    if not frame_count:
+    if not _speak_of(tables, frames):
         return [(vaddr, vaddr + len(content)) for vaddr, content in tables.code]
     return [(rows[i].start, rows[i].end) for i in range(count)]
+
+
+def _speak_of(tables: FunctionTables, frames: tuple[Pointer, int]) -> bool:
+    """Tell whether unwind entries speak of a module's own code, not only of what linkers bring."""
+    rows, count = frames
+    slots = sum(end - start for start, end in tables.stubs)
+    covered = sum(int(rows[i].bytes) for i in range(count)) - slots
+    size = sum(len(content) for _, content in tables.code) - slots
+    return covered * _LEAST_SHARE >= size
 
 
 def _frames(image: elf.Image, tables: FunctionTables, native: _Native) -> tuple[Pointer, int]:

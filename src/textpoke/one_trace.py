@@ -617,11 +617,12 @@ class Trace:
         except TargetError as exc:
             raise TargetExited(self.target.pid, "the recording") from exc
         fresh = [module for module in modules if module.key not in self._seen]
-        self._seen = {module.key for module in modules}
+        before, self._seen = self._seen, {module.key for module in modules}
         # A process that is being taken apart may show a part of its modules, under other names.
         try:
             if fresh:
                 self._drop_unsafe_traps()
+            if before != self._seen:
                 self._guard_returns()
             self._trace_in(self.find_in, fresh)
         except NoSuchTarget as exc:
@@ -640,7 +641,10 @@ class Trace:
             self.note(fields)
 
     def _guard_returns(self) -> None:
-        """What has come may unwind the stack. Raises UnsupportedTarget ("returns")."""
+        """What has come may unwind the stack; where a module was may be code of another kind.
+
+        Raises UnsupportedTarget ("returns").
+        """
         if self._tracer in tracers.REDIRECTING:
             with suppress(PokeError, SiteError, AgentFailed):  # closed again meanwhile, perhaps
                 self.target.make_ready_for_returns(self.mode)

@@ -216,6 +216,10 @@ class Recording:
             raise
         self._note_partial()
         idle = [(t.text, self._why_idle(t, tracer)) for t in self.triggers.triggers if not t.remove]
+        if self._governed and why_not("budget", tracer):
+            self._governed.clear()
+            self._governor = None
+            self._choose(self._wanted)
         if tracer != NOP:
             idle += self._without_meaning(self.filters, self._budget, tracer)
         rests = [f"{text} rests: {why}" for text, why in idle if why]
@@ -276,7 +280,8 @@ class Recording:
             UnknownFunction, BadFilter: Nothing was changed.
             BatchRefused, BatchFailed, UnsupportedTarget: The batch could not be run.
         """
-        self._require_meaning(filters, self.filters, self._other_tracer())
+        if self.trace.tracer != NOP:  # with it everything rests
+            self._require_meaning(filters, self.filters, self._other_tracer())
         names = self._names(filters, self.triggers)
         filters = filters.fixed(names)
         chosen = [names.sites[i] for i in filters.select(names).indices]
@@ -459,6 +464,7 @@ class Recording:
         for hit, kept in flowed.snapshots:
             path = snapshot_path(str(self.trace.output or "textpoke.tptrace"), self._number())
             meta, threads, end = self.trace.snapshot_fields()
+            meta["partial"] = self._partial
             try:
                 write_snapshot(path, kept, meta, threads, end, force=self.trace.force)
             except CaptureError as exc:  # the recording itself goes on
@@ -507,6 +513,8 @@ class Recording:
         now = time.monotonic()
         flow = self._flow
         if self._budget is None or flow is None or now < self._next_step:
+            return
+        if why_not("budget", self.trace.tracer):
             return
         self._next_step = now + _GOVERN_S
         addresses = self.trace.return_addresses

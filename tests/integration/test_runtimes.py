@@ -43,3 +43,19 @@ def test_return_addresses_that_a_runtime_reads_stay(
             counted = sum(row.hits for row in trace.profile().values())
         assert trace.overruns == 0
         assert trace.events + 2 * counted == 4 * ROUNDS
+
+
+@pytest.mark.parametrize("link", ["-pie", "-static"])
+@pytest.mark.parametrize("tracer", ["function_graph", "profile"])
+def test_programs_built_without_unwind_entries_are_followed(
+    compile_target: Compile, start_target: Start, tracer: str, link: str
+) -> None:
+    none = ("-fno-asynchronous-unwind-tables", "-fno-unwind-tables")
+    position = ("-fPIE", "-pie") if link == "-pie" else ("-no-pie", "-static")
+    process = start_target(compile_target("runtimes.c", programs.NOPS, *position, *none, "-O2"))
+    with api.attach(process.pid) as target:
+        with target.trace("who_called*", tracer=tracer) as trace:
+            assert ask(process, f"plain {ROUNDS}") == str(ROUNDS)
+            counted = sum(row.hits for row in trace.profile().values())
+        assert trace.overruns == 0
+        assert trace.events + 2 * counted == 4 * ROUNDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import time
 from typing import TYPE_CHECKING
 
 import programs
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     Threads = Callable[[str], subprocess.Popen[str]]
 
+WAVES_S = 4.0
 FIRST_STATUS, SECOND_STATUS, ONLY_STATUS = 3, 5, 7
 
 
@@ -198,3 +200,18 @@ def test_a_command_that_becomes_another_program_ends_the_recording(
     with textpoke.Capture(output) as capture:
         assert capture.cut_off is None
         assert count(capture).calls == 1
+
+
+@pytest.mark.parametrize("tracer", ["function", "function_graph"])
+def test_descriptors_of_other_threads_come_and_go(
+    compile_target: Compile, start_target: Start, tracer: str
+) -> None:
+    """A ring may be another thread's by now, whose descriptor libc has unmapped."""
+    process = start_target(compile_target("waves.c", *programs.PIE))
+    with textpoke.attach(process.pid) as target, target.trace(tracer=tracer) as trace:
+        end = time.monotonic() + WAVES_S
+        while time.monotonic() < end:
+            trace.drain()
+            time.sleep(0.05)
+    assert trace.events > 0
+    assert process.poll() is None

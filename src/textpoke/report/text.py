@@ -107,9 +107,8 @@ def header(capture: Capture, decoder: Decoder) -> Iterator[str]:
     yield f"# entries-in-buffer/entries-written: {held}/{held + lost + no_ring}{cpus}"
     if capture.end and capture.end.overruns:
         overruns = capture.end.overruns
-        yield f"# overruns, calls too deep, on other stacks or from a runtime's own code: {overruns}"
-    for line in left_out(capture):
-        yield f"# {escape(line)}"
+        yield f"# overruns, calls too deep, on other stacks or from a runtime: {overruns}"
+    yield from (f"# {escape(line)}" for line in left_out(capture))
     if no_ring:
         yield f"# lost by threads without a ring: {no_ring}"
     if capture.cut_off:
