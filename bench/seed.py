@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import os
 import sys
@@ -173,8 +174,8 @@ class Row:
     @property
     def share(self) -> float:
         """Of Redis's throughput without tracers."""
-        beside = zip(self.parts, self.alone, self.alone[1:], strict=False)
-        return median(2 * part.rate() / (before + after) for part, before, after in beside)
+        beside = zip(self.parts, itertools.pairwise(self.alone), strict=True)
+        return median(2 * part.rate() / sum(around) for part, around in beside)
 
     def cells(self) -> list[str]:
         """The row of the table."""

@@ -31,9 +31,7 @@
 	leave_probe tpa_graph
 	.cfi_restore_state
 .Lstamp:
-	rdtsc
-	shlq	$32, %rdx
-	orq	%rdx, %rax
+	read_ticks
 	movq	%rax, FRAME_TSC(%rdi)
 	jmp	.Lout
 .Ldrop:

@@ -46,9 +46,7 @@
 	jz	.Lout
 .Lfound:
 	push_frame SAVED_BYTES, %rsi
-	rdtsc
-	shlq	$32, %rdx
-	orq	%rdx, %rax
+	read_ticks
 	movq	%rax, FRAME_TSC(%rdi)
 .Lout:
 	.cfi_remember_state
@@ -95,12 +93,8 @@ tpa_profile_exit:
 	movq	.Lgate(%rip), %rax
 	cmpq	$0, (%rax)
 	je	.Lclosed
-	rdtsc
-	shlq	$32, %rdx
-	orq	%rdx, %rax
-	rdfsbase %rcx			/* in the shadow of rdtsc: 1.5 ns less than before it */
-	cmpq	%rcx, SHADOW_FS(%rdi)
-	jne	.Lforeign
+	read_ticks
+	require_own %rcx		/* in the shadow of rdtsc: 1.5 ns less than before it */
 	subq	FRAME_TSC(%rsi), %rax
 	addq	%rax, FRAME_CHILD-FRAME_BYTES(%rsi)	/* of who called: the frame below */
 	movq	%rax, %rdx
@@ -159,15 +153,11 @@ tpa_profile_exit:
 	incq	PROFILE_SQUARES+8(%rdi)
 	jmp	.Lreturn
 .Lbelow:				/* what stands above was left, by a jump that nobody saw */
-	rdfsbase %rdx
-	cmpq	%rdx, SHADOW_FS(%rdi)
-	jne	.Lforeign
+	require_own %rdx
 	movq	.Lgate(%rip), %rax
 	cmpq	$0, (%rax)
 	je	.Lforeign
-	rdtsc
-	shlq	$32, %rdx
-	orq	%rdx, %rax
+	read_ticks
 	subq	FRAME_TSC(%rsi), %rax
 	addq	%rax, FRAME_CHILD-FRAME_BYTES(%rsi)
 	movq	%rax, %rcx
@@ -187,9 +177,7 @@ tpa_profile_exit:
 	pop_word %rsi
 	jmp	.Lcount
 .Lclosed:
-	rdfsbase %rdx
-	cmpq	%rdx, SHADOW_FS(%rdi)
-	jne	.Lforeign
+	require_own %rdx
 	leaq	FRAME_BYTES(%rsi), %rax
 	push_word %rax
 	give_back

@@ -492,7 +492,7 @@ def callers(image: elf.Image, path: str) -> list[tuple[int, int]]:
     tables = FunctionTables(image, path)
     native = _Native(tables)
     frames = _frames(image, tables, native)
-    targets, target_count = _targets(image, native, *frames)[0]
+    targets, target_count = _relocated(image, native)
     absolute = image.type == elf.ET_EXEC
     rows, count = _all(
         image,
@@ -528,16 +528,20 @@ def _frames(image: elf.Image, tables: FunctionTables, native: _Native) -> tuple[
     return frames, frame_count
 
 
-def _targets(
-    image: elf.Image, native: _Native, frames: Pointer, frame_count: int
-) -> list[tuple[Pointer, int]]:
-    """Addresses of code that the loader puts into data, and landing pads."""
-    relocated = _all(
+def _relocated(image: elf.Image, native: _Native) -> tuple[Pointer, int]:
+    """Addresses of code that the loader puts into data."""
+    return _all(
         image,
         "relocations",
         "uint64_t[]",
         lambda rows, room, count: lib.tp_read_targets(native.tables, rows, room, count),
     )
+
+
+def _targets(
+    image: elf.Image, native: _Native, frames: Pointer, frame_count: int
+) -> list[tuple[Pointer, int]]:
+    """Addresses of code that the loader puts into data, and landing pads."""
     pads = _all(
         image,
         "landing pads",
@@ -546,7 +550,7 @@ def _targets(
             frames, frame_count, native.loaded, native.loaded_count, rows, room, count
         ),
     )
-    return [relocated, pads]
+    return [_relocated(image, native), pads]
 
 
 def _find(image: elf.Image, native: _Native) -> tuple[Pointer, Pointer, Pointer, Pointer]:

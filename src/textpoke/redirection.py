@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import bisect
 import struct
 from typing import TYPE_CHECKING
 
-from textpoke import elf, functions, proc, returns, sites, symbols, target
-from textpoke._errors import SiteError, UnsupportedTarget
+from textpoke import proc, returns
+from textpoke._errors import UnsupportedTarget
 from textpoke._native import ffi, lib
 from textpoke.agent_image import Probe, load_image
 from textpoke.hooks import offset_of
@@ -107,7 +106,7 @@ class Redirection:
         first: list[tuple[int, int]] = []
         rest: list[tuple[int, int]] = []
         known = {
-            module.key: self._callers.get(module.key) or self._callers_in(module)
+            module.key: self._callers.get(module.key) or returns.callers(self._agent.pid, module)
             for module in modules
         }
         self._callers = known  # not of what is gone
@@ -128,19 +127,6 @@ class Redirection:
         count = len(table) // _CALLER.size
         agent.require("telling whose calls are followed", lib.TP_CMD_CALLERS, count)
         self._told = table
-
-    def _callers_in(self, module: Module) -> list[tuple[int, int]]:
-        try:
-            with elf.Image.open(target.open_module(self._agent.pid, module)) as image:
-                found = functions.callers(image, module.path)
-                walked = symbols.addresses(image, returns.WALKED, hidden=True)
-                compiled = _compiled(image, module)
-        except SiteError:  # nobody knows what it is
-            return []
-        if any(start <= vaddr < end for vaddr in walked.values() for start, end in found):
-            return []  # its tables have a form that nobody here knows
-        found += _gaps_with(image, compiled, found)
-        return [(start + module.bias, end + module.bias) for start, end in found]
 
     def _guard(self, fresh: Sequence[Module], finder: Finder, mode: Mode) -> None:
         addresses = returns.guards(self._agent.pid, fresh)
@@ -174,31 +160,6 @@ class Redirection:
         switched = self._records.switch(_USER, wants, mode, guards=True)
         self.unguarded += switched.refused
         self._wants = wants
-
-
-def _compiled(image: elf.Image, module: Module) -> list[int]:
-    """ELF addresses in functions that a compiler of C has prepared for tracing, ascending."""
-    try:
-        return sorted(site.vaddr for site in sites.find_sites(image, module))
-    except SiteError:
-        return []
-
-
-def _gaps_with(
-    image: elf.Image, vaddrs: Sequence[int], found: Sequence[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """What of a module's code lies in no stretch and holds one of these addresses."""
-    gaps: list[tuple[int, int]] = []
-    for vaddr, content in image.code:
-        end = vaddr + len(content)
-        inside = [e for stretch in found for e in stretch if vaddr <= stretch[0] < end]
-        edges = [vaddr, *inside, end]
-        gaps += zip(edges[::2], edges[1::2], strict=True)
-    return [
-        (low, high)
-        for low, high in gaps
-        if bisect.bisect_left(vaddrs, low) < bisect.bisect_left(vaddrs, high)
-    ]
 
 
 def _size(stretch: tuple[int, int]) -> int:

@@ -15,7 +15,7 @@ import fnmatch
 import re
 from typing import TYPE_CHECKING
 
-from textpoke import elf, symbols, target, unwind
+from textpoke import elf, functions, sites, symbols, target, unwind
 from textpoke._errors import SiteError
 from textpoke._native import lib
 from textpoke.model import SiteKind
@@ -54,8 +54,7 @@ GUARDED = {
 }
 """Functions that need a guard: what they do to the stack (enum tp_unwind)."""
 
-WALKED = ("caml_program",)
-"""Functions of languages whose runtime walks frames by tables of return addresses: OCaml."""
+_WALKED = ("caml_program",)  # its runtime walks frames by tables of return addresses: OCaml
 
 _TABLES = ("_dl_find_object", "dl_iterate_phdr")
 _LOOKING = (lib.TP_UNWIND_BEGINS, lib.TP_UNWIND_WALKS)
@@ -131,6 +130,49 @@ def guards(pid: int, modules: Iterable[Module]) -> dict[int, str]:
         for name, vaddr in names.items():
             found[vaddr + module.bias] = name
     return found
+
+
+def callers(pid: int, module: Module) -> list[tuple[int, int]]:
+    """[start, end) of the code of a module whose calls' returns may be redirected, as it is mapped.
+
+    What `functions.callers` finds, and code in which a compiler of C has left NOPs; nothing where
+    tables of return addresses have a form that is not known, or the file cannot be read.
+    """
+    try:
+        with elf.Image.open(target.open_module(pid, module)) as image:
+            found = functions.callers(image, module.path)
+            walked = symbols.addresses(image, _WALKED, hidden=True).values()
+            if any(start <= vaddr < end for vaddr in walked for start, end in found):
+                return []
+            found += _gaps_with(image, _compiled(image, module), found)
+    except SiteError:
+        return []
+    return [(start + module.bias, end + module.bias) for start, end in found]
+
+
+def _compiled(image: elf.Image, module: Module) -> list[int]:
+    """ELF addresses in functions that a compiler of C has prepared for tracing, ascending."""
+    try:
+        return sorted(site.vaddr for site in sites.find_sites(image, module))
+    except SiteError:
+        return []
+
+
+def _gaps_with(
+    image: elf.Image, vaddrs: Sequence[int], found: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """What of a module's code lies in no stretch and holds one of these addresses."""
+    gaps: list[tuple[int, int]] = []
+    for vaddr, content in image.code:
+        end = vaddr + len(content)
+        inside = [e for stretch in found for e in stretch if vaddr <= stretch[0] < end]
+        edges = [vaddr, *inside, end]
+        gaps += zip(edges[::2], edges[1::2], strict=True)
+    return [
+        (low, high)
+        for low, high in gaps
+        if bisect.bisect_left(vaddrs, low) < bisect.bisect_left(vaddrs, high)
+    ]
 
 
 def why_unguarded(names: Mapping[int, str], guarded: Collection[int]) -> str:

@@ -68,11 +68,11 @@ def _overruns(capture: Capture) -> list[str]:
     overruns = capture.end.raw.get("overruns") if capture.end else None
     if type(overruns) is not int or overruns <= 0:
         return []
-    why = "more than 1,023 were open in their thread, or they were made on a stack that is not "
-    why += (
-        "the thread's own (coroutines, alternate signal stacks), or their caller is code that its "
+    why = (
+        "more than 1,023 were open in their thread, or they were made on a stack that is not the "
+        "thread's own (coroutines, alternate signal stacks), or their caller is code that its "
+        "runtime walks by itself (a JIT's, OCaml's)"
     )
-    why += "runtime walks by itself (a JIT's, OCaml's)"
     return [f"not followed: {overruns:,} calls are not here: {why}"]
 
 
